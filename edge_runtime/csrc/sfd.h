@@ -1,0 +1,201 @@
+/* Sparse federated training on a device: the public C interface.
+ *
+ * The core allocates nothing. The caller gives one arena per session:
+ *
+ *     struct sfd_plan plan;
+ *     sfd_workspace_bytes(artifact, artifact_bytes, &workspace_bytes, NULL);
+ *     sfd_plan(artifact, artifact_bytes, state, state_bytes, 16, workspace, workspace_bytes, &plan,
+ * NULL); arena = memory of plan.arena_bytes, aligned to SFD_ALIGNMENT; sfd_open(artifact,
+ * artifact_bytes, state, state_bytes, 16, arena, arena_bytes, &session, NULL); sfd_step(session, x,
+ * y, SFD_TARGET_INT32, 16, 0.1f, 1e-3f, &loss); sfd_update_encode(session, keep, update, capacity,
+ * &update_bytes);
+ *
+ * Each function returns SFD_OK or a negative sfd_error. A function that fails leaves the model as
+ * it was. */
+#ifndef SFD_H
+#define SFD_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "sfd_format.h"
+
+#define SFD_ALIGNMENT 64u
+
+#if defined(_WIN32)
+#define SFD_API
+#else
+#define SFD_API __attribute__((visibility("default")))
+#endif
+
+/* name, code, text */
+#define SFD_ERRORS(X)                                                                            \
+    X(OK, 0, "no error")                                                                         \
+    X(ERR_ARGUMENT, -1, "a required pointer is null or misaligned, or a number is out of range") \
+    X(ERR_LENGTH, -2, "the data is shorter or longer than its header says")                      \
+    X(ERR_MAGIC, -3, "the data does not begin with the expected magic")                          \
+    X(ERR_VERSION, -4, "the format version is not known to this library")                        \
+    X(ERR_CRC, -5, "the checksum does not match: the data is damaged")                           \
+    X(ERR_STRUCTURE, -6, "a field holds a value that the format does not allow")                 \
+    X(ERR_LIMIT, -7, "a size is over what this library accepts")                                 \
+    X(ERR_ARENA, -8, "the arena or workspace is too small")                                      \
+    X(ERR_MISMATCH, -9, "the state does not belong to this artifact")                            \
+    X(ERR_INDEX, -10, "a sparse index is out of range or not in rising order")                   \
+    X(ERR_VALUE, -11, "a stored value is not finite")                                            \
+    X(ERR_INPUT, -12, "the batch holds a value that is not finite")                              \
+    X(ERR_LABEL, -13, "a label is outside the classes of the model")                             \
+    X(ERR_DIVERGED, -14, "loss or gradient is not finite: the step was not applied")             \
+    X(ERR_BATCH, -15, "the batch is empty or larger than the session was planned for")           \
+    X(ERR_SUPPORT, -16, "the update holds an entry outside the support of its base")             \
+    X(ERR_CODEC, -17, "the codec or value type is not known to this library")                    \
+    X(ERR_CAPACITY, -18, "the output buffer is too small")
+
+#define SFD_ENUM_ERROR(name, code, text) SFD_##name = code,
+enum sfd_error { SFD_ERRORS(SFD_ENUM_ERROR) };
+
+/* Where a parser stopped: byte offset of the offending field, what it held, what was wanted. */
+struct sfd_problem {
+    uint32_t position;
+    uint32_t got;
+    uint32_t wanted;
+};
+
+/* What a planned buffer is for. */
+#define SFD_BUFFER_KINDS(X) \
+    X(TABLES, 0)            \
+    X(INDEX, 1)             \
+    X(WEIGHT, 2)            \
+    X(WORKING_WEIGHT, 3)    \
+    X(DENSE, 4)             \
+    X(ACTIVATION, 5)        \
+    X(SAVED_INPUT, 6)       \
+    X(MASK, 7)              \
+    X(STATISTICS, 8)        \
+    X(GRADIENT, 9)          \
+    X(SCRATCH, 10)
+
+#define SFD_ENUM_BUFFER(name, code) SFD_BUFFER_##name = code,
+enum sfd_buffer_kind { SFD_BUFFER_KINDS(SFD_ENUM_BUFFER) SFD_BUFFER_KIND_COUNT };
+
+/* One region of the arena, alive from step to step of the schedule, both included.
+ * Step i < operations is the forward of operation i, step `operations` the loss,
+ * step 2 * operations - i the backward of operation i, step 2 * operations + 1 the parameter
+ * update. */
+struct sfd_buffer {
+    uint64_t offset;
+    uint64_t bytes;
+    uint32_t first_step;
+    uint32_t last_step;
+    uint16_t kind;  /* enum sfd_buffer_kind */
+    uint16_t owner; /* parameter index for INDEX, WEIGHT, WORKING_WEIGHT, DENSE; else operation
+                       index; 65535: none */
+};
+
+/* Multiply-adds over the prunable layers. */
+struct sfd_multiply_adds {
+    uint64_t forward;
+    uint64_t d_input;
+    uint64_t d_weight;
+};
+
+struct sfd_plan {
+    uint64_t arena_bytes;     /* exact bytes of the arena */
+    uint64_t transient_bytes; /* part of it that holds activations, gradients and scratch */
+    uint64_t live_peak_bytes; /* most bytes alive at one step in that part: the lower bound of any
+                                 placement */
+    uint32_t live_peak_step;
+    uint32_t buffer_count;
+    struct sfd_multiply_adds step; /* of one training step with a full batch */
+};
+
+struct sfd_counters {
+    struct sfd_multiply_adds done; /* by training steps */
+    uint64_t evaluation;           /* by sfd_evaluate */
+    uint64_t steps;                /* training steps applied */
+};
+
+/* A parameter inside a session. Pointers stay valid until the session ends. */
+struct sfd_parameter_view {
+    const float *value; /* v, or the dense tensor: `count` floats */
+    const float
+        *gradient; /* after sfd_gradients: dL/dv at the support, or dL/dp; NULL for statistics */
+    const uint32_t *row_pointer; /* rows + 1; NULL unless sparse */
+    const void *column;          /* `count` columns of index_width bytes; NULL unless sparse */
+    uint32_t rows, columns, count;
+    uint32_t index_width;
+    uint32_t kind; /* enum sfd_parameter_kind */
+};
+
+/* Type of the targets that y points to. */
+enum sfd_target { SFD_TARGET_INT32 = 1, SFD_TARGET_INT64 = 2, SFD_TARGET_FLOAT32 = 3 };
+
+struct sfd_session;
+
+SFD_API const char *sfd_error_string(int error);
+
+/* Check an artifact (docs/format.md, section 1). `problem` may be NULL, here and below. */
+SFD_API int sfd_artifact_check(const uint8_t *artifact, size_t artifact_bytes,
+                               struct sfd_problem *problem);
+
+/* Check a state or an update (section 2): structure, checksum, indices, values. */
+SFD_API int sfd_container_check(const uint8_t *data, size_t data_bytes,
+                                struct sfd_problem *problem);
+
+/* Check an update as above, that its tensors are those of `base`, and that its support lies inside
+ * base's. */
+SFD_API int sfd_update_check(const uint8_t *update, size_t update_bytes, const uint8_t *base,
+                             size_t base_bytes, struct sfd_problem *problem);
+
+/* Bytes of workspace that sfd_plan takes for this artifact. Checks the artifact. */
+SFD_API int sfd_workspace_bytes(const uint8_t *artifact, size_t artifact_bytes, uint64_t *bytes,
+                                struct sfd_problem *problem);
+
+/* Plan the memory and the work of training this state with batches of up to `batch` examples.
+ * The workspace must be aligned to SFD_ALIGNMENT; it keeps the buffer list for sfd_plan_buffer. */
+SFD_API int sfd_plan(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *state,
+                     size_t state_bytes, uint32_t batch, void *workspace, size_t workspace_bytes,
+                     struct sfd_plan *plan, struct sfd_problem *problem);
+
+/* Buffer `index` < plan.buffer_count of the plan just made in this workspace. */
+SFD_API int sfd_plan_buffer(const void *workspace, uint32_t index, struct sfd_buffer *buffer);
+
+/* Open a session in the arena. Artifact and state are copied: the caller may free them.
+ * For SFD_ERR_ARENA, problem->got and ->wanted are the bytes given and needed. */
+SFD_API int sfd_open(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *state,
+                     size_t state_bytes, uint32_t batch, void *arena, size_t arena_bytes,
+                     struct sfd_session **session, struct sfd_problem *problem);
+
+/* One SGD step on n examples: x is n images in NCHW order, y n labels or n target vectors.
+ * v <- v - learning_rate * (dL/dv + weight_decay * v); likewise the dense parameters. */
+SFD_API int sfd_step(struct sfd_session *session, const float *x, const void *y,
+                     enum sfd_target target, uint32_t n, float learning_rate, float weight_decay,
+                     float *loss);
+
+/* Loss and all gradients of a batch in training mode, without changing the model. */
+SFD_API int sfd_gradients(struct sfd_session *session, const float *x, const void *y,
+                          enum sfd_target target, uint32_t n, float *loss);
+
+/* Mean loss and number of right answers (0 for mean squared error) in evaluation mode. */
+SFD_API int sfd_evaluate(struct sfd_session *session, const float *x, const void *y,
+                         enum sfd_target target, uint32_t n, float *loss, uint32_t *correct);
+
+SFD_API uint32_t sfd_parameter_count(const struct sfd_session *session);
+SFD_API int sfd_parameter(const struct sfd_session *session, uint32_t index,
+                          struct sfd_parameter_view *view);
+
+/* Encode the Top-K of |v| as an update. `keep` holds one count per parameter (entries of dense
+ * parameters are ignored), or, when keep_entries is 1, one count over all layers. Ties go to the
+ * lower position, exact zeros are never kept. With out = NULL only *bytes is set: the bytes that
+ * the update would take. */
+SFD_API int sfd_update_encode(struct sfd_session *session, const uint32_t *keep,
+                              uint32_t keep_entries, uint32_t round, uint8_t *out, size_t capacity,
+                              size_t *bytes);
+
+SFD_API int sfd_counters(const struct sfd_session *session, struct sfd_counters *counters);
+
+/* Measuring the arena: paint it before sfd_open, ask afterwards for the bytes up to the last one
+ * that changed. */
+SFD_API void sfd_arena_paint(void *arena, size_t arena_bytes);
+SFD_API size_t sfd_arena_touched(const void *arena, size_t arena_bytes);
+
+#endif

@@ -1,0 +1,265 @@
+/* What the files of the core share: the tables of a session, the kernels, the mathematics.
+ *
+ * A session is one arena. It begins with the tables below; planned buffers follow. A session and
+ * the workspace of sfd_plan hold the same tables, built by the same code, so that what is planned
+ * is what is opened. */
+#ifndef SFD_INTERNAL_H
+#define SFD_INTERNAL_H
+
+#include <math.h>
+#include <string.h>
+
+#include "sfd.h"
+#include "sfd_parse.h"
+
+#define SFD_HISTOGRAM_BINS 256u
+#define SFD_INFINITY HUGE_VALF
+
+/* One planned region of the arena: the compact form of struct sfd_buffer. */
+struct sfd_region {
+    uint32_t offset;
+    uint32_t bytes;
+    uint16_t first_step;
+    uint16_t last_step;
+    uint16_t owner;
+    uint8_t kind;
+    uint8_t placed;
+    uint16_t next; /* next placed region by offset, while the placement runs */
+};
+
+/* A tensor at run time. Regions are indices into the region table, SFD_NONE where there is none. */
+struct sfd_value {
+    uint32_t channels, height, width, size;
+    uint16_t storage;  /* activation; SFD_NONE: the caller's input batch */
+    uint16_t gradient; /* SFD_NONE: no gradient is needed */
+};
+
+/* How an operation's backward delivers the gradient of one of its inputs. */
+enum sfd_delivery {
+    SFD_DELIVER_NOTHING,   /* the input needs no gradient */
+    SFD_DELIVER_IN_PLACE,  /* the input's gradient lies where the output's lies */
+    SFD_DELIVER_WRITE,     /* first contribution: overwrite */
+    SFD_DELIVER_ACCUMULATE /* later contribution: add */
+};
+
+/* An operation at run time. */
+struct sfd_node {
+    struct sfd_operation operation;
+    uint16_t saved;   /* SAVED_INPUT region; SFD_NONE: the input itself is kept */
+    uint16_t mask;    /* MASK region: bits of a rectifier, winners of a max pool */
+    uint16_t moments; /* STATISTICS region of a norm */
+    uint16_t scratch; /* one unpacked image */
+    uint8_t delivery0, delivery1;
+    uint8_t has_backward;
+};
+
+/* A parameter at run time. */
+struct sfd_slot {
+    uint32_t kind, rows, columns, count, index_width;
+    uint16_t value; /* WEIGHT or DENSE region */
+    uint16_t
+        working; /* sparse: WORKING_WEIGHT region: w until the input gradient is done, then dL/dv */
+    uint16_t index; /* sparse: INDEX region: row pointers, then columns */
+};
+
+struct sfd_sparse_kernels;
+
+struct sfd_session {
+    struct sfd_node *nodes;
+    struct sfd_value *values;
+    struct sfd_slot *slots;
+    struct sfd_region *regions;
+    uint32_t operation_count, tensor_count, parameter_count, region_count, region_capacity;
+    uint32_t loss, output, batch, round, positions;
+    float beta;
+    uint8_t support_id[8];
+    const struct sfd_sparse_kernels *kernels;
+    struct sfd_multiply_adds per_example;
+    struct sfd_counters counters;
+    uint8_t *arena;
+    const float *input; /* the caller's batch, during a call */
+    uint32_t histogram[SFD_HISTOGRAM_BINS];
+};
+
+/* The support of one sparse layer, in CSR. */
+struct sfd_support {
+    const uint32_t *row_pointer;
+    const void *column;
+    uint32_t rows, columns, count, index_width;
+};
+
+/* A batch of images. Strides are in floats, so that a layout with borders or interleaved images
+ * fits the same kernels. */
+struct sfd_view {
+    float *data;
+    uint32_t channels, height, width;
+    uint32_t image_stride, channel_stride, row_stride;
+};
+
+/* The geometry of a convolution. */
+struct sfd_convolution {
+    uint32_t groups, kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h,
+        dilation_w;
+};
+
+/* Kernels over the nonzeros alone. w and gradient run over the support in CSR order.
+ * forward: y = bias + W x. d_input: dx += W^T dy. d_weight: gradient += dy x^T at the support.
+ * Each returns the multiply-adds that it did. */
+struct sfd_sparse_kernels {
+    uint64_t (*convolution_forward)(const struct sfd_convolution *shape,
+                                    const struct sfd_support *support, const float *w,
+                                    const float *bias, const struct sfd_view *x,
+                                    const struct sfd_view *y, uint32_t n);
+    uint64_t (*convolution_d_input)(const struct sfd_convolution *shape,
+                                    const struct sfd_support *support, const float *w,
+                                    const struct sfd_view *dy, const struct sfd_view *dx,
+                                    uint32_t n);
+    uint64_t (*convolution_d_weight)(const struct sfd_convolution *shape,
+                                     const struct sfd_support *support, const struct sfd_view *x,
+                                     const struct sfd_view *dy, float *gradient, uint32_t n);
+    uint64_t (*linear_forward)(const struct sfd_support *support, const float *w, const float *bias,
+                               const float *x, float *y, uint32_t n);
+    uint64_t (*linear_d_input)(const struct sfd_support *support, const float *w, const float *dy,
+                               float *dx, uint32_t n);
+    uint64_t (*linear_d_weight)(const struct sfd_support *support, const float *x, const float *dy,
+                                float *gradient, uint32_t n);
+};
+
+extern const struct sfd_sparse_kernels sfd_kernels_portable;
+
+static inline uint32_t sfd_column(const struct sfd_support *support, uint32_t k)
+{
+    return support->index_width == 2u ? ((const uint16_t *)support->column)[k]
+                                      : ((const uint32_t *)support->column)[k];
+}
+
+/* Outputs y in [low, high) read an input inside [0, in) at kernel offset `offset`: 0 <= y * stride
+ * - padding + offset < in. */
+void sfd_valid_range(uint32_t in, uint32_t out, uint32_t stride, uint32_t padding, uint32_t offset,
+                     uint32_t *low, uint32_t *high);
+
+/* sfd_tables.c: lay the tables into `memory` and fill them from the artifact and the state. */
+uint64_t sfd_tables_bytes(const struct sfd_artifact_view *artifact);
+struct sfd_session *sfd_tables_build(const struct sfd_artifact_view *artifact,
+                                     const struct sfd_container_view *state, uint32_t batch,
+                                     void *memory);
+
+#define SFD_MAX_BATCH 65535u
+
+/* sfd_plan.c: check artifact and state, build the tables at `memory` and plan. The one way into a
+ * session. */
+int sfd_prepare(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *state,
+                size_t state_bytes, uint32_t batch, void *memory, size_t memory_bytes,
+                struct sfd_session **session, struct sfd_container_view *state_view,
+                struct sfd_plan *plan, struct sfd_problem *problem);
+
+/* sfd_memory.c: find the lifetimes of all regions and place them. SFD_ERR_LIMIT when the arena
+ * would pass 4 GiB. */
+int sfd_memory_plan(struct sfd_session *session, uint64_t tables_bytes, struct sfd_plan *plan);
+
+/* Entries of a layer's input that are kept for the weight gradient: ceil(size * support /
+ * positions). */
+uint32_t sfd_keep_count(const struct sfd_slot *weight, uint64_t input_elements);
+
+/* sfd_run.c */
+void sfd_forward(struct sfd_session *session, const float *x, uint32_t n, int training);
+void sfd_backward(struct sfd_session *session, uint32_t n);
+
+static inline void *sfd_region_data(const struct sfd_session *session, uint32_t region)
+{
+    return session->arena + session->regions[region].offset;
+}
+
+void sfd_slot_support(const struct sfd_session *session, const struct sfd_slot *slot,
+                      struct sfd_support *support);
+
+/* dL/dv at the support, or dL/dp; NULL for a running statistic. */
+float *sfd_slot_gradient(const struct sfd_session *session, const struct sfd_slot *slot);
+
+/* The data of a tensor during a call. The caller's batch is read through the same pointer type as
+ * the arena; no kernel writes to its input. */
+float *sfd_tensor_data(const struct sfd_session *session, uint32_t tensor);
+
+/* sfd_topk.c. Packed form: `keep` values, then the bitmask of their positions. */
+uint64_t sfd_packed_bytes(uint32_t keep, uint64_t elements);
+void sfd_pack(const float *x, uint32_t elements, uint32_t keep, uint32_t *histogram, void *packed);
+uint32_t sfd_unpack(const void *packed, uint32_t keep, uint32_t first, uint32_t elements,
+                    uint32_t taken, float *x);
+
+/* Bits of |x|: floats order as their bit patterns once the sign is gone. */
+uint32_t sfd_magnitude(float x);
+
+/* A threshold search over magnitudes: 4 passes of 8 bits, the highest first. */
+struct sfd_selection {
+    uint32_t prefix;    /* the bits of the threshold found so far */
+    uint32_t remaining; /* entries still to take among those that share the prefix */
+    uint32_t shift;     /* of the pass that runs */
+    uint32_t *histogram;
+};
+void sfd_selection_begin(struct sfd_selection *selection, uint32_t keep, uint32_t *histogram);
+void sfd_selection_pass(struct sfd_selection *selection);
+void sfd_selection_count(struct sfd_selection *selection, const float *x, uint32_t elements);
+int sfd_selection_narrow(struct sfd_selection *selection);
+
+/* sfd_math.c: the same bits on every machine with IEEE-754 single precision and no contraction. */
+float sfd_exp(float x);
+float sfd_log(float x);
+float sfd_tanh(float x);
+float sfd_erf(float x);
+float sfd_power(float base, float exponent);
+void sfd_powerprop_forward(const float *v, float *w, uint32_t count, float beta);
+void sfd_powerprop_backward(const float *v, float *gradient, uint32_t count, float beta);
+int sfd_all_finite(const float *x, uint64_t count);
+
+/* kernels_norm.c. moments: mean and variance per channel (batch norm), mean and 1/deviation per
+ * group (others). */
+void sfd_batch_norm_moments(const struct sfd_view *x, uint32_t n, float *moments);
+void sfd_batch_norm_forward(const struct sfd_view *x, uint32_t n, const float *mean,
+                            const float *variance, float epsilon, const float *weight,
+                            const float *bias, float *y);
+void sfd_batch_norm_backward(const struct sfd_view *x, uint32_t n, const float *moments,
+                             float epsilon, const float *weight, const float *dy, float *dx,
+                             int accumulate, float *d_weight, float *d_bias);
+void sfd_group_norm_forward(const float *x, uint32_t n, uint32_t channels, uint32_t plane,
+                            uint32_t groups, float epsilon, const float *weight, const float *bias,
+                            float *moments, float *y);
+void sfd_group_norm_backward(const float *x, uint32_t n, uint32_t channels, uint32_t plane,
+                             uint32_t groups, const float *moments, const float *weight,
+                             const float *dy, float *dx, int accumulate, float *d_weight,
+                             float *d_bias);
+void sfd_layer_norm_forward(const float *x, uint32_t rows, uint32_t size, float epsilon,
+                            const float *weight, const float *bias, float *moments, float *y);
+void sfd_layer_norm_backward(const float *x, uint32_t rows, uint32_t size, const float *moments,
+                             const float *weight, const float *dy, float *dx, int accumulate,
+                             float *d_weight, float *d_bias);
+
+/* kernels_elementwise.c */
+void sfd_rectifier_forward(const float *x, uint32_t count, float ceiling, uint32_t *mask, float *y);
+void sfd_rectifier_backward(const uint32_t *mask, const float *dy, uint32_t count, float *dx,
+                            int accumulate);
+void sfd_smooth_forward(const struct sfd_operation *operation, const float *x, uint32_t count,
+                        float *y);
+void sfd_smooth_backward(const struct sfd_operation *operation, const float *x, const float *dy,
+                         uint32_t count, float *dx, int accumulate);
+void sfd_add_forward(const float *a, const float *b, uint32_t count, float *y);
+void sfd_add_into(const float *x, uint32_t count, float *y);
+void sfd_bias_backward(const float *dy, uint32_t n, uint32_t channels, uint32_t plane,
+                       float *d_bias);
+
+/* kernels_pool.c */
+void sfd_max_pool_forward(const struct sfd_operation *operation, const struct sfd_view *x,
+                          const struct sfd_view *y, uint32_t n, uint16_t *winner);
+void sfd_max_pool_backward(const struct sfd_operation *operation, const struct sfd_view *dy,
+                           const struct sfd_view *dx, uint32_t n, const uint16_t *winner);
+void sfd_average_pool_forward(const struct sfd_operation *operation, const struct sfd_view *x,
+                              const struct sfd_view *y, uint32_t n);
+void sfd_average_pool_backward(const struct sfd_operation *operation, const struct sfd_view *dy,
+                               const struct sfd_view *dx, uint32_t n);
+
+/* kernels_loss.c. Both return the mean loss and, where gradient is not null, dL/d(output). */
+float sfd_cross_entropy(const float *logits, const void *labels, enum sfd_target target, uint32_t n,
+                        uint32_t classes, float *gradient, uint32_t *correct);
+float sfd_mean_squared_error(const float *output, const float *target, uint32_t n, uint32_t size,
+                             float *gradient);
+
+#endif

@@ -1,0 +1,381 @@
+/* The memory plan: which regions there are, from which step to which step each is alive, and where
+ * each lies.
+ *
+ * A rectifier, a reshape and an addition work in place where nothing else needs their input. The
+ * gradient of an operation's input takes the place of its output's gradient where the kernel allows
+ * it. A convolution or linear layer with a sparse weight keeps its input packed, so that the
+ * input's own region ends with its last forward reader. */
+#include "sfd_internal.h"
+
+#define REGION_ALIGNMENT 16u
+#define ARENA_LIMIT UINT32_C(0xffffffc0)
+
+static uint32_t last_step(const struct sfd_session *session)
+{
+    return 2u * session->operation_count + 1u;
+}
+
+static uint32_t backward_step(const struct sfd_session *session, uint32_t node)
+{
+    return 2u * session->operation_count - node;
+}
+
+static uint16_t region_add(struct sfd_session *session, enum sfd_buffer_kind kind, uint32_t owner,
+                           uint64_t bytes, uint32_t first_step, uint32_t last)
+{
+    struct sfd_region *region = &session->regions[session->region_count];
+
+    region->bytes = bytes > ARENA_LIMIT ? ARENA_LIMIT + 1u : (uint32_t)bytes;
+    region->kind = (uint8_t)kind;
+    region->owner = (uint16_t)owner;
+    region->first_step = (uint16_t)first_step;
+    region->last_step = (uint16_t)last;
+    return (uint16_t)session->region_count++;
+}
+
+static void touch(struct sfd_session *session, uint32_t region, uint32_t step)
+{
+    if (region != SFD_NONE && session->regions[region].last_step < step)
+        session->regions[region].last_step = (uint16_t)step;
+}
+
+uint32_t sfd_keep_count(const struct sfd_slot *weight, uint64_t input_elements)
+{
+    uint64_t positions = (uint64_t)weight->rows * weight->columns;
+
+    return (uint32_t)((weight->count * input_elements + positions - 1u) / positions);
+}
+
+static uint64_t batch_elements(const struct sfd_session *session, uint32_t tensor)
+{
+    return (uint64_t)session->batch * session->values[tensor].size;
+}
+
+static int is_sparse_layer(const struct sfd_node *node)
+{
+    return node->operation.kind == SFD_OPERATION_CONVOLUTION ||
+           node->operation.kind == SFD_OPERATION_LINEAR;
+}
+
+/* Whether the backward of this operation reads its dense input. */
+static int keeps_input(const struct sfd_session *session, const struct sfd_node *node)
+{
+    if (!node->has_backward)
+        return 0;
+    switch (node->operation.kind) {
+    case SFD_OPERATION_CONVOLUTION:
+    case SFD_OPERATION_LINEAR: {
+        uint64_t elements = batch_elements(session, node->operation.input0);
+        return sfd_keep_count(&session->slots[node->operation.weight], elements) == elements;
+    }
+    case SFD_OPERATION_BATCH_NORM:
+    case SFD_OPERATION_GROUP_NORM:
+    case SFD_OPERATION_LAYER_NORM:
+    case SFD_OPERATION_GELU:
+    case SFD_OPERATION_SILU:
+        return 1;
+    default:
+        return 0;
+    }
+}
+
+/* Whether operation `node` may overwrite the storage of its input tensor. */
+static int may_overwrite(const struct sfd_session *session, uint32_t node, uint32_t tensor)
+{
+    uint32_t region = session->values[tensor].storage, i;
+
+    if (region == SFD_NONE || session->values[session->output].storage == region)
+        return 0;
+    for (i = 0u; i < session->operation_count; ++i) {
+        const struct sfd_node *other = &session->nodes[i];
+        if (session->values[other->operation.input0].storage == region &&
+            (i > node || keeps_input(session, other)))
+            return 0;
+        if (other->operation.input1 != SFD_NONE && i > node &&
+            session->values[other->operation.input1].storage == region)
+            return 0;
+    }
+    return 1;
+}
+
+static void plan_persistent(struct sfd_session *session, uint64_t tables_bytes)
+{
+    uint32_t i, end = last_step(session);
+
+    region_add(session, SFD_BUFFER_TABLES, SFD_NONE, tables_bytes, 0u, end);
+    for (i = 0u; i < session->parameter_count; ++i) {
+        struct sfd_slot *slot = &session->slots[i];
+        uint64_t bytes = (uint64_t)slot->count * 4u;
+        if (slot->kind == SFD_PARAMETER_WEIGHT) {
+            uint64_t columns = ((uint64_t)slot->count * slot->index_width + 3u) / 4u * 4u;
+            slot->index = region_add(session, SFD_BUFFER_INDEX, i,
+                                     ((uint64_t)slot->rows + 1u) * 4u + columns, 0u, end);
+            slot->value = region_add(session, SFD_BUFFER_WEIGHT, i, bytes, 0u, end);
+            slot->working = region_add(session, SFD_BUFFER_WORKING_WEIGHT, i, bytes, 0u, end);
+        } else { /* a trainable tensor is followed by its gradient */
+            slot->value =
+                region_add(session, SFD_BUFFER_DENSE, i,
+                           slot->kind == SFD_PARAMETER_DENSE ? 2u * bytes : bytes, 0u, end);
+        }
+    }
+}
+
+/* What an operation keeps between its forward and its backward, beside its input. */
+static void plan_kept(struct sfd_session *session, uint32_t index)
+{
+    struct sfd_node *node = &session->nodes[index];
+    const struct sfd_operation *operation = &node->operation;
+    uint64_t in = batch_elements(session, operation->input0),
+             out = batch_elements(session, operation->output);
+    uint32_t end = node->has_backward ? backward_step(session, index) : index;
+
+    switch (operation->kind) {
+    case SFD_OPERATION_CONVOLUTION:
+    case SFD_OPERATION_LINEAR: {
+        uint32_t keep = sfd_keep_count(&session->slots[operation->weight], in);
+        if (keep > 0u && keep < in) {
+            node->saved = region_add(session, SFD_BUFFER_SAVED_INPUT, index,
+                                     sfd_packed_bytes(keep, in), index, end);
+            node->scratch =
+                region_add(session, SFD_BUFFER_SCRATCH, index,
+                           (uint64_t)session->values[operation->input0].size * 4u, end, end);
+        }
+        break;
+    }
+    case SFD_OPERATION_BATCH_NORM: /* the running statistics move with the parameter update */
+        node->moments = region_add(session, SFD_BUFFER_STATISTICS, index,
+                                   (uint64_t)session->values[operation->input0].channels * 8u,
+                                   index, last_step(session));
+        break;
+    case SFD_OPERATION_GROUP_NORM:
+        node->moments = region_add(session, SFD_BUFFER_STATISTICS, index,
+                                   (uint64_t)session->batch * operation->groups * 8u, index, end);
+        break;
+    case SFD_OPERATION_LAYER_NORM:
+        node->moments = region_add(session, SFD_BUFFER_STATISTICS, index,
+                                   in / operation->normalized * 8u, index, end);
+        break;
+    case SFD_OPERATION_RELU:
+    case SFD_OPERATION_RELU6:
+        if (node->has_backward)
+            node->mask =
+                region_add(session, SFD_BUFFER_MASK, index, (out + 31u) / 32u * 4u, index, end);
+        break;
+    case SFD_OPERATION_MAX_POOL:
+        if (node->has_backward)
+            node->mask =
+                region_add(session, SFD_BUFFER_MASK, index, (out + 1u) / 2u * 4u, index, end);
+        break;
+    default:
+        break;
+    }
+}
+
+static void plan_forward(struct sfd_session *session)
+{
+    uint32_t i;
+
+    for (i = 0u; i < session->operation_count; ++i) {
+        struct sfd_node *node = &session->nodes[i];
+        const struct sfd_operation *operation = &node->operation;
+        struct sfd_value *out = &session->values[operation->output];
+        uint32_t kind = operation->kind;
+
+        if (kind == SFD_OPERATION_RESHAPE)
+            out->storage = session->values[operation->input0].storage;
+        else if ((kind == SFD_OPERATION_RELU || kind == SFD_OPERATION_RELU6 ||
+                  kind == SFD_OPERATION_ADD) &&
+                 may_overwrite(session, i, operation->input0))
+            out->storage = session->values[operation->input0].storage;
+        else if (kind == SFD_OPERATION_ADD && may_overwrite(session, i, operation->input1))
+            out->storage = session->values[operation->input1].storage;
+        else
+            out->storage = region_add(session, SFD_BUFFER_ACTIVATION, i,
+                                      batch_elements(session, operation->output) * 4u, i, i);
+        touch(session, out->storage, i);
+        touch(session, session->values[operation->input0].storage, i);
+        if (operation->input1 != SFD_NONE)
+            touch(session, session->values[operation->input1].storage, i);
+        if (keeps_input(session, node))
+            touch(session, session->values[operation->input0].storage, backward_step(session, i));
+        plan_kept(session, i);
+    }
+    touch(session, session->values[session->output].storage, session->operation_count);
+}
+
+static enum sfd_delivery plan_delivery(struct sfd_session *session, uint32_t index, uint32_t tensor,
+                                       int in_place)
+{
+    struct sfd_value *value = &session->values[tensor];
+
+    if (tensor == 0u || !session->nodes[tensor - 1u].has_backward)
+        return SFD_DELIVER_NOTHING;
+    if (value->gradient != SFD_NONE) {
+        touch(session, value->gradient, backward_step(session, index));
+        return SFD_DELIVER_ACCUMULATE;
+    }
+    if (in_place) {
+        value->gradient = session->values[session->nodes[index].operation.output].gradient;
+        return SFD_DELIVER_IN_PLACE;
+    }
+    value->gradient =
+        region_add(session, SFD_BUFFER_GRADIENT, tensor - 1u, batch_elements(session, tensor) * 4u,
+                   backward_step(session, index), backward_step(session, index));
+    return SFD_DELIVER_WRITE;
+}
+
+static void plan_backward(struct sfd_session *session)
+{
+    uint32_t i, loss = session->operation_count;
+
+    if (session->output != 0u && session->nodes[session->output - 1u].has_backward)
+        session->values[session->output].gradient =
+            region_add(session, SFD_BUFFER_GRADIENT, session->output - 1u,
+                       batch_elements(session, session->output) * 4u, loss, loss);
+    for (i = session->operation_count; i-- > 0u;) {
+        struct sfd_node *node = &session->nodes[i];
+        const struct sfd_operation *operation = &node->operation;
+        uint32_t kind = operation->kind;
+        int in_place = !is_sparse_layer(node) && kind != SFD_OPERATION_MAX_POOL &&
+                       kind != SFD_OPERATION_AVERAGE_POOL &&
+                       kind != SFD_OPERATION_ADAPTIVE_AVERAGE_POOL;
+
+        if (!node->has_backward)
+            continue;
+        touch(session, session->values[operation->output].gradient, backward_step(session, i));
+        node->delivery0 = (uint8_t)plan_delivery(session, i, operation->input0, in_place);
+        if (operation->input1 != SFD_NONE)
+            node->delivery1 = (uint8_t)plan_delivery(session, i, operation->input1,
+                                                     node->delivery0 != SFD_DELIVER_IN_PLACE);
+    }
+}
+
+static uint64_t region_end(const struct sfd_region *region)
+{
+    return (uint64_t)region->offset + region->bytes;
+}
+
+static uint64_t align(uint64_t bytes)
+{
+    return (bytes + REGION_ALIGNMENT - 1u) / REGION_ALIGNMENT * REGION_ALIGNMENT;
+}
+
+static int is_persistent(const struct sfd_region *region)
+{
+    return region->kind <= SFD_BUFFER_DENSE;
+}
+
+/* Persistent regions lie one after the other. Returns where the transient ones may begin. */
+static uint64_t place_persistent(struct sfd_session *session)
+{
+    uint64_t cursor = 0u;
+    uint32_t i;
+
+    for (i = 0u; i < session->region_count; ++i) {
+        struct sfd_region *region = &session->regions[i];
+        if (!is_persistent(region))
+            continue;
+        region->offset = cursor > ARENA_LIMIT ? ARENA_LIMIT : (uint32_t)cursor;
+        cursor = align(cursor + region->bytes);
+    }
+    return cursor;
+}
+
+/* Put one region into the lowest gap that is free while it is alive. The list of placed regions is
+ * ordered by offset. */
+static int place_region(struct sfd_session *session, uint32_t index, uint64_t base, uint16_t *head)
+{
+    struct sfd_region *region = &session->regions[index];
+    uint64_t cursor = base;
+    uint16_t i, *link;
+
+    for (i = *head; i != SFD_NONE; i = session->regions[i].next) {
+        const struct sfd_region *other = &session->regions[i];
+        if (other->last_step < region->first_step || region->last_step < other->first_step)
+            continue;
+        if (cursor + region->bytes <= other->offset)
+            break;
+        if (cursor < align(region_end(other)))
+            cursor = align(region_end(other));
+    }
+    if (cursor + region->bytes > ARENA_LIMIT)
+        return SFD_ERR_LIMIT;
+    region->offset = (uint32_t)cursor;
+    region->placed = 1u;
+    for (link = head; *link != SFD_NONE && session->regions[*link].offset <= region->offset;)
+        link = &session->regions[*link].next;
+    region->next = *link;
+    *link = (uint16_t)index;
+    return SFD_OK;
+}
+
+/* Greedy by size: the largest region first, each at the lowest place where it fits. */
+static int place_transient(struct sfd_session *session, uint64_t base)
+{
+    uint16_t head = SFD_NONE;
+
+    for (;;) {
+        uint32_t i, largest = SFD_NONE;
+        int error;
+        for (i = 0u; i < session->region_count; ++i) {
+            const struct sfd_region *region = &session->regions[i];
+            if (!is_persistent(region) && !region->placed &&
+                (largest == SFD_NONE || region->bytes > session->regions[largest].bytes))
+                largest = i;
+        }
+        if (largest == SFD_NONE)
+            return SFD_OK;
+        error = place_region(session, largest, base, &head);
+        if (error != SFD_OK)
+            return error;
+    }
+}
+
+static void measure_live_peak(const struct sfd_session *session, struct sfd_plan *plan)
+{
+    uint32_t step, i;
+
+    for (step = 0u; step <= last_step(session); ++step) {
+        uint64_t live = 0u;
+        for (i = 0u; i < session->region_count; ++i) {
+            const struct sfd_region *region = &session->regions[i];
+            if (!is_persistent(region) && region->first_step <= step && step <= region->last_step)
+                live += region->bytes;
+        }
+        if (live > plan->live_peak_bytes) {
+            plan->live_peak_bytes = live;
+            plan->live_peak_step = step;
+        }
+    }
+}
+
+int sfd_memory_plan(struct sfd_session *session, uint64_t tables_bytes, struct sfd_plan *plan)
+{
+    uint64_t base;
+    uint32_t i;
+    int error;
+
+    memset(plan, 0, sizeof *plan);
+    for (i = 0u; i < session->tensor_count; ++i)
+        if (batch_elements(session, i) * 4u > ARENA_LIMIT)
+            return SFD_ERR_LIMIT;
+    plan_persistent(session, tables_bytes);
+    plan_forward(session);
+    plan_backward(session);
+    base = place_persistent(session);
+    if (base > ARENA_LIMIT)
+        return SFD_ERR_LIMIT;
+    error = place_transient(session, base);
+    if (error != SFD_OK)
+        return error;
+    for (i = 0u; i < session->region_count; ++i)
+        if (session->regions[i].bytes > 0u && region_end(&session->regions[i]) > plan->arena_bytes)
+            plan->arena_bytes = region_end(&session->regions[i]);
+    plan->transient_bytes = plan->arena_bytes > base ? plan->arena_bytes - base : 0u;
+    plan->buffer_count = session->region_count;
+    plan->step.forward = session->per_example.forward * session->batch;
+    plan->step.d_input = session->per_example.d_input * session->batch;
+    plan->step.d_weight = session->per_example.d_weight * session->batch;
+    measure_live_peak(session, plan);
+    return SFD_OK;
+}

@@ -1,0 +1,79 @@
+/* Planning without opening. */
+#include "sfd_internal.h"
+
+static int is_aligned(const void *memory)
+{
+    return memory != NULL && (uintptr_t)memory % SFD_ALIGNMENT == 0u;
+}
+
+int sfd_workspace_bytes(const uint8_t *artifact, size_t artifact_bytes, uint64_t *bytes,
+                        struct sfd_problem *problem)
+{
+    struct sfd_artifact_view view;
+    int error;
+
+    if (bytes == NULL)
+        return sfd_fail(problem, SFD_ERR_ARGUMENT, 0u, 0u, 0u);
+    error = sfd_artifact_open(artifact, artifact_bytes, &view, problem);
+    if (error == SFD_OK)
+        *bytes = sfd_tables_bytes(&view);
+    return error;
+}
+
+int sfd_prepare(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *state,
+                size_t state_bytes, uint32_t batch, void *memory, size_t memory_bytes,
+                struct sfd_session **session, struct sfd_container_view *state_view,
+                struct sfd_plan *plan, struct sfd_problem *problem)
+{
+    struct sfd_artifact_view artifact_view;
+    uint64_t tables;
+    int error;
+
+    if (!is_aligned(memory))
+        return sfd_fail(problem, SFD_ERR_ARGUMENT, 0u, 0u, SFD_ALIGNMENT);
+    if (batch == 0u || batch > SFD_MAX_BATCH)
+        return sfd_fail(problem, SFD_ERR_BATCH, 0u, batch, SFD_MAX_BATCH);
+    error = sfd_artifact_open(artifact, artifact_bytes, &artifact_view, problem);
+    if (error == SFD_OK)
+        error = sfd_container_open(state, state_bytes, state_view, problem);
+    if (error == SFD_OK)
+        error = sfd_state_matches(&artifact_view, state_view, problem);
+    if (error != SFD_OK)
+        return error;
+    tables = sfd_tables_bytes(&artifact_view);
+    if (tables > memory_bytes)
+        return sfd_fail(problem, SFD_ERR_ARENA, 0u, (uint32_t)memory_bytes, (uint32_t)tables);
+    *session = sfd_tables_build(&artifact_view, state_view, batch, memory);
+    error = sfd_memory_plan(*session, tables, plan);
+    return error == SFD_OK ? SFD_OK : sfd_fail(problem, error, 0u, 0u, 0u);
+}
+
+int sfd_plan(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *state,
+             size_t state_bytes, uint32_t batch, void *workspace, size_t workspace_bytes,
+             struct sfd_plan *plan, struct sfd_problem *problem)
+{
+    struct sfd_session *session;
+    struct sfd_container_view state_view;
+
+    if (plan == NULL)
+        return sfd_fail(problem, SFD_ERR_ARGUMENT, 0u, 0u, 0u);
+    return sfd_prepare(artifact, artifact_bytes, state, state_bytes, batch, workspace,
+                       workspace_bytes, &session, &state_view, plan, problem);
+}
+
+int sfd_plan_buffer(const void *workspace, uint32_t index, struct sfd_buffer *buffer)
+{
+    const struct sfd_session *session = workspace;
+    const struct sfd_region *region;
+
+    if (!is_aligned(workspace) || buffer == NULL || index >= session->region_count)
+        return SFD_ERR_ARGUMENT;
+    region = &session->regions[index];
+    buffer->offset = region->offset;
+    buffer->bytes = region->bytes;
+    buffer->first_step = region->first_step;
+    buffer->last_step = region->last_step;
+    buffer->kind = region->kind;
+    buffer->owner = region->owner;
+    return SFD_OK;
+}

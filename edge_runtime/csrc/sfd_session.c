@@ -1,0 +1,269 @@
+/* A session: open, step, evaluate, read out. */
+#include "sfd_internal.h"
+
+#define PAINT UINT32_C(0x7fb5c3d1) /* a signalling NaN: no arithmetic writes it */
+
+static void load_parameters(struct sfd_session *session, const struct sfd_container_view *state)
+{
+    struct sfd_entry entry;
+    uint32_t i, k;
+
+    sfd_container_entry_first(state, &entry);
+    for (i = 0u; i < session->parameter_count; ++i) {
+        const struct sfd_slot *slot = &session->slots[i];
+        float *value = sfd_region_data(session, slot->value);
+        for (k = 0u; k < slot->count; ++k)
+            value[k] = sfd_load_f32(state->bytes + entry.value_offset + (size_t)k * 4u);
+        if (slot->kind == SFD_PARAMETER_DENSE)
+            memset(value + slot->count, 0, (size_t)slot->count * sizeof *value);
+        if (slot->kind == SFD_PARAMETER_WEIGHT) {
+            uint32_t *row_pointer = sfd_region_data(session, slot->index);
+            void *column = row_pointer + slot->rows + 1u;
+            if (slot->index_width == 2u && slot->count % 2u != 0u)
+                ((uint16_t *)column)[slot->count] = 0u;
+            for (k = 0u; k <= slot->rows; ++k)
+                row_pointer[k] =
+                    sfd_load_u32(state->bytes + entry.row_pointer_offset + (size_t)k * 4u);
+            for (k = 0u; k < slot->count; ++k) {
+                uint32_t at = sfd_container_column(state->bytes, &entry, k);
+                if (slot->index_width == 2u)
+                    ((uint16_t *)column)[k] = (uint16_t)at;
+                else
+                    ((uint32_t *)column)[k] = at;
+            }
+            memset(sfd_region_data(session, slot->working), 0, (size_t)slot->count * sizeof *value);
+        }
+        if (i + 1u < session->parameter_count)
+            sfd_container_entry_next(state, i + 1u, &entry);
+    }
+}
+
+int sfd_open(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *state,
+             size_t state_bytes, uint32_t batch, void *arena, size_t arena_bytes,
+             struct sfd_session **session, struct sfd_problem *problem)
+{
+    struct sfd_container_view state_view;
+    struct sfd_session *opened;
+    struct sfd_plan plan;
+    int error;
+
+    if (session == NULL)
+        return sfd_fail(problem, SFD_ERR_ARGUMENT, 0u, 0u, 0u);
+    error = sfd_prepare(artifact, artifact_bytes, state, state_bytes, batch, arena, arena_bytes,
+                        &opened, &state_view, &plan, problem);
+    if (error != SFD_OK)
+        return error;
+    if (plan.arena_bytes > arena_bytes)
+        return sfd_fail(problem, SFD_ERR_ARENA, 0u, (uint32_t)arena_bytes,
+                        (uint32_t)plan.arena_bytes);
+    load_parameters(opened, &state_view);
+    *session = opened;
+    return SFD_OK;
+}
+
+static int check_labels(const void *y, enum sfd_target target, uint32_t n, uint32_t classes)
+{
+    uint32_t i;
+
+    for (i = 0u; i < n; ++i) {
+        int64_t label =
+            target == SFD_TARGET_INT64 ? ((const int64_t *)y)[i] : ((const int32_t *)y)[i];
+        if (label < 0 || label >= (int64_t)classes)
+            return SFD_ERR_LABEL;
+    }
+    return SFD_OK;
+}
+
+static int check_batch(const struct sfd_session *session, const float *x, const void *y,
+                       enum sfd_target target, uint32_t n)
+{
+    const struct sfd_value *output;
+
+    if (session == NULL || x == NULL || y == NULL)
+        return SFD_ERR_ARGUMENT;
+    output = &session->values[session->output];
+    if (n == 0u || n > session->batch)
+        return SFD_ERR_BATCH;
+    if (!sfd_all_finite(x, (uint64_t)n * session->values[0].size))
+        return SFD_ERR_INPUT;
+    if (session->loss == SFD_LOSS_MEAN_SQUARED_ERROR) {
+        if (target != SFD_TARGET_FLOAT32)
+            return SFD_ERR_ARGUMENT;
+        return sfd_all_finite(y, (uint64_t)n * output->size) ? SFD_OK : SFD_ERR_INPUT;
+    }
+    if (target != SFD_TARGET_INT32 && target != SFD_TARGET_INT64)
+        return SFD_ERR_ARGUMENT;
+    return check_labels(y, target, n, output->size);
+}
+
+static float output_loss(const struct sfd_session *session, const void *y, enum sfd_target target,
+                         uint32_t n, float *gradient, uint32_t *correct)
+{
+    const struct sfd_value *value = &session->values[session->output];
+    const float *output = sfd_tensor_data(session, session->output);
+
+    if (session->loss == SFD_LOSS_CROSS_ENTROPY)
+        return sfd_cross_entropy(output, y, target, n, value->size, gradient, correct);
+    *correct = 0u;
+    return sfd_mean_squared_error(output, y, n, value->size, gradient);
+}
+
+static int gradients_are_finite(const struct sfd_session *session)
+{
+    uint32_t i;
+
+    for (i = 0u; i < session->parameter_count; ++i) {
+        const struct sfd_slot *slot = &session->slots[i];
+        const float *gradient = sfd_slot_gradient(session, slot);
+        if (gradient != NULL && !sfd_all_finite(gradient, slot->count))
+            return 0;
+    }
+    return 1;
+}
+
+int sfd_gradients(struct sfd_session *session, const float *x, const void *y,
+                  enum sfd_target target, uint32_t n, float *loss)
+{
+    uint32_t region, correct;
+    float *gradient, value;
+    int error = check_batch(session, x, y, target, n);
+
+    if (error != SFD_OK)
+        return error;
+    if (loss == NULL)
+        return SFD_ERR_ARGUMENT;
+    sfd_forward(session, x, n, 1);
+    region = session->values[session->output].gradient;
+    gradient = region == SFD_NONE ? NULL : sfd_region_data(session, region);
+    value = output_loss(session, y, target, n, gradient, &correct);
+    if (!sfd_all_finite(&value, 1u))
+        return SFD_ERR_DIVERGED;
+    sfd_backward(session, n);
+    if (!gradients_are_finite(session))
+        return SFD_ERR_DIVERGED;
+    *loss = value;
+    return SFD_OK;
+}
+
+/* running <- (1 - momentum) running + momentum batch, with the unbiased batch variance, as PyTorch
+ * does. */
+static void update_running_statistics(struct sfd_session *session, uint32_t n)
+{
+    uint32_t i, c;
+
+    for (i = 0u; i < session->operation_count; ++i) {
+        const struct sfd_operation *operation = &session->nodes[i].operation;
+        const struct sfd_value *value = &session->values[operation->input0];
+        const float *moments;
+        float *mean, *variance, count, unbiased;
+        if (operation->kind != SFD_OPERATION_BATCH_NORM || operation->mean == SFD_NONE)
+            continue;
+        moments = sfd_region_data(session, session->nodes[i].moments);
+        mean = sfd_region_data(session, session->slots[operation->mean].value);
+        variance = sfd_region_data(session, session->slots[operation->variance].value);
+        count = (float)n * (float)value->height * (float)value->width;
+        unbiased = count > 1.0f ? count / (count - 1.0f) : 1.0f;
+        for (c = 0u; c < value->channels; ++c) {
+            mean[c] += operation->momentum * (moments[c] - mean[c]);
+            variance[c] +=
+                operation->momentum * (moments[value->channels + c] * unbiased - variance[c]);
+        }
+    }
+}
+
+int sfd_step(struct sfd_session *session, const float *x, const void *y, enum sfd_target target,
+             uint32_t n, float learning_rate, float weight_decay, float *loss)
+{
+    uint32_t i, k;
+    int error;
+
+    if (!(learning_rate >= 0.0f && learning_rate < SFD_INFINITY) ||
+        !(weight_decay >= 0.0f && weight_decay < SFD_INFINITY))
+        return SFD_ERR_ARGUMENT;
+    error = sfd_gradients(session, x, y, target, n, loss);
+    if (error != SFD_OK)
+        return error;
+    for (i = 0u; i < session->parameter_count; ++i) {
+        const struct sfd_slot *slot = &session->slots[i];
+        const float *gradient = sfd_slot_gradient(session, slot);
+        float *value = sfd_region_data(session, slot->value);
+        if (gradient == NULL)
+            continue;
+        for (k = 0u; k < slot->count; ++k)
+            value[k] -= learning_rate * (gradient[k] + weight_decay * value[k]);
+    }
+    update_running_statistics(session, n);
+    ++session->counters.steps;
+    return SFD_OK;
+}
+
+int sfd_evaluate(struct sfd_session *session, const float *x, const void *y, enum sfd_target target,
+                 uint32_t n, float *loss, uint32_t *correct)
+{
+    int error = check_batch(session, x, y, target, n);
+
+    if (error != SFD_OK)
+        return error;
+    if (loss == NULL || correct == NULL)
+        return SFD_ERR_ARGUMENT;
+    sfd_forward(session, x, n, 0);
+    *loss = output_loss(session, y, target, n, NULL, correct);
+    return sfd_all_finite(loss, 1u) ? SFD_OK : SFD_ERR_DIVERGED;
+}
+
+uint32_t sfd_parameter_count(const struct sfd_session *session)
+{
+    return session == NULL ? 0u : session->parameter_count;
+}
+
+int sfd_parameter(const struct sfd_session *session, uint32_t index,
+                  struct sfd_parameter_view *view)
+{
+    const struct sfd_slot *slot;
+
+    if (session == NULL || view == NULL || index >= session->parameter_count)
+        return SFD_ERR_ARGUMENT;
+    slot = &session->slots[index];
+    memset(view, 0, sizeof *view);
+    view->value = sfd_region_data(session, slot->value);
+    view->gradient = sfd_slot_gradient(session, slot);
+    view->rows = slot->rows;
+    view->columns = slot->columns;
+    view->count = slot->count;
+    view->index_width = slot->index_width;
+    view->kind = slot->kind;
+    if (slot->kind == SFD_PARAMETER_WEIGHT) {
+        struct sfd_support support;
+        sfd_slot_support(session, slot, &support);
+        view->row_pointer = support.row_pointer;
+        view->column = support.column;
+    }
+    return SFD_OK;
+}
+
+int sfd_counters(const struct sfd_session *session, struct sfd_counters *counters)
+{
+    if (session == NULL || counters == NULL)
+        return SFD_ERR_ARGUMENT;
+    *counters = session->counters;
+    return SFD_OK;
+}
+
+void sfd_arena_paint(void *arena, size_t arena_bytes)
+{
+    uint32_t *word = arena;
+    size_t i;
+
+    for (i = 0u; i < arena_bytes / sizeof *word; ++i)
+        word[i] = PAINT;
+}
+
+size_t sfd_arena_touched(const void *arena, size_t arena_bytes)
+{
+    const uint32_t *word = arena;
+    size_t words = arena_bytes / sizeof *word;
+
+    while (words > 0u && word[words - 1u] == PAINT)
+        --words;
+    return words * sizeof *word;
+}

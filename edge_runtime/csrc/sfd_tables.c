@@ -1,0 +1,173 @@
+/* The tables of a session: nodes, values, slots, regions, filled from an artifact and the sizes of
+ * a state. */
+#include <string.h>
+
+#include "sfd_internal.h"
+
+static uint64_t align(uint64_t bytes)
+{
+    return (bytes + SFD_ALIGNMENT - 1u) / SFD_ALIGNMENT * SFD_ALIGNMENT;
+}
+
+/* At most: one region for the tables, three a sparse parameter, one a dense one, two a tensor
+ * (storage, gradient), two an operation (saved input, mask or moments, and scratch never occur all
+ * at once). */
+static uint32_t region_limit(const struct sfd_artifact_view *artifact)
+{
+    return 1u + 3u * artifact->parameter_count + 2u * artifact->tensor_count +
+           2u * artifact->operation_count;
+}
+
+uint64_t sfd_tables_bytes(const struct sfd_artifact_view *artifact)
+{
+    return align(sizeof(struct sfd_session)) +
+           align((uint64_t)artifact->operation_count * sizeof(struct sfd_node)) +
+           align((uint64_t)artifact->tensor_count * sizeof(struct sfd_value)) +
+           align((uint64_t)artifact->parameter_count * sizeof(struct sfd_slot)) +
+           align((uint64_t)region_limit(artifact) * sizeof(struct sfd_region));
+}
+
+static void *take(uint8_t **cursor, uint64_t bytes)
+{
+    void *block = *cursor;
+
+    memset(block, 0, (size_t)align(bytes));
+    *cursor += align(bytes);
+    return block;
+}
+
+/* Multiply-adds of one example: each nonzero once for each output pixel that reads inside the
+ * image. */
+static uint64_t node_multiply_adds(const struct sfd_session *session,
+                                   const struct sfd_operation *operation,
+                                   const struct sfd_container_view *state,
+                                   const struct sfd_entry *entry)
+{
+    const struct sfd_value *in = &session->values[operation->input0];
+    const struct sfd_value *out = &session->values[operation->output];
+    const uint8_t *column = state->bytes + entry->column_offset;
+    uint32_t k, area = operation->kernel_h * operation->kernel_w;
+    uint64_t total = 0u;
+
+    if (operation->kind == SFD_OPERATION_LINEAR)
+        return entry->count;
+    for (k = 0u; k < entry->count; ++k, column += entry->index_width) {
+        uint32_t rest =
+            (entry->index_width == 2u ? sfd_load_u16(column) : sfd_load_u32(column)) % area;
+        uint32_t y_low, y_high, x_low, x_high;
+        sfd_valid_range(in->height, out->height, operation->stride_h, operation->padding_h,
+                        rest / operation->kernel_w * operation->dilation_h, &y_low, &y_high);
+        sfd_valid_range(in->width, out->width, operation->stride_w, operation->padding_w,
+                        rest % operation->kernel_w * operation->dilation_w, &x_low, &x_high);
+        total += (uint64_t)(y_high - y_low) * (x_high - x_low);
+    }
+    return total;
+}
+
+static void fill_slots(struct sfd_session *session, const struct sfd_artifact_view *artifact,
+                       const struct sfd_container_view *state)
+{
+    struct sfd_entry entry;
+    uint32_t i;
+
+    sfd_container_entry_first(state, &entry);
+    for (i = 0u; i < artifact->parameter_count; ++i) {
+        struct sfd_slot *slot = &session->slots[i];
+        slot->kind = entry.kind;
+        slot->rows = entry.rows;
+        slot->columns = entry.columns;
+        slot->count = entry.count;
+        slot->index_width = entry.index_width;
+        slot->value = slot->working = slot->index = SFD_NONE;
+        if (i + 1u < artifact->parameter_count)
+            sfd_container_entry_next(state, i + 1u, &entry);
+    }
+}
+
+/* Gradients flow to what a trainable parameter has touched. */
+static int parameter_is_trainable(const struct sfd_operation *operation)
+{
+    return operation->weight != SFD_NONE || operation->bias != SFD_NONE;
+}
+
+static void fill_nodes(struct sfd_session *session, const struct sfd_artifact_view *artifact)
+{
+    uint32_t i;
+
+    for (i = 0u; i < artifact->tensor_count; ++i) {
+        struct sfd_tensor tensor;
+        struct sfd_value *value = &session->values[i];
+        sfd_artifact_tensor(artifact, i, &tensor);
+        value->channels = tensor.channels;
+        value->height = tensor.height;
+        value->width = tensor.width;
+        value->size = tensor.size;
+        value->storage = value->gradient = SFD_NONE;
+    }
+    for (i = 0u; i < artifact->operation_count; ++i) {
+        struct sfd_node *node = &session->nodes[i];
+        sfd_artifact_operation(artifact, i, &node->operation);
+        node->saved = node->mask = node->moments = node->scratch = SFD_NONE;
+        node->has_backward = (uint8_t)parameter_is_trainable(&node->operation);
+        if (node->operation.input0 != 0u &&
+            session->nodes[node->operation.input0 - 1u].has_backward)
+            node->has_backward = 1u;
+        if (node->operation.input1 != SFD_NONE && node->operation.input1 != 0u &&
+            session->nodes[node->operation.input1 - 1u].has_backward)
+            node->has_backward = 1u;
+    }
+}
+
+static void count_work(struct sfd_session *session, const struct sfd_container_view *state)
+{
+    struct sfd_entry entry;
+    uint32_t i, j;
+
+    sfd_container_entry_first(state, &entry);
+    for (i = 0u; i < session->parameter_count; ++i) {
+        if (entry.kind == SFD_PARAMETER_WEIGHT)
+            for (j = 0u; j < session->operation_count; ++j) {
+                const struct sfd_operation *operation = &session->nodes[j].operation;
+                uint64_t work;
+                if (operation->weight != i)
+                    continue;
+                work = node_multiply_adds(session, operation, state, &entry);
+                session->per_example.forward += work;
+                session->per_example.d_weight += work;
+                if (operation->input0 != 0u && session->nodes[operation->input0 - 1u].has_backward)
+                    session->per_example.d_input += work;
+            }
+        if (i + 1u < session->parameter_count)
+            sfd_container_entry_next(state, i + 1u, &entry);
+    }
+}
+
+struct sfd_session *sfd_tables_build(const struct sfd_artifact_view *artifact,
+                                     const struct sfd_container_view *state, uint32_t batch,
+                                     void *memory)
+{
+    uint8_t *cursor = memory;
+    struct sfd_session *session = take(&cursor, sizeof *session);
+
+    session->nodes = take(&cursor, (uint64_t)artifact->operation_count * sizeof *session->nodes);
+    session->values = take(&cursor, (uint64_t)artifact->tensor_count * sizeof *session->values);
+    session->slots = take(&cursor, (uint64_t)artifact->parameter_count * sizeof *session->slots);
+    session->region_capacity = region_limit(artifact);
+    session->regions = take(&cursor, (uint64_t)session->region_capacity * sizeof *session->regions);
+    session->operation_count = artifact->operation_count;
+    session->tensor_count = artifact->tensor_count;
+    session->parameter_count = artifact->parameter_count;
+    session->loss = artifact->loss;
+    session->output = artifact->output;
+    session->beta = artifact->beta;
+    session->batch = batch;
+    session->round = state->round;
+    session->positions = state->positions;
+    memcpy(session->support_id, state->support_id, sizeof session->support_id);
+    session->kernels = &sfd_kernels_portable;
+    session->arena = memory;
+    fill_slots(session, artifact, state);
+    fill_nodes(session, artifact);
+    count_work(session, state);
+    return session;
+}
