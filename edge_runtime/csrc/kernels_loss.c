@@ -1,4 +1,4 @@
-/* Losses over the model's output. */
+/* Losses over the model's output: value c of image i lies at [c * n + i]. */
 #include <string.h>
 
 #include "sfd_internal.h"
@@ -12,22 +12,23 @@ float sfd_cross_entropy(const float *logits, const void *labels, enum sfd_target
 
     *correct = 0u;
     for (row = 0u; row < n; ++row) {
-        const float *z = logits + (size_t)row * classes;
+        const float *z = logits + row;
         uint32_t best = 0u, label;
-        float sum = 0.0f;
+        float sum = 0.0f, top;
         label = target == SFD_TARGET_INT64 ? (uint32_t)((const int64_t *)labels)[row]
                                            : (uint32_t)((const int32_t *)labels)[row];
         for (c = 1u; c < classes; ++c)
-            if (z[c] > z[best])
+            if (z[(size_t)c * n] > z[(size_t)best * n])
                 best = c;
+        top = z[(size_t)best * n];
         for (c = 0u; c < classes; ++c)
-            sum += sfd_exp(z[c] - z[best]);
-        loss += sfd_log(sum) - (z[label] - z[best]);
+            sum += sfd_exp(z[(size_t)c * n] - top);
+        loss += sfd_log(sum) - (z[(size_t)label * n] - top);
         *correct += best == label;
         if (gradient)
             for (c = 0u; c < classes; ++c)
-                gradient[(size_t)row * classes + c] =
-                    (sfd_exp(z[c] - z[best]) / sum - (c == label ? 1.0f : 0.0f)) / (float)n;
+                gradient[(size_t)c * n + row] =
+                    (sfd_exp(z[(size_t)c * n] - top) / sum - (c == label ? 1.0f : 0.0f)) / (float)n;
     }
     return loss / (float)n;
 }
@@ -42,8 +43,8 @@ float sfd_mean_squared_error(const float *output, const float *target, uint32_t 
     for (row = 0u; row < n; ++row) {
         float part = 0.0f;
         for (i = 0u; i < size; ++i) {
-            size_t at = (size_t)row * size + i;
-            float d = output[at] - target[at];
+            size_t at = (size_t)i * n + row;
+            float d = output[at] - target[(size_t)row * size + i];
             part += d * d;
             if (gradient)
                 gradient[at] = 2.0f * d / count;

@@ -1,84 +1,80 @@
-/* Batch, group and layer normalisation.
+/* Batch, group and layer normalisation of interleaved images.
  *
- * y = weight * (x - mean) / deviation + bias, and with t = dy * weight, h = (x - mean) / deviation
- * over the m elements that are normalised together: dx = (t - mean(t) - h * mean(t * h)) /
- * deviation. dx may be dy itself unless it is added to. */
-#include <math.h>
-
+ * y = weight * (x - mean) / deviation + bias. With t = dy * weight and h = (x - mean) / deviation over
+ * the m elements that are normalised together: dx = (t - mean(t) - h * mean(t * h)) / deviation. dx may
+ * be dy itself unless it is added to. Group and layer norm have statistics per image: they work on up to
+ * LANES images at a time, whose values lie side by side. */
 #include "sfd_internal.h"
 
 #define LANES 8u
+#define RUN 128u /* elements in one partial sum: long sums lose digits */
 
-/* Sum of x - shift, or of its square, in a fixed order of additions. */
-static float sum_shifted(const float *x, uint32_t count, float shift, int squared)
+static float lanes_sum(const float *lane)
 {
-    float lane[LANES] = {0.0f};
-    uint32_t i, j, whole = count - count % LANES;
-
-    for (i = 0u; i < whole; i += LANES)
-        for (j = 0u; j < LANES; ++j) {
-            float d = x[i + j] - shift;
-            lane[j] += squared ? d * d : d;
-        }
-    for (j = 0u; i + j < count; ++j) {
-        float d = x[i + j] - shift;
-        lane[j] += squared ? d * d : d;
-    }
     return ((lane[0] + lane[4]) + (lane[1] + lane[5])) +
            ((lane[2] + lane[6]) + (lane[3] + lane[7]));
 }
 
-/* Sums of dy and of dy * (x - mean) over one contiguous run. */
+/* Sum of x - shift, or of its square, over one run, in a fixed order of additions. */
+static float sum_shifted(const float *x, uint32_t count, float shift, int squared)
+{
+    float total = 0.0f;
+    uint32_t start, i, j;
+
+    for (start = 0u; start < count; start += RUN * LANES) {
+        float lane[LANES] = {0.0f};
+        uint32_t length = count - start < RUN * LANES ? count - start : RUN * LANES;
+        uint32_t whole = length - length % LANES;
+        const float *in = x + start;
+        for (i = 0u; i < whole; i += LANES)
+            for (j = 0u; j < LANES; ++j) {
+                float d = in[i + j] - shift;
+                lane[j] += squared ? d * d : d;
+            }
+        for (j = 0u; i + j < length; ++j) {
+            float d = in[i + j] - shift;
+            lane[j] += squared ? d * d : d;
+        }
+        total += lanes_sum(lane);
+    }
+    return total;
+}
+
+/* Sums of dy and of dy * (x - mean) over one run. */
 static void sum_products(const float *x, const float *dy, uint32_t count, float mean, float *sum,
                          float *product)
 {
-    float lane[LANES] = {0.0f}, cross[LANES] = {0.0f};
-    uint32_t i, j, whole = count - count % LANES;
+    uint32_t start, i, j;
 
-    for (i = 0u; i < whole; i += LANES)
-        for (j = 0u; j < LANES; ++j) {
-            lane[j] += dy[i + j];
-            cross[j] += dy[i + j] * (x[i + j] - mean);
+    *sum = *product = 0.0f;
+    for (start = 0u; start < count; start += RUN * LANES) {
+        float lane[LANES] = {0.0f}, cross[LANES] = {0.0f};
+        uint32_t length = count - start < RUN * LANES ? count - start : RUN * LANES;
+        uint32_t whole = length - length % LANES;
+        const float *in = x + start, *out = dy + start;
+        for (i = 0u; i < whole; i += LANES)
+            for (j = 0u; j < LANES; ++j) {
+                lane[j] += out[i + j];
+                cross[j] += out[i + j] * (in[i + j] - mean);
+            }
+        for (j = 0u; i + j < length; ++j) {
+            lane[j] += out[i + j];
+            cross[j] += out[i + j] * (in[i + j] - mean);
         }
-    for (j = 0u; i + j < count; ++j) {
-        lane[j] += dy[i + j];
-        cross[j] += dy[i + j] * (x[i + j] - mean);
+        *sum += lanes_sum(lane);
+        *product += lanes_sum(cross);
     }
-    *sum =
-        ((lane[0] + lane[4]) + (lane[1] + lane[5])) + ((lane[2] + lane[6]) + (lane[3] + lane[7]));
-    *product = ((cross[0] + cross[4]) + (cross[1] + cross[5])) +
-               ((cross[2] + cross[6]) + (cross[3] + cross[7]));
-}
-
-/* dx = scale * dy - shift - slope * (x - mean), written or added. */
-static void norm_apply(const float *x, const float *dy, uint32_t count, float mean, float scale,
-                       float shift, float slope, float *dx, int accumulate)
-{
-    uint32_t i;
-
-    if (accumulate)
-        for (i = 0u; i < count; ++i)
-            dx[i] += scale * dy[i] - shift - slope * (x[i] - mean);
-    else
-        for (i = 0u; i < count; ++i)
-            dx[i] = scale * dy[i] - shift - slope * (x[i] - mean);
 }
 
 void sfd_batch_norm_moments(const struct sfd_view *x, uint32_t n, float *moments)
 {
-    uint32_t channel, image, plane = x->height * x->width;
-    float count = (float)n * (float)plane;
+    uint32_t channel, count = x->height * x->width * n;
 
     for (channel = 0u; channel < x->channels; ++channel) {
-        const float *data = x->data + (size_t)channel * x->channel_stride;
-        float mean = 0.0f, variance = 0.0f;
-        for (image = 0u; image < n; ++image)
-            mean += sum_shifted(data + (size_t)image * x->image_stride, plane, 0.0f, 0);
-        mean /= count;
-        for (image = 0u; image < n; ++image)
-            variance += sum_shifted(data + (size_t)image * x->image_stride, plane, mean, 1);
+        const float *in = x->data + (size_t)channel * x->channel_stride;
+        float mean = sum_shifted(in, count, 0.0f, 0) / (float)count;
         moments[channel] = mean;
-        moments[x->channels + channel] = variance / count;
+        moments[x->channels + channel] = sum_shifted(in, count, mean, 1) / (float)count;
     }
 }
 
@@ -86,164 +82,185 @@ void sfd_batch_norm_forward(const struct sfd_view *x, uint32_t n, const float *m
                             const float *variance, float epsilon, const float *weight,
                             const float *bias, float *y)
 {
-    uint32_t channel, image, i, plane = x->height * x->width;
+    uint32_t channel, i, count = x->height * x->width * n;
 
-    for (image = 0u; image < n; ++image)
-        for (channel = 0u; channel < x->channels; ++channel) {
-            size_t start = (size_t)image * x->image_stride + (size_t)channel * x->channel_stride;
-            float scale = (weight ? weight[channel] : 1.0f) / sqrtf(variance[channel] + epsilon);
-            float shift = bias ? bias[channel] : 0.0f, centre = mean[channel];
-            for (i = 0u; i < plane; ++i)
-                y[start + i] = (x->data[start + i] - centre) * scale + shift;
-        }
+    for (channel = 0u; channel < x->channels; ++channel) {
+        const float *in = x->data + (size_t)channel * x->channel_stride;
+        float *out = y + (size_t)channel * x->channel_stride;
+        float scale = (weight ? weight[channel] : 1.0f) / sqrtf(variance[channel] + epsilon);
+        float shift = bias ? bias[channel] : 0.0f, centre = mean[channel];
+        for (i = 0u; i < count; ++i)
+            out[i] = (in[i] - centre) * scale + shift;
+    }
 }
 
 void sfd_batch_norm_backward(const struct sfd_view *x, uint32_t n, const float *moments,
                              float epsilon, const float *weight, const float *dy, float *dx,
                              int accumulate, float *d_weight, float *d_bias)
 {
-    uint32_t channel, image, plane = x->height * x->width;
-    float count = (float)n * (float)plane;
+    uint32_t channel, i, count = x->height * x->width * n;
 
     for (channel = 0u; channel < x->channels; ++channel) {
-        size_t first = (size_t)channel * x->channel_stride;
-        float mean = moments[channel], sum = 0.0f, product = 0.0f;
+        size_t start = (size_t)channel * x->channel_stride;
+        const float *in = x->data + start, *out = dy + start;
+        float mean = moments[channel], sum, product, scale, shift, slope;
         float inverse = 1.0f / sqrtf(moments[x->channels + channel] + epsilon);
-        float scale = (weight ? weight[channel] : 1.0f) * inverse;
-        for (image = 0u; image < n; ++image) {
-            size_t start = first + (size_t)image * x->image_stride;
-            float part, cross;
-            sum_products(x->data + start, dy + start, plane, mean, &part, &cross);
-            sum += part;
-            product += cross;
-        }
+        sum_products(in, out, count, mean, &sum, &product);
         if (d_weight)
             d_weight[channel] = product * inverse;
         if (d_bias)
             d_bias[channel] = sum;
         if (!dx)
             continue;
-        for (image = 0u; image < n; ++image) {
-            size_t start = first + (size_t)image * x->image_stride;
-            norm_apply(x->data + start, dy + start, plane, mean, scale, scale * (sum / count),
-                       scale * (product / count) * inverse * inverse, dx + start, accumulate);
-        }
+        scale = (weight ? weight[channel] : 1.0f) * inverse;
+        shift = scale * (sum / (float)count);
+        slope = scale * (product / (float)count) * inverse * inverse;
+        if (accumulate)
+            for (i = 0u; i < count; ++i)
+                dx[start + i] += scale * out[i] - shift - slope * (in[i] - mean);
+        else
+            for (i = 0u; i < count; ++i)
+                dx[start + i] = scale * out[i] - shift - slope * (in[i] - mean);
     }
 }
 
-void sfd_group_norm_forward(const float *x, uint32_t n, uint32_t channels, uint32_t plane,
-                            uint32_t groups, float epsilon, const float *weight, const float *bias,
-                            float *moments, float *y)
+/* Mean and 1 / deviation of `elements` values of each of `lanes` images. */
+static inline void set_moments(const float *x, uint32_t elements, uint32_t n, uint32_t lanes,
+                               float epsilon, float *mean, float *inverse)
 {
-    uint32_t set, c, i, width = channels / groups, size = width * plane;
+    float sum[LANES] = {0.0f}, square[LANES] = {0.0f};
+    uint32_t start, e, j;
 
-    for (set = 0u; set < n * groups; ++set) {
-        const float *in = x + (size_t)set * size;
-        float *out = y + (size_t)set * size;
-        float mean = sum_shifted(in, size, 0.0f, 0) / (float)size;
-        float inverse = 1.0f / sqrtf(sum_shifted(in, size, mean, 1) / (float)size + epsilon);
-        moments[2u * set] = mean;
-        moments[2u * set + 1u] = inverse;
-        for (c = 0u; c < width; ++c) {
-            uint32_t channel = set % groups * width + c;
-            float scale = (weight ? weight[channel] : 1.0f) * inverse;
-            float shift = bias ? bias[channel] : 0.0f;
-            for (i = c * plane; i < (c + 1u) * plane; ++i)
-                out[i] = (in[i] - mean) * scale + shift;
-        }
+    for (start = 0u; start < elements; start += RUN) {
+        float part[LANES] = {0.0f};
+        uint32_t end = elements - start < RUN ? elements : start + RUN;
+        for (e = start; e < end; ++e)
+            for (j = 0u; j < lanes; ++j)
+                part[j] += x[(size_t)e * n + j];
+        for (j = 0u; j < lanes; ++j)
+            sum[j] += part[j];
+    }
+    for (j = 0u; j < lanes; ++j)
+        mean[j] = sum[j] / (float)elements;
+    for (start = 0u; start < elements; start += RUN) {
+        float part[LANES] = {0.0f};
+        uint32_t end = elements - start < RUN ? elements : start + RUN;
+        for (e = start; e < end; ++e)
+            for (j = 0u; j < lanes; ++j) {
+                float d = x[(size_t)e * n + j] - mean[j];
+                part[j] += d * d;
+            }
+        for (j = 0u; j < lanes; ++j)
+            square[j] += part[j];
+    }
+    for (j = 0u; j < lanes; ++j)
+        inverse[j] = 1.0f / sqrtf(square[j] / (float)elements + epsilon);
+}
+
+static inline void set_forward(const struct sfd_norm *norm, uint32_t set, const float *x,
+                               uint32_t n, uint32_t lanes, const float *weight, const float *bias,
+                               const float *mean, const float *inverse, float *y)
+{
+    uint32_t run, e, j;
+
+    for (run = 0u; run < norm->elements / norm->span; ++run) {
+        uint32_t affine = set * norm->affine_step + run;
+        float gain = weight ? weight[affine] : 1.0f, shift = bias ? bias[affine] : 0.0f;
+        for (e = run * norm->span; e < (run + 1u) * norm->span; ++e)
+            for (j = 0u; j < lanes; ++j)
+                y[(size_t)e * n + j] =
+                    (x[(size_t)e * n + j] - mean[j]) * (inverse[j] * gain) + shift;
     }
 }
 
-void sfd_group_norm_backward(const float *x, uint32_t n, uint32_t channels, uint32_t plane,
-                             uint32_t groups, const float *moments, const float *weight,
-                             const float *dy, float *dx, int accumulate, float *d_weight,
-                             float *d_bias)
+void sfd_norm_forward(const struct sfd_norm *norm, const float *x, uint32_t n, float epsilon,
+                      const float *weight, const float *bias, float *moments, float *y)
 {
-    uint32_t set, c, width = channels / groups, size = width * plane;
+    uint32_t set, first;
 
-    for (c = 0u; c < channels; ++c) {
+    for (set = 0u; set < norm->sets; ++set)
+        for (first = 0u; first < n; first += LANES) {
+            uint32_t lanes = n - first < LANES ? n - first : LANES;
+            size_t start = (size_t)set * norm->elements * n + first;
+            float *mean = moments + (size_t)set * 2u * n + first, *inverse = mean + n;
+            if (lanes == LANES) { /* a constant count lets the compiler use vectors */
+                set_moments(x + start, norm->elements, n, LANES, epsilon, mean, inverse);
+                set_forward(norm, set, x + start, n, LANES, weight, bias, mean, inverse, y + start);
+            } else {
+                set_moments(x + start, norm->elements, n, lanes, epsilon, mean, inverse);
+                set_forward(norm, set, x + start, n, lanes, weight, bias, mean, inverse, y + start);
+            }
+        }
+}
+
+/* The gradients of one set for `lanes` images. */
+static inline void set_backward(const struct sfd_norm *norm, uint32_t set, const float *x,
+                                uint32_t n, uint32_t lanes, const float *weight, const float *mean,
+                                const float *inverse, const float *dy, float *dx, int accumulate,
+                                float *d_weight, float *d_bias)
+{
+    float sum[LANES] = {0.0f}, product[LANES] = {0.0f};
+    uint32_t run, runs = norm->elements / norm->span, e, j;
+
+    for (run = 0u; run < runs; ++run) {
+        uint32_t affine = set * norm->affine_step + run;
+        float part[LANES] = {0.0f}, cross[LANES] = {0.0f}, gain = weight ? weight[affine] : 1.0f;
+        for (e = run * norm->span; e < (run + 1u) * norm->span; ++e)
+            for (j = 0u; j < lanes; ++j) {
+                size_t at = (size_t)e * n + j;
+                part[j] += dy[at];
+                cross[j] += dy[at] * ((x[at] - mean[j]) * inverse[j]);
+            }
+        for (j = 0u; j < lanes; ++j) {
+            sum[j] += gain * part[j];
+            product[j] += gain * cross[j];
+        }
         if (d_weight)
-            d_weight[c] = 0.0f;
+            d_weight[affine] += lanes_sum(cross);
         if (d_bias)
-            d_bias[c] = 0.0f;
+            d_bias[affine] += lanes_sum(part);
     }
-    for (set = 0u; set < n * groups; ++set) {
-        size_t first = (size_t)set * size;
-        float mean = moments[2u * set], inverse = moments[2u * set + 1u];
-        float sum = 0.0f, product = 0.0f;
-        for (c = 0u; c < width; ++c) {
-            uint32_t channel = set % groups * width + c;
-            size_t start = first + (size_t)c * plane;
-            float part, cross;
-            sum_products(x + start, dy + start, plane, mean, &part, &cross);
-            if (d_weight)
-                d_weight[channel] += cross * inverse;
-            if (d_bias)
-                d_bias[channel] += part;
-            sum += part * (weight ? weight[channel] : 1.0f);
-            product += cross * (weight ? weight[channel] : 1.0f);
-        }
-        if (!dx)
-            continue;
-        for (c = 0u; c < width; ++c) {
-            size_t start = first + (size_t)c * plane;
-            float gain = weight ? weight[set % groups * width + c] : 1.0f;
-            norm_apply(
-                x + start, dy + start, plane, mean, gain * inverse, inverse * (sum / (float)size),
-                inverse * inverse * inverse * (product / (float)size), dx + start, accumulate);
-        }
+    for (j = 0u; j < lanes; ++j) {
+        sum[j] /= (float)norm->elements;
+        product[j] /= (float)norm->elements;
+    }
+    for (run = 0u; dx != NULL && run < runs; ++run) {
+        float gain = weight ? weight[set * norm->affine_step + run] : 1.0f;
+        for (e = run * norm->span; e < (run + 1u) * norm->span; ++e)
+            for (j = 0u; j < lanes; ++j) {
+                size_t at = (size_t)e * n + j;
+                float h = (x[at] - mean[j]) * inverse[j];
+                float d = (gain * dy[at] - sum[j] - h * product[j]) * inverse[j];
+                dx[at] = accumulate ? dx[at] + d : d;
+            }
     }
 }
 
-void sfd_layer_norm_forward(const float *x, uint32_t rows, uint32_t size, float epsilon,
-                            const float *weight, const float *bias, float *moments, float *y)
+void sfd_norm_backward(const struct sfd_norm *norm, const float *x, uint32_t n,
+                       const float *moments, const float *weight, const float *dy, float *dx,
+                       int accumulate, float *d_weight, float *d_bias)
 {
-    uint32_t row, i;
+    uint32_t set, first, i, coefficients = norm->elements / norm->span;
 
-    for (row = 0u; row < rows; ++row) {
-        const float *in = x + (size_t)row * size;
-        float *out = y + (size_t)row * size;
-        float mean = sum_shifted(in, size, 0.0f, 0) / (float)size;
-        float inverse = 1.0f / sqrtf(sum_shifted(in, size, mean, 1) / (float)size + epsilon);
-        moments[2u * row] = mean;
-        moments[2u * row + 1u] = inverse;
-        for (i = 0u; i < size; ++i)
-            out[i] =
-                (in[i] - mean) * inverse * (weight ? weight[i] : 1.0f) + (bias ? bias[i] : 0.0f);
-    }
-}
-
-void sfd_layer_norm_backward(const float *x, uint32_t rows, uint32_t size, const float *moments,
-                             const float *weight, const float *dy, float *dx, int accumulate,
-                             float *d_weight, float *d_bias)
-{
-    uint32_t row, i;
-
-    for (i = 0u; i < size; ++i) {
+    if (norm->affine_step != 0u)
+        coefficients *= norm->sets;
+    for (i = 0u; i < coefficients; ++i) {
         if (d_weight)
             d_weight[i] = 0.0f;
         if (d_bias)
             d_bias[i] = 0.0f;
     }
-    for (row = 0u; row < rows; ++row) {
-        const float *in = x + (size_t)row * size, *out = dy + (size_t)row * size;
-        float mean = moments[2u * row], inverse = moments[2u * row + 1u];
-        float sum = 0.0f, product = 0.0f;
-        for (i = 0u; i < size; ++i) {
-            float h = (in[i] - mean) * inverse, t = out[i] * (weight ? weight[i] : 1.0f);
-            sum += t;
-            product += t * h;
-            if (d_weight)
-                d_weight[i] += out[i] * h;
-            if (d_bias)
-                d_bias[i] += out[i];
+    for (set = 0u; set < norm->sets; ++set)
+        for (first = 0u; first < n; first += LANES) {
+            uint32_t lanes = n - first < LANES ? n - first : LANES;
+            size_t start = (size_t)set * norm->elements * n + first;
+            const float *mean = moments + (size_t)set * 2u * n + first, *inverse = mean + n;
+            float *out = dx ? dx + start : NULL;
+            if (lanes == LANES)
+                set_backward(norm, set, x + start, n, LANES, weight, mean, inverse, dy + start, out,
+                             accumulate, d_weight, d_bias);
+            else
+                set_backward(norm, set, x + start, n, lanes, weight, mean, inverse, dy + start, out,
+                             accumulate, d_weight, d_bias);
         }
-        if (!dx)
-            continue;
-        for (i = 0u; i < size; ++i) {
-            float h = (in[i] - mean) * inverse, t = out[i] * (weight ? weight[i] : 1.0f);
-            float d = (t - sum / (float)size - h * (product / (float)size)) * inverse;
-            dx[(size_t)row * size + i] = accumulate ? dx[(size_t)row * size + i] + d : d;
-        }
-    }
 }

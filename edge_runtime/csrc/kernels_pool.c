@@ -39,27 +39,32 @@ static struct cell cell_find(const struct sfd_operation *operation, const struct
 void sfd_max_pool_forward(const struct sfd_operation *operation, const struct sfd_view *x,
                           const struct sfd_view *y, uint32_t n, uint16_t *winner)
 {
-    uint32_t plane, planes = n * y->channels, oy, ox, iy, ix;
-    size_t out = 0u;
+    uint32_t channel, oy, ox, iy, ix, j;
+    size_t at = 0u;
 
-    for (plane = 0u; plane < planes; ++plane) {
-        const float *in = x->data + (size_t)plane * x->channel_stride;
+    for (channel = 0u; channel < y->channels; ++channel) {
+        const float *in = x->data + (size_t)channel * x->channel_stride;
         for (oy = 0u; oy < y->height; ++oy)
-            for (ox = 0u; ox < y->width; ++ox, ++out) {
+            for (ox = 0u; ox < y->width; ++ox, at += n) {
                 struct cell cell = cell_find(operation, x, y, oy, ox);
-                uint32_t best_y = cell.y_low, best_x = cell.x_low;
-                float best = in[best_y * x->row_stride + best_x];
-                for (iy = cell.y_low; iy < cell.y_high; ++iy)
-                    for (ix = cell.x_low; ix < cell.x_high; ++ix)
-                        if (in[iy * x->row_stride + ix] > best) {
-                            best = in[iy * x->row_stride + ix];
-                            best_y = iy;
-                            best_x = ix;
-                        }
-                y->data[out] = best;
-                if (winner)
-                    winner[out] = (uint16_t)((best_y - cell.y_low) * (cell.x_high - cell.x_low) +
-                                             best_x - cell.x_low);
+                const float *corner =
+                    in + (size_t)cell.y_low * x->row_stride + (size_t)cell.x_low * n;
+                uint16_t place = 0u;
+                for (j = 0u; j < n; ++j) {
+                    y->data[at + j] = corner[j];
+                    if (winner)
+                        winner[at + j] = 0u;
+                }
+                for (iy = 0u; iy < cell.y_high - cell.y_low; ++iy)
+                    for (ix = 0u; ix < cell.x_high - cell.x_low; ++ix, ++place) {
+                        const float *pixel = corner + (size_t)iy * x->row_stride + (size_t)ix * n;
+                        for (j = 0u; j < n; ++j)
+                            if (pixel[j] > y->data[at + j]) {
+                                y->data[at + j] = pixel[j];
+                                if (winner)
+                                    winner[at + j] = place;
+                            }
+                    }
             }
     }
 }
@@ -67,18 +72,20 @@ void sfd_max_pool_forward(const struct sfd_operation *operation, const struct sf
 void sfd_max_pool_backward(const struct sfd_operation *operation, const struct sfd_view *dy,
                            const struct sfd_view *dx, uint32_t n, const uint16_t *winner)
 {
-    uint32_t plane, planes = n * dy->channels, oy, ox;
-    size_t out = 0u;
+    uint32_t channel, oy, ox, j;
+    size_t at = 0u;
 
-    for (plane = 0u; plane < planes; ++plane) {
-        float *in = dx->data + (size_t)plane * dx->channel_stride;
+    for (channel = 0u; channel < dy->channels; ++channel) {
+        float *in = dx->data + (size_t)channel * dx->channel_stride;
         for (oy = 0u; oy < dy->height; ++oy)
-            for (ox = 0u; ox < dy->width; ++ox, ++out) {
+            for (ox = 0u; ox < dy->width; ++ox, at += n) {
                 struct cell cell = cell_find(operation, dx, dy, oy, ox);
                 uint32_t width = cell.x_high - cell.x_low;
-                uint32_t iy = cell.y_low + winner[out] / width,
-                         ix = cell.x_low + winner[out] % width;
-                in[iy * dx->row_stride + ix] += dy->data[out];
+                for (j = 0u; j < n; ++j) {
+                    uint32_t iy = cell.y_low + winner[at + j] / width;
+                    uint32_t ix = cell.x_low + winner[at + j] % width;
+                    in[(size_t)iy * dx->row_stride + (size_t)ix * n + j] += dy->data[at + j];
+                }
             }
     }
 }
@@ -95,19 +102,23 @@ static float cell_weight(const struct sfd_operation *operation, const struct cel
 void sfd_average_pool_forward(const struct sfd_operation *operation, const struct sfd_view *x,
                               const struct sfd_view *y, uint32_t n)
 {
-    uint32_t plane, planes = n * y->channels, oy, ox, iy, ix;
-    size_t out = 0u;
+    uint32_t channel, oy, ox, iy, ix, j;
+    float *out = y->data;
 
-    for (plane = 0u; plane < planes; ++plane) {
-        const float *in = x->data + (size_t)plane * x->channel_stride;
+    for (channel = 0u; channel < y->channels; ++channel) {
+        const float *in = x->data + (size_t)channel * x->channel_stride;
         for (oy = 0u; oy < y->height; ++oy)
-            for (ox = 0u; ox < y->width; ++ox, ++out) {
+            for (ox = 0u; ox < y->width; ++ox, out += n) {
                 struct cell cell = cell_find(operation, x, y, oy, ox);
-                float sum = 0.0f;
+                float weight = cell_weight(operation, &cell);
+                for (j = 0u; j < n; ++j)
+                    out[j] = 0.0f;
                 for (iy = cell.y_low; iy < cell.y_high; ++iy)
                     for (ix = cell.x_low; ix < cell.x_high; ++ix)
-                        sum += in[iy * x->row_stride + ix];
-                y->data[out] = sum * cell_weight(operation, &cell);
+                        for (j = 0u; j < n; ++j)
+                            out[j] += in[(size_t)iy * x->row_stride + (size_t)ix * n + j];
+                for (j = 0u; j < n; ++j)
+                    out[j] *= weight;
             }
     }
 }
@@ -115,18 +126,19 @@ void sfd_average_pool_forward(const struct sfd_operation *operation, const struc
 void sfd_average_pool_backward(const struct sfd_operation *operation, const struct sfd_view *dy,
                                const struct sfd_view *dx, uint32_t n)
 {
-    uint32_t plane, planes = n * dy->channels, oy, ox, iy, ix;
-    size_t out = 0u;
+    uint32_t channel, oy, ox, iy, ix, j;
+    const float *out = dy->data;
 
-    for (plane = 0u; plane < planes; ++plane) {
-        float *in = dx->data + (size_t)plane * dx->channel_stride;
+    for (channel = 0u; channel < dy->channels; ++channel) {
+        float *in = dx->data + (size_t)channel * dx->channel_stride;
         for (oy = 0u; oy < dy->height; ++oy)
-            for (ox = 0u; ox < dy->width; ++ox, ++out) {
+            for (ox = 0u; ox < dy->width; ++ox, out += n) {
                 struct cell cell = cell_find(operation, dx, dy, oy, ox);
-                float share = dy->data[out] * cell_weight(operation, &cell);
+                float weight = cell_weight(operation, &cell);
                 for (iy = cell.y_low; iy < cell.y_high; ++iy)
                     for (ix = cell.x_low; ix < cell.x_high; ++ix)
-                        in[iy * dx->row_stride + ix] += share;
+                        for (j = 0u; j < n; ++j)
+                            in[(size_t)iy * dx->row_stride + (size_t)ix * n + j] += out[j] * weight;
             }
     }
 }

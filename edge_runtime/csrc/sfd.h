@@ -2,13 +2,14 @@
  *
  * The core allocates nothing. The caller gives one arena per session:
  *
- *     struct sfd_plan plan;
  *     sfd_workspace_bytes(artifact, artifact_bytes, &workspace_bytes, NULL);
- *     sfd_plan(artifact, artifact_bytes, state, state_bytes, 16, workspace, workspace_bytes, &plan,
- * NULL); arena = memory of plan.arena_bytes, aligned to SFD_ALIGNMENT; sfd_open(artifact,
- * artifact_bytes, state, state_bytes, 16, arena, arena_bytes, &session, NULL); sfd_step(session, x,
- * y, SFD_TARGET_INT32, 16, 0.1f, 1e-3f, &loss); sfd_update_encode(session, keep, update, capacity,
- * &update_bytes);
+ *     sfd_plan(artifact, artifact_bytes, state, state_bytes, 16,
+ *              workspace, workspace_bytes, &plan, NULL);
+ *     (take memory of plan.arena_bytes, aligned to SFD_ALIGNMENT)
+ *     sfd_open(artifact, artifact_bytes, state, state_bytes, 16,
+ *              arena, plan.arena_bytes, &session, NULL);
+ *     sfd_step(session, x, y, SFD_TARGET_INT32, 16, 0.1f, 1e-3f, &loss);
+ *     sfd_update_encode(session, &keep, 1, round, update, capacity, &update_bytes);
  *
  * Each function returns SFD_OK or a negative sfd_error. A function that fails leaves the model as
  * it was. */
@@ -109,9 +110,9 @@ struct sfd_plan {
 };
 
 struct sfd_counters {
-    struct sfd_multiply_adds done; /* by training steps */
+    struct sfd_multiply_adds done; /* in training mode: by sfd_step, and sfd_gradients */
     uint64_t evaluation;           /* by sfd_evaluate */
-    uint64_t steps;                /* training steps applied */
+    uint64_t steps;                /* steps that changed the model */
 };
 
 /* A parameter inside a session. Pointers stay valid until the session ends. */

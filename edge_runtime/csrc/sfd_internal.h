@@ -48,7 +48,7 @@ struct sfd_node {
     uint16_t saved;   /* SAVED_INPUT region; SFD_NONE: the input itself is kept */
     uint16_t mask;    /* MASK region: bits of a rectifier, winners of a max pool */
     uint16_t moments; /* STATISTICS region of a norm */
-    uint16_t scratch; /* one unpacked image */
+    uint16_t scratch; /* one unpacked block of channels */
     uint8_t delivery0, delivery1;
     uint8_t has_backward;
 };
@@ -77,7 +77,7 @@ struct sfd_session {
     struct sfd_multiply_adds per_example;
     struct sfd_counters counters;
     uint8_t *arena;
-    const float *input; /* the caller's batch, during a call */
+    const float *input; /* the caller's image, during a call with a batch of one */
     uint32_t histogram[SFD_HISTOGRAM_BINS];
 };
 
@@ -88,12 +88,12 @@ struct sfd_support {
     uint32_t rows, columns, count, index_width;
 };
 
-/* A batch of images. Strides are in floats, so that a layout with borders or interleaved images
- * fits the same kernels. */
+/* A batch of n images, interleaved: the n values of a pixel lie side by side, pixels follow in rows.
+ * Strides are in floats, so that a layout with borders fits the same kernels. */
 struct sfd_view {
     float *data;
     uint32_t channels, height, width;
-    uint32_t image_stride, channel_stride, row_stride;
+    uint32_t channel_stride, row_stride;
 };
 
 /* The geometry of a convolution. */
@@ -103,7 +103,8 @@ struct sfd_convolution {
 };
 
 /* Kernels over the nonzeros alone. w and gradient run over the support in CSR order.
- * forward: y = bias + W x. d_input: dx += W^T dy. d_weight: gradient += dy x^T at the support.
+ * forward: y = bias + W x. d_input: dx += W^T dy. d_weight: gradient = dy x^T at the nonzeros whose
+ * input channel (linear: input element) is in [first, last); x begins at channel `first`.
  * Each returns the multiply-adds that it did. */
 struct sfd_sparse_kernels {
     uint64_t (*convolution_forward)(const struct sfd_convolution *shape,
@@ -116,13 +117,14 @@ struct sfd_sparse_kernels {
                                     uint32_t n);
     uint64_t (*convolution_d_weight)(const struct sfd_convolution *shape,
                                      const struct sfd_support *support, const struct sfd_view *x,
-                                     const struct sfd_view *dy, float *gradient, uint32_t n);
+                                     uint32_t first, uint32_t last, const struct sfd_view *dy,
+                                     float *gradient, uint32_t n);
     uint64_t (*linear_forward)(const struct sfd_support *support, const float *w, const float *bias,
                                const float *x, float *y, uint32_t n);
     uint64_t (*linear_d_input)(const struct sfd_support *support, const float *w, const float *dy,
                                float *dx, uint32_t n);
-    uint64_t (*linear_d_weight)(const struct sfd_support *support, const float *x, const float *dy,
-                                float *gradient, uint32_t n);
+    uint64_t (*linear_d_weight)(const struct sfd_support *support, const float *x, uint32_t first,
+                                uint32_t last, const float *dy, float *gradient, uint32_t n);
 };
 
 extern const struct sfd_sparse_kernels sfd_kernels_portable;
@@ -161,6 +163,10 @@ int sfd_memory_plan(struct sfd_session *session, uint64_t tables_bytes, struct s
  * positions). */
 uint32_t sfd_keep_count(const struct sfd_slot *weight, uint64_t input_elements);
 
+/* Channels (linear: elements) of a packed input that the backward unpacks at a time. */
+uint32_t sfd_block_channels(const struct sfd_session *session,
+                            const struct sfd_operation *operation);
+
 /* sfd_run.c */
 void sfd_forward(struct sfd_session *session, const float *x, uint32_t n, int training);
 void sfd_backward(struct sfd_session *session, uint32_t n);
@@ -180,14 +186,22 @@ float *sfd_slot_gradient(const struct sfd_session *session, const struct sfd_slo
  * the arena; no kernel writes to its input. */
 float *sfd_tensor_data(const struct sfd_session *session, uint32_t tensor);
 
-/* sfd_topk.c. Packed form: `keep` values, then the bitmask of their positions. */
+/* sfd_topk.c. Packed form: `keep` values, then the bitmask of their positions, both in the order of
+ * memory. A tie goes to the lower position in the order image, element. */
 uint64_t sfd_packed_bytes(uint32_t keep, uint64_t elements);
-void sfd_pack(const float *x, uint32_t elements, uint32_t keep, uint32_t *histogram, void *packed);
+void sfd_pack(const float *x, uint32_t size, uint32_t n, uint32_t keep, uint32_t *histogram,
+              void *packed);
 uint32_t sfd_unpack(const void *packed, uint32_t keep, uint32_t first, uint32_t elements,
                     uint32_t taken, float *x);
 
 /* Bits of |x|: floats order as their bit patterns once the sign is gone. */
-uint32_t sfd_magnitude(float x);
+static inline uint32_t sfd_magnitude(float x)
+{
+    uint32_t bits;
+
+    memcpy(&bits, &x, sizeof bits);
+    return bits & 0x7fffffffu;
+}
 
 /* A threshold search over magnitudes: 4 passes of 8 bits, the highest first. */
 struct sfd_selection {
@@ -211,8 +225,7 @@ void sfd_powerprop_forward(const float *v, float *w, uint32_t count, float beta)
 void sfd_powerprop_backward(const float *v, float *gradient, uint32_t count, float beta);
 int sfd_all_finite(const float *x, uint64_t count);
 
-/* kernels_norm.c. moments: mean and variance per channel (batch norm), mean and 1/deviation per
- * group (others). */
+/* kernels_norm.c. Batch norm's moments: the means of all channels, then their variances. */
 void sfd_batch_norm_moments(const struct sfd_view *x, uint32_t n, float *moments);
 void sfd_batch_norm_forward(const struct sfd_view *x, uint32_t n, const float *mean,
                             const float *variance, float epsilon, const float *weight,
@@ -220,18 +233,18 @@ void sfd_batch_norm_forward(const struct sfd_view *x, uint32_t n, const float *m
 void sfd_batch_norm_backward(const struct sfd_view *x, uint32_t n, const float *moments,
                              float epsilon, const float *weight, const float *dy, float *dx,
                              int accumulate, float *d_weight, float *d_bias);
-void sfd_group_norm_forward(const float *x, uint32_t n, uint32_t channels, uint32_t plane,
-                            uint32_t groups, float epsilon, const float *weight, const float *bias,
-                            float *moments, float *y);
-void sfd_group_norm_backward(const float *x, uint32_t n, uint32_t channels, uint32_t plane,
-                             uint32_t groups, const float *moments, const float *weight,
-                             const float *dy, float *dx, int accumulate, float *d_weight,
-                             float *d_bias);
-void sfd_layer_norm_forward(const float *x, uint32_t rows, uint32_t size, float epsilon,
-                            const float *weight, const float *bias, float *moments, float *y);
-void sfd_layer_norm_backward(const float *x, uint32_t rows, uint32_t size, const float *moments,
-                             const float *weight, const float *dy, float *dx, int accumulate,
-                             float *d_weight, float *d_bias);
+
+/* Group and layer norm: `sets` of `elements` consecutive elements of an image are normalised, each
+ * `span` of them share an affine coefficient, and the next set's coefficients begin `affine_step` on.
+ * moments: for each set the n means, then the n inverse deviations. */
+struct sfd_norm {
+    uint32_t sets, elements, span, affine_step;
+};
+void sfd_norm_forward(const struct sfd_norm *norm, const float *x, uint32_t n, float epsilon,
+                      const float *weight, const float *bias, float *moments, float *y);
+void sfd_norm_backward(const struct sfd_norm *norm, const float *x, uint32_t n,
+                       const float *moments, const float *weight, const float *dy, float *dx,
+                       int accumulate, float *d_weight, float *d_bias);
 
 /* kernels_elementwise.c */
 void sfd_rectifier_forward(const float *x, uint32_t count, float ceiling, uint32_t *mask, float *y);
@@ -243,8 +256,7 @@ void sfd_smooth_backward(const struct sfd_operation *operation, const float *x, 
                          uint32_t count, float *dx, int accumulate);
 void sfd_add_forward(const float *a, const float *b, uint32_t count, float *y);
 void sfd_add_into(const float *x, uint32_t count, float *y);
-void sfd_bias_backward(const float *dy, uint32_t n, uint32_t channels, uint32_t plane,
-                       float *d_bias);
+void sfd_bias_backward(const float *dy, uint32_t channels, uint32_t run, float *d_bias);
 
 /* kernels_pool.c */
 void sfd_max_pool_forward(const struct sfd_operation *operation, const struct sfd_view *x,

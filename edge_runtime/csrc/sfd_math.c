@@ -19,11 +19,6 @@ static uint32_t to_bits(float x)
     return bits;
 }
 
-uint32_t sfd_magnitude(float x)
-{
-    return to_bits(x) & 0x7fffffffu;
-}
-
 int sfd_all_finite(const float *x, uint64_t count)
 {
     uint64_t i;

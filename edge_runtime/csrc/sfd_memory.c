@@ -8,6 +8,7 @@
 #include "sfd_internal.h"
 
 #define REGION_ALIGNMENT 16u
+#define BLOCK_ELEMENTS 2048u
 #define ARENA_LIMIT UINT32_C(0xffffffc0)
 
 static uint32_t last_step(const struct sfd_session *session)
@@ -120,6 +121,33 @@ static void plan_persistent(struct sfd_session *session, uint64_t tables_bytes)
     }
 }
 
+/* Channels of a packed input that the backward unpacks at a time: all of a small image, one of a large
+ * one, so that finding the nonzeros of each block costs little beside multiplying them. */
+static uint32_t input_channels(const struct sfd_operation *operation, const struct sfd_value *in)
+{
+    return operation->kind == SFD_OPERATION_LINEAR ? in->size : in->channels;
+}
+
+uint32_t sfd_block_channels(const struct sfd_session *session,
+                            const struct sfd_operation *operation)
+{
+    const struct sfd_value *in = &session->values[operation->input0];
+    uint32_t channels = input_channels(operation, in);
+    uint32_t run = in->size / channels * session->batch;
+    uint32_t block = (BLOCK_ELEMENTS + run - 1u) / run;
+
+    return block < channels ? block : channels;
+}
+
+static uint64_t unpacked_bytes(const struct sfd_session *session,
+                               const struct sfd_operation *operation)
+{
+    const struct sfd_value *in = &session->values[operation->input0];
+
+    return (uint64_t)sfd_block_channels(session, operation) *
+           (in->size / input_channels(operation, in)) * session->batch * 4u;
+}
+
 /* What an operation keeps between its forward and its backward, beside its input. */
 static void plan_kept(struct sfd_session *session, uint32_t index)
 {
@@ -136,9 +164,8 @@ static void plan_kept(struct sfd_session *session, uint32_t index)
         if (keep > 0u && keep < in) {
             node->saved = region_add(session, SFD_BUFFER_SAVED_INPUT, index,
                                      sfd_packed_bytes(keep, in), index, end);
-            node->scratch =
-                region_add(session, SFD_BUFFER_SCRATCH, index,
-                           (uint64_t)session->values[operation->input0].size * 4u, end, end);
+            node->scratch = region_add(session, SFD_BUFFER_SCRATCH, index,
+                                       unpacked_bytes(session, operation), end, end);
         }
         break;
     }
@@ -175,6 +202,9 @@ static void plan_forward(struct sfd_session *session)
 {
     uint32_t i;
 
+    if (session->batch > 1u) /* the caller's images, interleaved; one image is read where it is */
+        session->values[0].storage = region_add(session, SFD_BUFFER_ACTIVATION, SFD_NONE,
+                                                batch_elements(session, 0u) * 4u, 0u, 0u);
     for (i = 0u; i < session->operation_count; ++i) {
         struct sfd_node *node = &session->nodes[i];
         const struct sfd_operation *operation = &node->operation;

@@ -46,7 +46,8 @@ static float *dense_gradient(const struct sfd_session *session, uint32_t paramet
     return parameter == SFD_NONE ? NULL : sfd_slot_gradient(session, &session->slots[parameter]);
 }
 
-static struct sfd_view tensor_view(const struct sfd_session *session, uint32_t tensor, float *data)
+static struct sfd_view tensor_view(const struct sfd_session *session, uint32_t tensor, float *data,
+                                   uint32_t n)
 {
     const struct sfd_value *value = &session->values[tensor];
     struct sfd_view view;
@@ -55,9 +56,8 @@ static struct sfd_view tensor_view(const struct sfd_session *session, uint32_t t
     view.channels = value->channels;
     view.height = value->height;
     view.width = value->width;
-    view.row_stride = value->width;
-    view.channel_stride = value->height * value->width;
-    view.image_stride = value->size;
+    view.row_stride = value->width * n;
+    view.channel_stride = value->height * value->width * n;
     return view;
 }
 
@@ -97,10 +97,28 @@ static void sparse_forward(struct sfd_session *session, const struct sfd_node *n
         *done += session->kernels->convolution_forward(&shape, &support, w, bias, x, y, n);
     }
     if (training && node->saved != SFD_NONE) {
-        uint32_t elements = n * session->values[operation->input0].size;
-        sfd_pack(x->data, elements, sfd_keep_count(slot, elements), session->histogram,
+        uint32_t size = session->values[operation->input0].size;
+        sfd_pack(x->data, size, n, sfd_keep_count(slot, (uint64_t)size * n), session->histogram,
                  sfd_region_data(session, node->saved));
     }
+}
+
+static struct sfd_norm norm_shape(const struct sfd_operation *operation, const struct sfd_value *in)
+{
+    struct sfd_norm norm;
+
+    if (operation->kind == SFD_OPERATION_GROUP_NORM) {
+        norm.sets = operation->groups;
+        norm.elements = in->size / norm.sets;
+        norm.span = in->height * in->width;
+        norm.affine_step = in->channels / norm.sets;
+    } else {
+        norm.elements = operation->normalized;
+        norm.sets = in->size / norm.elements;
+        norm.span = 1u;
+        norm.affine_step = 0u;
+    }
+    return norm;
 }
 
 static void norm_forward(struct sfd_session *session, const struct sfd_node *node,
@@ -110,15 +128,10 @@ static void norm_forward(struct sfd_session *session, const struct sfd_node *nod
     const float *weight = parameter_data(session, operation->weight);
     const float *bias = parameter_data(session, operation->bias);
     float *moments = sfd_region_data(session, node->moments);
-    uint32_t plane = x->height * x->width;
 
-    if (operation->kind == SFD_OPERATION_GROUP_NORM) {
-        sfd_group_norm_forward(x->data, n, x->channels, plane, operation->groups,
-                               operation->epsilon, weight, bias, moments, y);
-    } else if (operation->kind == SFD_OPERATION_LAYER_NORM) {
-        uint32_t rows = n * (x->image_stride / operation->normalized);
-        sfd_layer_norm_forward(x->data, rows, operation->normalized, operation->epsilon, weight,
-                               bias, moments, y);
+    if (operation->kind != SFD_OPERATION_BATCH_NORM) {
+        struct sfd_norm norm = norm_shape(operation, &session->values[operation->input0]);
+        sfd_norm_forward(&norm, x->data, n, operation->epsilon, weight, bias, moments, y);
     } else if (training || operation->mean == SFD_NONE) {
         sfd_batch_norm_moments(x, n, moments);
         sfd_batch_norm_forward(x, n, moments, moments + x->channels, operation->epsilon, weight,
@@ -135,9 +148,9 @@ static void node_forward(struct sfd_session *session, const struct sfd_node *nod
 {
     const struct sfd_operation *operation = &node->operation;
     struct sfd_view x =
-        tensor_view(session, operation->input0, sfd_tensor_data(session, operation->input0));
+        tensor_view(session, operation->input0, sfd_tensor_data(session, operation->input0), n);
     struct sfd_view y =
-        tensor_view(session, operation->output, sfd_tensor_data(session, operation->output));
+        tensor_view(session, operation->output, sfd_tensor_data(session, operation->output), n);
     uint32_t count = n * session->values[operation->output].size;
     void *mask = training && node->mask != SFD_NONE ? sfd_region_data(session, node->mask) : NULL;
 
@@ -176,13 +189,53 @@ static void node_forward(struct sfd_session *session, const struct sfd_node *nod
     }
 }
 
+/* Images in a row become interleaved. */
+static void interleave(const float *x, uint32_t size, uint32_t n, float *y)
+{
+    uint32_t element, image;
+
+    for (element = 0u; element < size; ++element)
+        for (image = 0u; image < n; ++image)
+            y[(size_t)element * n + image] = x[(size_t)image * size + element];
+}
+
 void sfd_forward(struct sfd_session *session, const float *x, uint32_t n, int training)
 {
     uint32_t i;
 
     session->input = x;
+    if (session->values[0].storage != SFD_NONE)
+        interleave(x, session->values[0].size, n, sfd_tensor_data(session, 0u));
     for (i = 0u; i < session->operation_count; ++i)
         node_forward(session, &session->nodes[i], n, training);
+}
+
+/* The weight gradient of a layer whose input was packed: unpack a block of channels, multiply, go
+ * on to the next. */
+static void packed_d_weight(struct sfd_session *session, const struct sfd_node *node,
+                            const struct sfd_support *support, const struct sfd_view *x,
+                            const struct sfd_view *dy, float *gradient, uint32_t n)
+{
+    const struct sfd_operation *operation = &node->operation;
+    const struct sfd_value *in = &session->values[operation->input0];
+    const void *packed = sfd_region_data(session, node->saved);
+    const int linear = operation->kind == SFD_OPERATION_LINEAR;
+    uint32_t keep = sfd_keep_count(&session->slots[operation->weight], (uint64_t)in->size * n);
+    uint32_t channels = linear ? in->size : in->channels, run = in->size / channels * n;
+    uint32_t block = sfd_block_channels(session, operation), first, taken = 0u;
+    uint64_t *done = &session->counters.done.d_weight;
+    struct sfd_convolution shape = convolution_shape(operation);
+    struct sfd_view part = *x;
+
+    part.data = sfd_region_data(session, node->scratch);
+    for (first = 0u; first < channels; first += block) {
+        uint32_t last = channels - first < block ? channels : first + block;
+        taken = sfd_unpack(packed, keep, first * run, (last - first) * run, taken, part.data);
+        *done += linear ? session->kernels->linear_d_weight(support, part.data, first, last,
+                                                            dy->data, gradient, n)
+                        : session->kernels->convolution_d_weight(&shape, support, &part, first,
+                                                                 last, dy, gradient, n);
+    }
 }
 
 /* dX needs w; afterwards the same memory takes the gradient. */
@@ -193,45 +246,28 @@ static void sparse_backward(struct sfd_session *session, const struct sfd_node *
     const struct sfd_operation *operation = &node->operation;
     const struct sfd_sparse_kernels *kernels = session->kernels;
     const struct sfd_slot *slot = &session->slots[operation->weight];
-    struct sfd_multiply_adds *done = &session->counters.done;
     const int linear = operation->kind == SFD_OPERATION_LINEAR;
+    struct sfd_multiply_adds *done = &session->counters.done;
     struct sfd_convolution shape = convolution_shape(operation);
     float *working = sfd_region_data(session, slot->working);
     struct sfd_support support;
-    uint32_t image, taken = 0u;
 
     sfd_slot_support(session, slot, &support);
-    if (dx) {
-        if (linear)
-            done->d_input += kernels->linear_d_input(&support, working, dy->data, dx->data, n);
-        else
-            done->d_input += kernels->convolution_d_input(&shape, &support, working, dy, dx, n);
-    }
+    if (dx)
+        done->d_input += linear
+                             ? kernels->linear_d_input(&support, working, dy->data, dx->data, n)
+                             : kernels->convolution_d_input(&shape, &support, working, dy, dx, n);
     if (operation->bias != SFD_NONE)
-        sfd_bias_backward(dy->data, n, dy->channels, dy->height * dy->width,
+        sfd_bias_backward(dy->data, dy->channels, dy->channel_stride,
                           dense_gradient(session, operation->bias));
-    memset(working, 0, (size_t)slot->count * sizeof *working);
-    if (slot->count == 0u)
-        return;
-    if (node->saved == SFD_NONE) {
-        if (linear)
-            done->d_weight += kernels->linear_d_weight(&support, x->data, dy->data, working, n);
-        else
-            done->d_weight += kernels->convolution_d_weight(&shape, &support, x, dy, working, n);
-    }
-    for (image = 0u; node->saved != SFD_NONE && image < n; ++image) {
-        uint32_t keep = sfd_keep_count(slot, (uint64_t)n * x->image_stride);
-        struct sfd_view one = *x, d_one = *dy;
-        one.data = sfd_region_data(session, node->scratch);
-        d_one.data = dy->data + (size_t)image * dy->image_stride;
-        taken = sfd_unpack(sfd_region_data(session, node->saved), keep, image * x->image_stride,
-                           x->image_stride, taken, one.data);
-        if (linear)
-            done->d_weight += kernels->linear_d_weight(&support, one.data, d_one.data, working, 1u);
-        else
-            done->d_weight +=
-                kernels->convolution_d_weight(&shape, &support, &one, &d_one, working, 1u);
-    }
+    if (node->saved != SFD_NONE)
+        packed_d_weight(session, node, &support, x, dy, working, n);
+    else if (linear)
+        done->d_weight +=
+            kernels->linear_d_weight(&support, x->data, 0u, slot->columns, dy->data, working, n);
+    else
+        done->d_weight +=
+            kernels->convolution_d_weight(&shape, &support, x, 0u, x->channels, dy, working, n);
     sfd_powerprop_backward(sfd_region_data(session, slot->value), working, slot->count,
                            session->beta);
 }
@@ -245,18 +281,14 @@ static void norm_backward(struct sfd_session *session, const struct sfd_node *no
     const float *moments = sfd_region_data(session, node->moments);
     float *d_weight = dense_gradient(session, operation->weight);
     float *d_bias = dense_gradient(session, operation->bias);
-    uint32_t plane = x->height * x->width;
 
-    if (operation->kind == SFD_OPERATION_BATCH_NORM)
+    if (operation->kind == SFD_OPERATION_BATCH_NORM) {
         sfd_batch_norm_backward(x, n, moments, operation->epsilon, weight, dy, dx, accumulate,
                                 d_weight, d_bias);
-    else if (operation->kind == SFD_OPERATION_GROUP_NORM)
-        sfd_group_norm_backward(x->data, n, x->channels, plane, operation->groups, moments, weight,
-                                dy, dx, accumulate, d_weight, d_bias);
-    else
-        sfd_layer_norm_backward(x->data, n * (x->image_stride / operation->normalized),
-                                operation->normalized, moments, weight, dy, dx, accumulate,
-                                d_weight, d_bias);
+    } else {
+        struct sfd_norm norm = norm_shape(operation, &session->values[operation->input0]);
+        sfd_norm_backward(&norm, x->data, n, moments, weight, dy, dx, accumulate, d_weight, d_bias);
+    }
 }
 
 /* Deliver a gradient that is dy itself: reshape and addition. */
@@ -273,9 +305,9 @@ static void node_backward(struct sfd_session *session, const struct sfd_node *no
 {
     const struct sfd_operation *operation = &node->operation;
     struct sfd_view x =
-        tensor_view(session, operation->input0, sfd_tensor_data(session, operation->input0));
+        tensor_view(session, operation->input0, sfd_tensor_data(session, operation->input0), n);
     struct sfd_view dy =
-        tensor_view(session, operation->output, gradient_data(session, operation->output));
+        tensor_view(session, operation->output, gradient_data(session, operation->output), n);
     struct sfd_view dx = x;
     uint32_t count = n * session->values[operation->input0].size;
     int accumulate = node->delivery0 == SFD_DELIVER_ACCUMULATE;

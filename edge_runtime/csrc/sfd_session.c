@@ -145,9 +145,14 @@ int sfd_gradients(struct sfd_session *session, const float *x, const void *y,
     return SFD_OK;
 }
 
+static float stepped(float value, float gradient, float learning_rate, float weight_decay)
+{
+    return value - learning_rate * (gradient + weight_decay * value);
+}
+
 /* running <- (1 - momentum) running + momentum batch, with the unbiased batch variance, as PyTorch
- * does. */
-static void update_running_statistics(struct sfd_session *session, uint32_t n)
+ * does. Returns whether all stays finite; changes the session only when told to. */
+static int running_statistics(struct sfd_session *session, uint32_t n, int apply)
 {
     uint32_t i, c;
 
@@ -155,20 +160,44 @@ static void update_running_statistics(struct sfd_session *session, uint32_t n)
         const struct sfd_operation *operation = &session->nodes[i].operation;
         const struct sfd_value *value = &session->values[operation->input0];
         const float *moments;
-        float *mean, *variance, count, unbiased;
+        float *running[2], count, scale[2];
         if (operation->kind != SFD_OPERATION_BATCH_NORM || operation->mean == SFD_NONE)
             continue;
         moments = sfd_region_data(session, session->nodes[i].moments);
-        mean = sfd_region_data(session, session->slots[operation->mean].value);
-        variance = sfd_region_data(session, session->slots[operation->variance].value);
+        running[0] = sfd_region_data(session, session->slots[operation->mean].value);
+        running[1] = sfd_region_data(session, session->slots[operation->variance].value);
         count = (float)n * (float)value->height * (float)value->width;
-        unbiased = count > 1.0f ? count / (count - 1.0f) : 1.0f;
-        for (c = 0u; c < value->channels; ++c) {
-            mean[c] += operation->momentum * (moments[c] - mean[c]);
-            variance[c] +=
-                operation->momentum * (moments[value->channels + c] * unbiased - variance[c]);
+        scale[0] = 1.0f;
+        scale[1] = count > 1.0f ? count / (count - 1.0f) : 1.0f;
+        for (c = 0u; c < 2u * value->channels; ++c) {
+            uint32_t which = c / value->channels;
+            float *target = &running[which][c % value->channels];
+            float next = *target + operation->momentum * (moments[c] * scale[which] - *target);
+            if (!sfd_all_finite(&next, 1u))
+                return 0;
+            if (apply)
+                *target = next;
         }
     }
+    return 1;
+}
+
+static int parameters_stay_finite(const struct sfd_session *session, float learning_rate,
+                                  float weight_decay)
+{
+    uint32_t i, k;
+
+    for (i = 0u; i < session->parameter_count; ++i) {
+        const struct sfd_slot *slot = &session->slots[i];
+        const float *gradient = sfd_slot_gradient(session, slot);
+        const float *value = sfd_region_data(session, slot->value);
+        for (k = 0u; gradient != NULL && k < slot->count; ++k) {
+            float next = stepped(value[k], gradient[k], learning_rate, weight_decay);
+            if (!sfd_all_finite(&next, 1u))
+                return 0;
+        }
+    }
+    return 1;
 }
 
 int sfd_step(struct sfd_session *session, const float *x, const void *y, enum sfd_target target,
@@ -183,16 +212,17 @@ int sfd_step(struct sfd_session *session, const float *x, const void *y, enum sf
     error = sfd_gradients(session, x, y, target, n, loss);
     if (error != SFD_OK)
         return error;
+    if (!parameters_stay_finite(session, learning_rate, weight_decay) ||
+        !running_statistics(session, n, 0))
+        return SFD_ERR_DIVERGED;
     for (i = 0u; i < session->parameter_count; ++i) {
         const struct sfd_slot *slot = &session->slots[i];
         const float *gradient = sfd_slot_gradient(session, slot);
         float *value = sfd_region_data(session, slot->value);
-        if (gradient == NULL)
-            continue;
-        for (k = 0u; k < slot->count; ++k)
-            value[k] -= learning_rate * (gradient[k] + weight_decay * value[k]);
+        for (k = 0u; gradient != NULL && k < slot->count; ++k)
+            value[k] = stepped(value[k], gradient[k], learning_rate, weight_decay);
     }
-    update_running_statistics(session, n);
+    running_statistics(session, n, 1);
     ++session->counters.steps;
     return SFD_OK;
 }

@@ -50,28 +50,47 @@ uint64_t sfd_packed_bytes(uint32_t keep, uint64_t elements)
     return keep == 0u ? 0u : 4u * ((uint64_t)keep + (elements + 31u) / 32u);
 }
 
-void sfd_pack(const float *x, uint32_t elements, uint32_t keep, uint32_t *histogram, void *packed)
+/* One past the place, in the order image, element, of the last tie that is taken. */
+static uint32_t tie_end(const float *x, uint32_t size, uint32_t n, uint32_t threshold,
+                        uint32_t ties)
+{
+    uint32_t image, element;
+
+    for (image = 0u; image < n; ++image)
+        for (element = 0u; element < size; ++element)
+            if (sfd_magnitude(x[(size_t)element * n + image]) == threshold && --ties == 0u)
+                return image * size + element + 1u;
+    return n * size;
+}
+
+void sfd_pack(const float *x, uint32_t size, uint32_t n, uint32_t keep, uint32_t *histogram,
+              void *packed)
 {
     float *value = packed;
     uint32_t *bits = (uint32_t *)packed + keep;
     struct sfd_selection selection;
-    uint32_t i, taken = 0u;
+    uint32_t i, taken = 0u, end, threshold, ties;
 
     if (keep == 0u)
         return;
     sfd_selection_begin(&selection, keep, histogram);
     do {
         sfd_selection_pass(&selection);
-        sfd_selection_count(&selection, x, elements);
+        sfd_selection_count(&selection, x, size * n);
     } while (sfd_selection_narrow(&selection));
+    threshold = selection.prefix;
+    ties = selection.remaining;
+    end = size * n; /* which zeros are kept makes no difference: then any order will do */
+    if (threshold != 0u && ties < histogram[threshold & 0xffu])
+        end = tie_end(x, size, n, threshold, ties);
 
-    for (i = 0u; i < elements; ++i) {
+    for (i = 0u; i < size * n; ++i) {
         uint32_t magnitude = sfd_magnitude(x[i]);
-        int take = magnitude > selection.prefix;
+        int take = magnitude > threshold;
         if (i % 32u == 0u)
             bits[i / 32u] = 0u;
-        if (magnitude == selection.prefix && selection.remaining > 0u) {
-            --selection.remaining;
+        if (magnitude == threshold && ties > 0u && i % n * size + i / n < end) {
+            --ties;
             take = 1;
         }
         if (take) {
