@@ -1,0 +1,64 @@
+# make demo, make test: from a clean checkout to a result. `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+NATIVE := $(VENV)/.native
+C_SOURCES := $(wildcard edge_runtime/csrc/*.c edge_runtime/csrc/*.h)
+CONSTRAINTS := requirements/constraints.txt
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+
+setup: $(NATIVE) ## make .venv, install everything, build the native library
+
+demo: $(NATIVE) ## a fleet of watches trains over MQTT; writes report.json and report.html
+	@$(BIN)/sparsyfed demo $(DEMO_ARGS)
+
+test: $(NATIVE) ## run the tests (PYTEST_ARGS="-k name" to choose)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(NATIVE) ## style, types, layers, and the C core under the project's warnings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy src/sparsyfed tests
+	$(BIN)/lint-imports
+	$(BIN)/cmake -S . -B build/developer -D SFD_DEVELOPER=ON > build/developer.log
+	$(BIN)/cmake --build build/developer
+	@if command -v clang-format > /dev/null; then clang-format --dry-run --Werror $(C_SOURCES); \
+	else echo "clang-format is not installed: the layout of the C sources was not checked"; fi
+
+bench: $(NATIVE) ## measure time and memory of this machine
+	@$(BIN)/python -m sparsyfed.tools.bench $(BENCH_ARGS)
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The build tools come first, since the package itself is built without isolation: that keeps the
+# CMake tree usable for the quick rebuild below. All else is one pip call, so that one resolution
+# holds torch at its pin.
+$(INSTALLED): pyproject.toml CMakeLists.txt $(CONSTRAINTS) tools/install_system_parts.sh
+	@echo "==> system parts: mosquitto, a C compiler, a Python that can make environments"
+	@bash tools/install_system_parts.sh
+	@python=$$(bash tools/install_system_parts.sh --python); \
+	echo "==> $(VENV), from $$("$$python" --version)"; \
+	"$$python" -m venv $(VENV)
+	@echo "==> build tools"
+	@$(PIP) install --quiet -c $(CONSTRAINTS) scikit-build-core cmake ninja
+	@echo "==> sparsyfed-edge and what it needs (PyTorch is the large one; minutes the first time)"
+	@$(PIP) install --quiet -c $(CONSTRAINTS) --no-build-isolation -e '.[dev]'
+	@touch $@
+
+$(NATIVE): $(INSTALLED) $(C_SOURCES)
+	@echo "==> libsfd"
+	@$(BIN)/cmake --build build/editable > build/native.log || { cat build/native.log >&2; exit 1; }
+	@$(BIN)/cmake --install build/editable --prefix \
+	    "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')" > build/native.log
+	@touch $@

@@ -1,0 +1,1 @@
+"""The command line and the programs behind it: demo, export, coordinator, device, broker, profile."""
