@@ -1,0 +1,186 @@
+"""The memory and the work that training takes, known before any of it is allocated."""
+
+from __future__ import annotations
+
+import ctypes
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparsyfed.edge_runtime import _native
+from sparsyfed.edge_runtime.artifact import Artifact
+from sparsyfed.edge_runtime.container import MAX_U32
+from sparsyfed.edge_runtime.errors import InputError
+from sparsyfed.edge_runtime.format import NONE
+from sparsyfed.edge_runtime.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class MultiplyAdds:
+    """Multiply-adds of one training step of a full batch, over the convolution and linear layers.
+
+    With B examples and the layer's stored entries (o, c, i, j), kernel row i and kernel column j:
+
+    * convolution: forward = B · Σ rows(i) · columns(j) over the stored entries, where rows(i) is
+      the number of output rows y with 0 <= y · stride - padding + i · dilation < height, and
+      columns(j) likewise: products with the zero border are not counted;
+    * linear: forward = B · stored entries;
+    * d_input is the same for every layer whose input depends on a trainable parameter; the others,
+      such as those that read the model's input, need none;
+    * d_weight is the same as forward: every layer multiplies its saved input unpacked.
+    """
+
+    forward: int
+    d_input: int
+    d_weight: int
+
+    @property
+    def total(self) -> int:
+        """All three together."""
+        return self.forward + self.d_input + self.d_weight
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedBuffer:
+    """One region of the arena, alive from `first_step` to `last_step`, both included.
+
+    With n operations, step i < n is the forward of operation i, step n the loss, step 2n - i the
+    backward of operation i, and step 2n + 1 the parameter update. `owner` is a parameter for the
+    kinds index, weight, working_weight and dense, else an operation, or None.
+    """
+
+    kind: str
+    owner: int | None
+    offset: int
+    bytes: int
+    first_step: int
+    last_step: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What a session of this artifact, state and batch size needs. All sizes are bytes.
+
+    `arena_bytes` is exact. `transient_bytes` of it hold activations, gradients and scratch;
+    `live_peak_bytes` is the most of them that is alive at one step, `live_peak_step`. `parts`
+    splits the memory alive at that step by kind of buffer: what lives over the whole schedule, and
+    what is alive just then.
+    """
+
+    batch_size: int
+    arena_bytes: int
+    transient_bytes: int
+    live_peak_bytes: int
+    live_peak_step: int
+    parts: dict[str, int]
+    macs: MultiplyAdds
+    buffers: tuple[PlannedBuffer, ...]
+
+    def __str__(self) -> str:
+        alive = sum(self.parts.values())
+        rows = [(kind.replace("_", " "), size) for kind, size in self.parts.items()]
+        rows += [
+            (f"alive at step {self.live_peak_step}", alive),
+            ("alignment and placement", self.arena_bytes - alive),
+            ("arena", self.arena_bytes),
+        ]
+        work = [
+            ("forward", self.macs.forward),
+            ("input gradients", self.macs.d_input),
+            ("weight gradients", self.macs.d_weight),
+            ("step", self.macs.total),
+        ]
+        return (
+            f"Memory in bytes, batch size {self.batch_size}\n{table(rows, totals=(-3, -1))}\n"
+            f"Multiply-adds of a step\n{table(work, totals=(-1,))}"
+        )
+
+
+def table(rows: Sequence[tuple[str, int]], totals: Sequence[int]) -> str:
+    """Aligned lines of names and numbers; a rule stands before the rows `totals`, from the end."""
+    names = max(len(name) for name, _ in rows)
+    numbers = max(len(f"{number:,}") for _, number in rows)
+    lines = []
+    for place, (name, number) in enumerate(rows, start=-len(rows)):
+        if place in totals:
+            lines.append("  " + "-" * (names + 2 + numbers))
+        lines.append(f"  {name:<{names}}  {number:>{numbers},}")
+    return "\n".join(lines)
+
+
+def plan(
+    artifact: str | Path | bytes | Artifact, state: State | bytes, batch_size: int
+) -> MemoryPlan:
+    """Plan training `state` with batches of up to `batch_size` examples; allocates none of it.
+
+    Raises FormatError for a malformed artifact or state, MismatchError when they don't belong
+    together, InputError for a batch size out of range.
+    """
+    structure = Artifact.of(artifact)
+    state_bytes = state.encode() if isinstance(state, State) else state
+    return plan_bytes(structure, structure.encode(), state_bytes, batch_size)
+
+
+def plan_bytes(structure: Artifact, artifact: bytes, state: bytes, batch_size: int) -> MemoryPlan:
+    """Plan for an artifact whose bytes are at hand."""
+    if not 1 <= batch_size <= MAX_U32:
+        raise InputError(f"got batch size {batch_size}, wanted at least 1")
+    core = _native.library()
+    problem = _native.Problem()
+    place = _native.address(memoryview(artifact))
+    size = ctypes.c_uint64()
+    code = core.sfd_workspace_bytes(place, len(artifact), size, problem)
+    if code:
+        _native.raise_error(code, "artifact", problem)
+    workspace = _native.Memory(size.value)
+    try:
+        planned = _native.Plan()
+        state_place = _native.address(memoryview(state))
+        memory = (workspace.address, workspace.size)
+        code = core.sfd_plan(
+            *(place, len(artifact), state_place, len(state), batch_size),
+            *(*memory, planned, problem),
+        )
+        if code:
+            _native.raise_error(code, "plan", problem)
+        buffers = tuple(planned_buffer(workspace, i) for i in range(planned.buffer_count))
+    finally:
+        workspace.close()
+    last_step = 2 * len(structure.operations) + 1
+    return MemoryPlan(
+        batch_size=batch_size,
+        arena_bytes=planned.arena_bytes,
+        transient_bytes=planned.transient_bytes,
+        live_peak_bytes=planned.live_peak_bytes,
+        live_peak_step=planned.live_peak_step,
+        parts=parts_alive(buffers, planned.live_peak_step, last_step),
+        macs=MultiplyAdds(planned.step.forward, planned.step.d_input, planned.step.d_weight),
+        buffers=buffers,
+    )
+
+
+def planned_buffer(workspace: _native.Memory, index: int) -> PlannedBuffer:
+    """Buffer of the plan just made in this workspace."""
+    record = _native.Buffer()
+    code = _native.library().sfd_plan_buffer(workspace.address, index, record)
+    if code:
+        _native.raise_error(code, f"planned buffer {index}")
+    return PlannedBuffer(
+        kind=_native.BufferKind(record.kind).name.lower(),
+        owner=None if record.owner == NONE else record.owner,
+        offset=record.offset,
+        bytes=record.bytes,
+        first_step=record.first_step,
+        last_step=record.last_step,
+    )
+
+
+def parts_alive(buffers: Sequence[PlannedBuffer], step: int, last_step: int) -> dict[str, int]:
+    """Bytes by kind of the buffers that live over the whole schedule, or at `step`."""
+    sizes: Counter[str] = Counter()
+    for buffer in buffers:
+        whole = buffer.first_step == 0 and buffer.last_step == last_step
+        if whole or buffer.first_step <= step <= buffer.last_step:
+            sizes[buffer.kind] += buffer.bytes
+    return {kind.name.lower(): sizes[kind.name.lower()] for kind in _native.BufferKind}

@@ -1,0 +1,354 @@
+"""Training a sparse model in one arena of planned size."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from sparsyfed.edge_runtime import _native, container
+from sparsyfed.edge_runtime.artifact import Artifact, Tensor
+from sparsyfed.edge_runtime.budget import keep_counts
+from sparsyfed.edge_runtime.buffers import contiguous, described
+from sparsyfed.edge_runtime.container import column_type
+from sparsyfed.edge_runtime.errors import ArenaError, BackendError, InputError
+from sparsyfed.edge_runtime.format import CONTAINER_HEADER, Content, Loss, ParameterKind
+from sparsyfed.edge_runtime.plan import plan_bytes
+from sparsyfed.edge_runtime.state import DenseTensor, SparseTensor, State
+from sparsyfed.edge_runtime.update import SparseUpdate
+
+if TYPE_CHECKING:
+    from sparsyfed.edge_runtime.buffers import BufferLike
+
+BACKENDS = ("native",)
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredMemory:
+    """Memory of a session as measured, in bytes.
+
+    `arena_peak_bytes` is the highest byte of the arena that has changed since it was painted.
+    `stack_peak_bytes` is measured on boards only.
+    """
+
+    arena_bytes: int
+    arena_peak_bytes: int
+    stack_peak_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Multiply-adds really done by the convolution and linear layers, and steps applied.
+
+    `forward`, `d_input` and `d_weight` are those of training (see `plan.MultiplyAdds` for the
+    formula), `evaluation` those of `Session.evaluate`.
+    """
+
+    forward: int
+    d_input: int
+    d_weight: int
+    steps: int
+    evaluation: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Checked buffers of a batch; the views keep the memory alive."""
+
+    x: memoryview
+    y: memoryview
+    target: _native.Target
+    examples: int
+
+
+class Session:
+    """A model in training. Open one with `Session.open`; one thread at a time may use it.
+
+    After an exception from any method the model is as it was before the call, and the session goes
+    on.
+    """
+
+    def __init__(self, artifact: Artifact, state: bytes, batch_size: int, arena_bytes: int) -> None:
+        self.artifact = artifact
+        self.batch_size = batch_size
+        self._core = _native.library()
+        self._round = int(CONTAINER_HEADER.unpack_from(state)[3])
+        self._arena = _native.Memory(arena_bytes)
+        self._core.sfd_arena_paint(self._arena.address, arena_bytes)
+        self._handle: ctypes.c_void_p | None = ctypes.c_void_p()
+        self._loss = ctypes.c_float()
+        encoded = artifact.encode()
+        problem = _native.Problem()
+        code = self._core.sfd_open(
+            *(_native.address(memoryview(encoded)), len(encoded)),
+            *(_native.address(memoryview(state)), len(state)),
+            *(batch_size, self._arena.address, arena_bytes, self._handle, problem),
+        )
+        if code:
+            self.close()
+            _native.raise_error(code, "session", problem)
+
+    @classmethod
+    def open(
+        cls,
+        artifact: str | Path | bytes | Artifact,
+        state: State | bytes,
+        batch_size: int = 16,
+        backend: str = "native",
+        arena_bytes: int | None = None,
+    ) -> Session:
+        """Session for training `state` with batches of up to `batch_size` examples.
+
+        The arena has the planned size, or `arena_bytes`. Raises FormatError for a malformed
+        artifact or state, MismatchError when they don't belong together, ArenaError when the arena
+        is smaller than planned or the system does not give it, BackendError when the backend is not
+        there.
+        """
+        if backend not in BACKENDS:
+            raise BackendError(f"got backend {backend!r}, available: {', '.join(BACKENDS)}")
+        structure = Artifact.of(artifact)
+        state_bytes = state.encode() if isinstance(state, State) else state
+        wanted = plan_bytes(structure, structure.encode(), state_bytes, batch_size).arena_bytes
+        if arena_bytes is None:
+            arena_bytes = wanted
+        if arena_bytes < wanted:
+            raise ArenaError(
+                f"got an arena of {arena_bytes} bytes, batch size {batch_size} wants {wanted}: "
+                "choose a smaller batch or a state of higher sparsity",
+                got=arena_bytes,
+                wanted=wanted,
+            )
+        return cls(structure, state_bytes, batch_size, arena_bytes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the arena back. Any use but closing again raises InputError from then on."""
+        self._handle = None
+        self._arena.close()
+
+    def step(
+        self,
+        x: BufferLike,
+        y: BufferLike,
+        *,
+        learning_rate: float,
+        weight_decay: float = 0.0,
+    ) -> float:
+        """Mean loss of the batch, after which one SGD step is applied.
+
+        v <- v - learning_rate · (dL/dv + weight_decay · v), likewise the dense parameters.
+
+        `x` is a C-contiguous float32 buffer of shape (n, *input shape), or flat; n from 1 to the
+        batch size. `y` is int32 or int64 of shape (n,) for cross-entropy, float32 with n outputs
+        for mean squared error. Raises InputError for anything else and for values not finite,
+        DivergedError when loss or gradient is not finite.
+        """
+        require_rate("learning_rate", learning_rate)
+        require_rate("weight_decay", weight_decay)
+        handle = self._open_handle()
+        batch = self._batch(x, y)
+        self._require_fitting(batch)
+        code = self._core.sfd_step(
+            *(handle, _native.address(batch.x), _native.address(batch.y), batch.target),
+            *(batch.examples, learning_rate, weight_decay, self._loss),
+        )
+        if code:
+            _native.raise_error(code, "step")
+        return self._loss.value
+
+    def gradients(self, x: BufferLike, y: BufferLike) -> tuple[float, dict[str, array[float]]]:
+        """Mean loss of the batch in training mode and all gradients, by parameter name.
+
+        The model stays as it was.
+
+        A prunable weight has dL/dv at its stored entries, in csr order, a dense parameter dL/dp;
+        running statistics have none. Batches and errors are as in `step`.
+        """
+        handle = self._open_handle()
+        batch = self._batch(x, y)
+        self._require_fitting(batch)
+        code = self._core.sfd_gradients(
+            *(handle, _native.address(batch.x), _native.address(batch.y), batch.target),
+            *(batch.examples, self._loss),
+        )
+        if code:
+            _native.raise_error(code, "gradients")
+        gradients = {}
+        for index, parameter in enumerate(self.artifact.parameters):
+            if parameter.kind is not ParameterKind.STATISTIC:
+                view = self._view(index)
+                gradients[parameter.name] = copy_array("f", view.gradient, view.count)
+        return self._loss.value, gradients
+
+    def evaluate(self, x: BufferLike, y: BufferLike) -> tuple[float, int | None]:
+        """Mean loss and number of right answers in evaluation mode.
+
+        The number is None for mean squared error. Buffers are as in `step`, but of any number of
+        examples: they are evaluated in chunks of the batch size.
+        """
+        handle = self._open_handle()
+        batch = self._batch(x, y)
+        x_place, y_place = _native.address(batch.x), _native.address(batch.y)
+        x_stride, y_stride = (view.nbytes // batch.examples for view in (batch.x, batch.y))
+        right = ctypes.c_uint32()
+        total, correct = 0.0, 0
+        for start in range(0, batch.examples, self.batch_size):
+            examples = min(self.batch_size, batch.examples - start)
+            code = self._core.sfd_evaluate(
+                *(handle, x_place + start * x_stride, y_place + start * y_stride, batch.target),
+                *(examples, self._loss, right),
+            )
+            if code:
+                last = start + examples - 1
+                _native.raise_error(code, f"evaluation of examples {start} to {last}")
+            total += self._loss.value * examples
+            correct += right.value
+        loss = total / batch.examples
+        return loss, None if self.artifact.loss is Loss.MEAN_SQUARED_ERROR else correct
+
+    def update(
+        self,
+        sparsity: float,
+        budget: str | Mapping[str, int] = "global",
+        round: int | None = None,
+    ) -> SparseUpdate:
+        """The largest |v|, as many as `budget.keep_counts` says, and the dense tensors.
+
+        `round` is by default that of the state. Ties go to the lower position; exact zeros are
+        never kept.
+        """
+        handle = self._open_handle()
+        number = self._round if round is None else round
+        if not 0 <= number <= container.MAX_U32:
+            raise InputError(f"got round {number}, wanted 0 to {container.MAX_U32}")
+        counts = array("I", keep_counts(self.artifact.parameters, sparsity, budget))
+        keep = (_native.address(memoryview(counts)), len(counts))
+        size = ctypes.c_size_t()
+        code = self._core.sfd_update_encode(handle, *keep, number, None, 0, size)
+        if not code:
+            data = bytearray(size.value)
+            place = _native.address(memoryview(data))
+            code = self._core.sfd_update_encode(handle, *keep, number, place, len(data), size)
+        if code:
+            _native.raise_error(code, "update")
+        names = [parameter.name for parameter in self.artifact.parameters]
+        content = container.decode(Content.UPDATE, data, names)
+        return SparseUpdate(content.tensors, content.round, content.support_id)
+
+    def state(self) -> State:
+        """Copy of the model as trained so far, with support and round of the state it began as."""
+        tensors: list[SparseTensor | DenseTensor] = []
+        for index, parameter in enumerate(self.artifact.parameters):
+            view = self._view(index)
+            value = copy_array("f", view.value, view.count)
+            if parameter.kind is not ParameterKind.WEIGHT:
+                tensors.append(DenseTensor(parameter.name, parameter.kind, value))
+                continue
+            row_pointer = copy_array("I", view.row_pointer, view.rows + 1)
+            column = copy_array(column_type(view.columns), view.column, view.count)
+            shape = (view.rows, view.columns)
+            tensors.append(SparseTensor(parameter.name, *shape, row_pointer, column, value))
+        return State(tuple(tensors), self._round)
+
+    @property
+    def memory(self) -> MeasuredMemory:
+        """Memory as measured until now."""
+        self._open_handle()
+        touched = self._core.sfd_arena_touched(self._arena.address, self._arena.size)
+        return MeasuredMemory(self._arena.size, touched)
+
+    @property
+    def counters(self) -> Counters:
+        """Work really done since the session was opened."""
+        record = _native.Counters()
+        code = self._core.sfd_counters(self._open_handle(), record)
+        if code:
+            _native.raise_error(code, "counters")
+        done = record.done
+        return Counters(done.forward, done.d_input, done.d_weight, record.steps, record.evaluation)
+
+    def _open_handle(self) -> ctypes.c_void_p:
+        if self._handle is None:
+            raise InputError("the session is closed: open another one")
+        return self._handle
+
+    def _view(self, index: int) -> _native.ParameterView:
+        view = _native.ParameterView()
+        code = self._core.sfd_parameter(self._open_handle(), index, view)
+        if code:
+            _native.raise_error(code, self.artifact.parameters[index].name)
+        return view
+
+    def _batch(self, x: BufferLike, y: BufferLike) -> _Batch:
+        """The batch of two buffers, checked but for its values and the session's batch size."""
+        x_view, examples = inputs(x, self.artifact.tensors[0])
+        if self.artifact.loss is Loss.MEAN_SQUARED_ERROR:
+            y_view = contiguous("y", y)
+            size = self.artifact.tensors[self.artifact.output].size
+            if y_view.format != "f" or y_view.nbytes != examples * size * FLOAT_BYTES:
+                raise InputError(
+                    f"got y of {described(y_view)}, wanted float32 with {size} values for each of "
+                    f"{examples} examples"
+                )
+            return _Batch(x_view, y_view, _native.Target.FLOAT32, examples)
+        y_view = contiguous("y", y)
+        targets = {4: _native.Target.INT32, 8: _native.Target.INT64}
+        target = targets.get(y_view.itemsize) if y_view.format in ("i", "l", "q") else None
+        if target is None or y_view.shape != (examples,):
+            raise InputError(
+                f"got y of {described(y_view)}, wanted int32 or int64 of shape ({examples},): one "
+                "label for each example"
+            )
+        return _Batch(x_view, y_view, target, examples)
+
+    def _require_fitting(self, batch: _Batch) -> None:
+        if batch.examples > self.batch_size:
+            raise InputError(
+                f"got a batch of {batch.examples} examples, wanted {self.batch_size} at most: "
+                "the session is planned for that"
+            )
+
+
+def inputs(x: BufferLike, tensor: Tensor) -> tuple[memoryview, int]:
+    """View of the inputs of a batch, and its number of examples."""
+    view = contiguous("x", x)
+    shape = view.shape or ()
+    examples, rest = divmod(view.nbytes, tensor.size * FLOAT_BYTES)
+    flat = len(shape) == 1 and rest == 0
+    if view.format != "f" or examples == 0 or not (flat or shape == (examples, *tensor.shape)):
+        wanted = ", ".join(map(str, ("n", *tensor.shape)))
+        raise InputError(
+            f"got x of {described(view)}, wanted float32 of shape ({wanted}), or flat with "
+            f"{tensor.size} values for each example, and at least one example"
+        )
+    return view, examples
+
+
+def require_rate(name: str, rate: float) -> None:
+    """Raise InputError unless a rate is finite and not negative."""
+    if not (math.isfinite(rate) and rate >= 0):
+        raise InputError(f"got {name} {rate}, wanted a finite number, 0 or more")
+
+
+def copy_array(typecode: str, place: int | None, count: int) -> array[Any]:
+    """Copy of `count` items at an address in the arena."""
+    items = array(typecode)
+    if count and place is not None:
+        items.frombytes(_native.memory_at(place, count * items.itemsize))
+    return items

@@ -1,0 +1,131 @@
+"""The sparse model: what the coordinator sends and a session trains."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsyfed.edge_runtime import container
+from sparsyfed.edge_runtime.container import DenseTensor, SparseTensor
+from sparsyfed.edge_runtime.errors import FormatError, InputError
+from sparsyfed.edge_runtime.files import write_atomic
+from sparsyfed.edge_runtime.format import Content
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+__all__ = ["DenseTensor", "SparseTensor", "State"]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Values and support of a model's parameters, in the order of its artifact.
+
+    Prunable weights hold v, from which a session computes w = sign(v)|v|^beta. Raises InputError
+    when a name occurs twice or a number does not fit the format.
+    """
+
+    tensors: tuple[SparseTensor | DenseTensor, ...]
+    round: int = 0
+    _support_id: bytes | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        container.require_valid(self.tensors, self.round)
+
+    @classmethod
+    def decode(cls, data: ReadableBuffer) -> State:
+        """State of the bytes of a `.sfs` file.
+
+        Allocates at most 2 · len(data) bytes and 1 KiB for each tensor. Raises FormatError on
+        anything malformed.
+        """
+        content = container.decode(Content.STATE, data)
+        state = cls(content.tensors, content.round)
+        if state.support_id != content.support_id:
+            raise FormatError(
+                f"got support id {content.support_id.hex()}, wanted {state.support_id.hex()}: "
+                "the hash of the index section"
+            )
+        return state
+
+    @classmethod
+    def load(cls, path: str | Path) -> State:
+        """State of a `.sfs` file."""
+        return cls.decode(Path(path).read_bytes())
+
+    def encode(self) -> bytes:
+        """The bytes of the state: csr, fp32, with names. Raises InputError on values not finite."""
+        return container.encode(
+            Content.STATE, self.tensors, self.round, self.support_id, with_names=True
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the state to a `.sfs` file; a reader sees the old file or the new one."""
+        write_atomic(path, self.encode())
+
+    @property
+    def support_id(self) -> bytes:
+        """8 bytes that name the support: the beginning of SHA-256 over the csr index section."""
+        if self._support_id is None:
+            object.__setattr__(self, "_support_id", container.support_id(self.tensors))
+            assert self._support_id is not None
+        return self._support_id
+
+    @property
+    def positions(self) -> int:
+        """Number of prunable positions, stored or not."""
+        return container.positions(self.tensors)
+
+    @property
+    def nonzeros(self) -> int:
+        """Number of stored entries of the prunable weights: the size of the support."""
+        return container.nonzeros(self.tensors)
+
+    @property
+    def density(self) -> float:
+        """Stored share of the prunable positions; 0 where there are none."""
+        return self.nonzeros / self.positions if self.positions else 0.0
+
+    def csr(self) -> dict[str, Any]:
+        """Prunable weights as `{name: scipy.sparse.csr_array}` of float32 v. Needs SciPy."""
+        return csr_arrays(self.tensors)
+
+    def with_values(
+        self,
+        values: Sequence[array[float]],
+        *,
+        round: int | None = None,
+    ) -> State:
+        """State of the same support with other values: one array per tensor, in order.
+
+        The indices are shared. Raises InputError when the number of arrays or a length differs.
+        """
+        if len(values) != len(self.tensors):
+            raise InputError(f"got {len(values)} arrays, wanted {len(self.tensors)}")
+        for tensor, value in zip(self.tensors, values, strict=True):
+            if len(value) != tensor.count:
+                raise InputError(f"{tensor.name}: got {len(value)} values, wanted {tensor.count}")
+        tensors = tuple(
+            replace(tensor, value=value) for tensor, value in zip(self.tensors, values, strict=True)
+        )
+        state = State(tensors, self.round if round is None else round)
+        object.__setattr__(state, "_support_id", self._support_id)
+        return state
+
+
+def csr_arrays(tensors: Sequence[SparseTensor | DenseTensor]) -> dict[str, Any]:
+    """Copies of the sparse tensors as `{name: scipy.sparse.csr_array}` of float32. Needs SciPy."""
+    from scipy.sparse import csr_array  # noqa: PLC0415 - a device has no SciPy and needs none
+
+    return {
+        tensor.name: csr_array(
+            (tensor.value, tensor.column, tensor.row_pointer),
+            shape=(tensor.rows, tensor.columns),
+            copy=True,
+        )
+        for tensor in tensors
+        if isinstance(tensor, SparseTensor)
+    }

@@ -1,0 +1,495 @@
+import math
+import random
+import subprocess
+import sys
+import tracemalloc
+from array import array
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sparsyfed.edge_runtime.artifact import Artifact, Operation, Parameter, Tensor
+from sparsyfed.edge_runtime.budget import keep_counts
+from sparsyfed.edge_runtime.errors import (
+    ArenaError,
+    BackendError,
+    DivergedError,
+    InputError,
+    MismatchError,
+)
+from sparsyfed.edge_runtime.format import Loss, OperationKind, ParameterKind
+from sparsyfed.edge_runtime.plan import plan
+from sparsyfed.edge_runtime.session import Session
+from sparsyfed.edge_runtime.state import SparseTensor, State
+from sparsyfed.edge_runtime.update import SparseUpdate
+
+Batch = tuple[np.ndarray, np.ndarray]
+
+
+def images(count: int, seed: int = 0) -> Batch:
+    """Noise images of the classifier's shape, whose mean shifts with the label."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 3, count, dtype=np.int32)
+    noise = generator.normal(size=(count, 2, 6, 5))
+    return (noise + labels[:, None, None, None]).astype(np.float32), labels
+
+
+def points(count: int, seed: int = 0) -> Batch:
+    """Inputs and targets of the regression."""
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(count, 5)).astype(np.float32)
+    return x, np.ascontiguousarray(x[:, :2] * 2)
+
+
+def values(state: State) -> dict[str, list[float]]:
+    """Values of a state by name."""
+    return {tensor.name: list(tensor.value) for tensor in state.tensors}
+
+
+def test_training_lowers_the_loss(classifier: Artifact, sparse_state: State) -> None:
+    x, y = images(8)
+    with Session.open(classifier, sparse_state, batch_size=8) as session:
+        losses = [session.step(x, y, learning_rate=0.3) for _ in range(40)]
+        loss, correct = session.evaluate(x, y)
+    assert losses[-1] < 0.6 * losses[0]
+    assert loss < losses[0]
+    assert correct is not None
+    assert correct >= 6
+
+
+def test_step_is_sgd_with_weight_decay(classifier: Artifact, sparse_state: State) -> None:
+    x, y = images(4)
+    rate, decay = 0.25, 0.125
+    with Session.open(classifier, sparse_state, batch_size=4) as session:
+        before = values(session.state())
+        loss, gradients = session.gradients(x, y)
+        assert values(session.state()) == before
+        assert session.step(x, y, learning_rate=rate, weight_decay=decay) == loss
+        after = values(session.state())
+    assert set(before) - set(gradients) == {"norm.running_mean", "norm.running_var"}
+    for name, gradient in gradients.items():
+        v = np.array(before[name], np.float32)
+        g = np.frombuffer(gradient, np.float32)
+        expected = v - np.float32(rate) * (g + np.float32(decay) * v)
+        np.testing.assert_allclose(after[name], expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["first.bias", "depthwise.weight", "head.weight", "norm.weight"])
+def test_gradients_are_the_slope_of_the_loss(
+    classifier: Artifact, dense_state: State, name: str
+) -> None:
+    # A batch norm cancels a bias before it, hence its slope is zero; the others have one.
+    x, y = images(4)
+    place = [tensor.name for tensor in dense_state.tensors].index(name)
+    with Session.open(classifier, dense_state, batch_size=4) as session:
+        gradient = session.gradients(x, y)[1][name]
+    for entry in range(0, len(gradient), 5):
+        losses = []
+        for shift in (-1e-2, 1e-2):
+            arrays = [array("f", tensor.value) for tensor in dense_state.tensors]
+            arrays[place][entry] += shift
+            with Session.open(classifier, dense_state.with_values(arrays), 4) as session:
+                losses.append(session.gradients(x, y)[0])
+        assert math.isclose(
+            (losses[1] - losses[0]) / 2e-2, gradient[entry], rel_tol=0.05, abs_tol=2e-3
+        )
+
+
+def test_zeros_of_v_stay_zero_where_the_support_is_dense(
+    classifier: Artifact, dense_state: State
+) -> None:
+    arrays = [array("f", tensor.value) for tensor in dense_state.tensors]
+    arrays[0][::3] = array("f", bytes(4 * len(arrays[0][::3])))
+    x, y = images(8)
+    with Session.open(classifier, dense_state.with_values(arrays), 8) as session:
+        for _ in range(5):
+            session.step(x, y, learning_rate=0.5, weight_decay=1e-3)
+        trained = session.state().tensors[0].value
+    assert all((v == 0.0) == (place % 3 == 0) for place, v in enumerate(trained))
+
+
+def test_same_input_gives_the_same_bytes(classifier: Artifact, sparse_state: State) -> None:
+    x, y = images(8)
+    encoded = []
+    for _ in range(2):
+        with Session.open(classifier, sparse_state, batch_size=8) as session:
+            for _ in range(3):
+                session.step(x, y, learning_rate=0.5)
+            encoded.append((session.state().encode(), session.update(0.8).encode()))
+    assert encoded[0] == encoded[1]
+
+
+def test_state_before_training_is_the_one_that_was_opened(
+    classifier: Artifact, sparse_state: State, dense_state: State
+) -> None:
+    for state in (sparse_state, dense_state):
+        for source in (state, state.encode()):
+            with Session.open(classifier, source, batch_size=2) as session:
+                assert session.state() == state
+
+
+def test_wide_layers_use_wide_columns() -> None:
+    model = wide_model()
+    weight = SparseTensor(
+        "wide.weight", 2, 70_000, array("I", [0, 1, 2]), array("I", [69_999, 3]), array("f", [1, 2])
+    )
+    state = State((weight,))
+    x = np.zeros((1, 70_000), np.float32)
+    x[0, 69_999], x[0, 3] = 3.0, 5.0
+    with Session.open(model, state, batch_size=1) as session:
+        assert session.state() == state
+        loss, _ = session.evaluate(x, np.zeros((1, 2), np.float32))
+        assert session.update(0.0).tensors == state.tensors
+    assert loss == pytest.approx((3.0**2 + 10.0**2) / 2)
+
+
+def wide_model() -> Artifact:
+    """A linear layer of 70,000 inputs and two outputs."""
+    return Artifact(
+        (Parameter(ParameterKind.WEIGHT, 2, (2, 70_000, 1, 1), "wide.weight"),),
+        (Tensor(70_000, 1, 1, 1), Tensor(2, 1, 1, 1)),
+        (Operation(OperationKind.LINEAR, (0,), 1, "wide", weight=0),),
+        Loss.MEAN_SQUARED_ERROR,
+        1,
+        1.0,
+    )
+
+
+def test_inputs_of_every_accepted_form_give_the_same_loss(
+    classifier: Artifact, sparse_state: State
+) -> None:
+    x, y = images(4)
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    with Session.open(classifier, sparse_state, batch_size=4) as session:
+        expected = session.evaluate(x, y)
+        for form in (
+            x.ravel(),
+            frozen,
+            array("f", x.ravel().tolist()),
+            memoryview(x.tobytes()).cast("f"),
+            memoryview(x.tobytes()).cast("f", (4, 2, 6, 5)),
+        ):
+            assert session.evaluate(form, y) == expected
+        for labels in (y.astype(np.int64), array("i", y.tolist()), array("q", y.tolist())):
+            assert session.evaluate(x, labels) == expected
+
+
+def test_evaluation_in_chunks_is_the_mean_over_the_examples(
+    classifier: Artifact, sparse_state: State
+) -> None:
+    x, y = images(11)
+    with Session.open(classifier, sparse_state, batch_size=4) as session:
+        loss, correct = session.evaluate(x, y)
+        parts = [session.evaluate(x[i : i + 1], y[i : i + 1]) for i in range(11)]
+        assert session.counters.evaluation == 22 * plan(classifier, sparse_state, 1).macs.forward
+    assert loss == pytest.approx(sum(part[0] for part in parts) / 11, rel=1e-6)
+    assert correct == sum(part[1] or 0 for part in parts)
+
+
+def test_regression_trains_and_counts_no_right_answers(
+    regression: Artifact, regression_state: State
+) -> None:
+    x, y = points(10)
+    with Session.open(regression, regression_state, batch_size=16) as session:
+        first, correct = session.evaluate(x, y)
+        assert correct is None
+        assert session.evaluate(x.ravel(), y.ravel()) == (first, None)
+        for _ in range(50):
+            session.step(x, y, learning_rate=0.1)
+        assert session.evaluate(x, y)[0] < 0.8 * first
+
+
+def test_counters_add_up_to_the_plan(classifier: Artifact, sparse_state: State) -> None:
+    x, y = images(4)
+    macs = plan(classifier, sparse_state, 4).macs
+    with Session.open(classifier, sparse_state, batch_size=4) as session:
+        for _ in range(3):
+            session.step(x, y, learning_rate=0.1)
+        session.step(x[:2], y[:2], learning_rate=0.1)
+        counters = session.counters
+    assert counters.steps == 4
+    assert 2 * counters.forward == 7 * macs.forward
+    assert 2 * counters.d_input == 7 * macs.d_input
+    assert 2 * counters.d_weight == 7 * macs.d_weight
+    assert counters.evaluation == 0
+
+
+def largest(state: State, keep: int) -> set[tuple[str, int]]:
+    """Layer and place of the `keep` largest |v| that are not zero, ties to the lower position."""
+    entries = [
+        (-abs(value), layer, place)
+        for layer, tensor in enumerate(state.tensors)
+        if isinstance(tensor, SparseTensor)
+        for place, value in enumerate(tensor.value)
+        if value
+    ]
+    return {(state.tensors[layer].name, place) for _, layer, place in sorted(entries)[:keep]}
+
+
+def kept(update: SparseUpdate, state: State) -> set[tuple[str, int]]:
+    """Layer and place in the state of the entries of an update; their values must be equal."""
+    places = set()
+    for tensor, source in zip(update.tensors, state.tensors, strict=True):
+        if isinstance(tensor, SparseTensor) and isinstance(source, SparseTensor):
+            for row in range(tensor.rows):
+                stored = source.column[source.row_pointer[row] : source.row_pointer[row + 1]]
+                for entry in range(tensor.row_pointer[row], tensor.row_pointer[row + 1]):
+                    place = source.row_pointer[row] + stored.index(tensor.column[entry])
+                    assert tensor.value[entry] == source.value[place]
+                    places.add((tensor.name, place))
+        else:
+            assert tensor == source
+    return places
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.7, 0.95])
+def test_update_is_the_global_top_k(
+    classifier: Artifact, sparse_state: State, sparsity: float
+) -> None:
+    tied = [array("f", [round(v, 1) for v in tensor.value]) for tensor in sparse_state.tensors]
+    state = sparse_state.with_values(tied)
+    with Session.open(classifier, state, batch_size=4) as session:
+        update = session.update(sparsity)
+    assert kept(update, state) == largest(state, 120 - round(sparsity * 120))
+    assert (update.round, update.support_id) == (state.round, state.support_id)
+    assert SparseUpdate.decode(update.encode(), base=state) == update
+
+
+@pytest.mark.parametrize("budget", ["erk", {"first.weight": 5, "head.weight": 2}])
+def test_update_follows_layer_budgets(
+    classifier: Artifact, dense_state: State, budget: str | dict[str, int]
+) -> None:
+    counts = keep_counts(classifier.parameters, 0.8, budget)
+    with Session.open(classifier, dense_state, batch_size=4) as session:
+        update = session.update(0.8, budget, round=12)
+    assert update.round == 12
+    for tensor, source, count in zip(update.tensors, dense_state.tensors, counts, strict=True):
+        if isinstance(tensor, SparseTensor):
+            assert tensor.count == count
+            assert min(map(abs, tensor.value)) == sorted(map(abs, source.value))[-count]
+
+
+def test_update_leaves_zeros_out(classifier: Artifact, dense_state: State) -> None:
+    arrays = [array("f", tensor.value) for tensor in dense_state.tensors]
+    arrays[0] = array("f", bytes(4 * len(arrays[0])))
+    with Session.open(classifier, dense_state.with_values(arrays), 4) as session:
+        assert session.update(0.0).nonzeros == 120 - 72
+
+
+BAD_BATCHES: dict[str, tuple[Any, Any, str]] = {
+    "float64": (np.zeros((2, 2, 6, 5)), np.zeros(2, np.int32), "float64"),
+    "other shape": (np.zeros((2, 6, 5, 2), np.float32), np.zeros(2, np.int32), r"\(2, 6, 5, 2\)"),
+    "not contiguous": (
+        np.zeros((2, 2, 6, 10), np.float32)[..., ::2],
+        np.zeros(2, np.int32),
+        "contiguous",
+    ),
+    "part of an example": (np.zeros(61, np.float32), np.zeros(1, np.int32), r"\(61,\)"),
+    "empty": (np.zeros((0, 2, 6, 5), np.float32), np.zeros(0, np.int32), "at least one"),
+    "no buffer": ([0.0] * 60, np.zeros(1, np.int32), "list"),
+    "too many": (np.zeros((5, 2, 6, 5), np.float32), np.zeros(5, np.int32), "wanted 4 at most"),
+    "too few labels": (np.zeros((2, 2, 6, 5), np.float32), np.zeros(1, np.int32), r"\(1,\)"),
+    "labels of two dimensions": (
+        np.zeros((2, 2, 6, 5), np.float32),
+        np.zeros((2, 1), np.int32),
+        r"\(2, 1\)",
+    ),
+    "float labels": (np.zeros((2, 2, 6, 5), np.float32), np.zeros(2, np.float32), "float32"),
+    "unsigned labels": (
+        np.zeros((2, 2, 6, 5), np.float32),
+        np.zeros(2, np.uint32),
+        "int32 or int64",
+    ),
+    "short labels": (np.zeros((2, 2, 6, 5), np.float32), np.zeros(2, np.int16), "int32 or int64"),
+    "not a number": (
+        np.full((2, 2, 6, 5), np.nan, np.float32),
+        np.zeros(2, np.int32),
+        "not finite",
+    ),
+    "infinite": (np.full((2, 2, 6, 5), np.inf, np.float32), np.zeros(2, np.int32), "not finite"),
+    "label too high": (np.zeros((2, 2, 6, 5), np.float32), np.array([0, 3], np.int32), "label"),
+    "label below zero": (np.zeros((2, 2, 6, 5), np.float32), np.array([-1, 0], np.int64), "label"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_BATCHES)
+def test_bad_batch_is_refused_and_the_session_goes_on(
+    classifier: Artifact, sparse_state: State, case: str
+) -> None:
+    x, y, message = BAD_BATCHES[case]
+    with Session.open(classifier, sparse_state, batch_size=4) as session:
+        with pytest.raises(InputError, match=message):
+            session.step(x, y, learning_rate=0.1)
+        with pytest.raises(InputError, match=message):
+            session.gradients(x, y)
+        if case != "too many":
+            with pytest.raises(InputError, match=message):
+                session.evaluate(x, y)
+        assert session.state() == sparse_state
+        assert session.counters.steps == 0
+        assert math.isfinite(session.step(*images(4), learning_rate=0.1))
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (np.zeros((3, 2), np.float64), "float64"),
+        (np.zeros((3, 1), np.float32), r"\(3, 1\)"),
+        (np.zeros(3, np.int32), "wanted float32 with 2 values for each of 3"),
+        (np.full((3, 2), np.nan, np.float32), "not finite"),
+    ],
+)
+def test_bad_targets_are_refused(
+    regression: Artifact, regression_state: State, targets: np.ndarray, message: str
+) -> None:
+    with Session.open(regression, regression_state, batch_size=4) as session:
+        with pytest.raises(InputError, match=message):
+            session.step(points(3)[0], targets, learning_rate=0.1)
+        assert session.state() == regression_state
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
+@pytest.mark.parametrize("rate", [-0.1, math.nan, math.inf])
+def test_rates_out_of_range_are_refused(
+    classifier: Artifact, sparse_state: State, name: str, rate: float
+) -> None:
+    rates: dict[str, Any] = {"learning_rate": 0.1, "weight_decay": 0.0, name: rate}
+    with Session.open(classifier, sparse_state, batch_size=4) as session:
+        with pytest.raises(InputError, match=f"got {name} {rate}"):
+            session.step(*images(4), **rates)
+        assert session.state() == sparse_state
+
+
+def test_diverged_step_is_not_applied(regression: Artifact, regression_state: State) -> None:
+    x, y = points(4)
+    with Session.open(regression, regression_state, batch_size=4) as session:
+        with pytest.raises(DivergedError, match="lower the learning rate"):
+            session.step(x * np.float32(1e30), y, learning_rate=0.1)
+        assert session.state() == regression_state
+        assert math.isfinite(session.step(x, y, learning_rate=0.1))
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "budget", "number"),
+    [(1.0, "global", 0), (0.5, "layers", 0), (0.5, {"none": 1}, 0), (0.5, "global", -1)],
+)
+def test_bad_update_arguments_are_refused(
+    classifier: Artifact,
+    sparse_state: State,
+    sparsity: float,
+    budget: str | dict[str, int],
+    number: int,
+) -> None:
+    with (
+        Session.open(classifier, sparse_state, batch_size=4) as session,
+        pytest.raises(InputError),
+    ):
+        session.update(sparsity, budget, round=number)
+
+
+def test_arena_has_the_planned_size_and_is_used_to_its_end(
+    classifier: Artifact, dense_state: State
+) -> None:
+    planned = plan(classifier, dense_state, 4).arena_bytes
+    with Session.open(classifier, dense_state, batch_size=4) as session:
+        session.step(*images(4), learning_rate=0.1)
+        assert session.memory.arena_bytes == planned
+        assert planned - 64 <= session.memory.arena_peak_bytes <= planned
+        assert session.memory.stack_peak_bytes is None
+    with Session.open(classifier, dense_state, 4, arena_bytes=planned + 10_000) as session:
+        session.step(*images(4), learning_rate=0.1)
+        assert session.memory.arena_bytes == planned + 10_000
+        assert session.memory.arena_peak_bytes <= planned
+
+
+def test_smaller_arena_is_refused(classifier: Artifact, sparse_state: State) -> None:
+    planned = plan(classifier, sparse_state, 4).arena_bytes
+    Session.open(classifier, sparse_state, 4, arena_bytes=planned).close()
+    with pytest.raises(ArenaError, match="smaller batch or a state of higher sparsity") as caught:
+        Session.open(classifier, sparse_state, batch_size=4, arena_bytes=planned - 1)
+    assert (caught.value.got, caught.value.wanted) == (planned - 1, planned)
+
+
+def test_arena_that_the_system_does_not_give(classifier: Artifact, sparse_state: State) -> None:
+    with pytest.raises(ArenaError, match="the system does not give") as caught:
+        Session.open(classifier, sparse_state, batch_size=4, arena_bytes=1 << 62)
+    assert caught.value.wanted == 1 << 62
+
+
+def test_unknown_backend_is_refused(classifier: Artifact, sparse_state: State) -> None:
+    with pytest.raises(BackendError, match="got backend 'onnx', available: native"):
+        Session.open(classifier, sparse_state, backend="onnx")
+
+
+def test_state_of_another_model_is_refused(regression: Artifact, sparse_state: State) -> None:
+    with pytest.raises(MismatchError):
+        Session.open(regression, sparse_state)
+
+
+def test_closed_session_says_so(classifier: Artifact, sparse_state: State) -> None:
+    x, y = images(4)
+    session = Session.open(classifier, sparse_state, batch_size=4)
+    session.close()
+    session.close()
+    for use in (
+        lambda: session.step(x, y, learning_rate=0.1),
+        lambda: session.gradients(x, y),
+        lambda: session.evaluate(x, y),
+        lambda: session.update(0.5),
+        session.state,
+        lambda: session.memory,
+        lambda: session.counters,
+    ):
+        with pytest.raises(InputError, match="closed"):
+            use()
+
+
+def test_two_sessions_do_not_touch_each_other(classifier: Artifact, sparse_state: State) -> None:
+    x, y = images(4)
+    with (
+        Session.open(classifier, sparse_state, batch_size=4) as one,
+        Session.open(classifier, sparse_state, batch_size=4) as other,
+    ):
+        one.step(x, y, learning_rate=0.5)
+        assert other.state() == sparse_state
+        assert one.state() != sparse_state
+
+
+def test_step_allocates_nothing_of_the_size_of_the_model() -> None:
+    generator = random.Random(0)
+    model = wide_model()
+    numbers = array("f", [generator.gauss(0, 0.1) for _ in range(140_000)])
+    weight = SparseTensor.from_dense("wide.weight", 2, 70_000, numbers, keep_zeros=True)
+    x, y = np.zeros((2, 70_000), np.float32), np.zeros((2, 2), np.float32)
+    with Session.open(model, State((weight,)), batch_size=2) as session:
+        session.step(x, y, learning_rate=0.1)
+        tracemalloc.start()
+        try:
+            session.step(x, y, learning_rate=0.1)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak < 8192
+
+
+def test_trains_where_neither_numpy_nor_torch_can_be_imported(
+    classifier: Artifact, sparse_state: State, tmp_path: Path
+) -> None:
+    classifier.save(tmp_path / "model.sfd")
+    sparse_state.save(tmp_path / "state.sfs")
+    program = """
+import sys
+for name in ("numpy", "scipy", "torch"):
+    sys.modules[name] = None
+from array import array
+from sparsyfed.edge_runtime import Session, SparseUpdate, State, plan
+state = State.load("state.sfs")
+print(plan("model.sfd", state, 2))
+with Session.open("model.sfd", state, batch_size=2) as session:
+    session.step(array("f", [0.5]) * 120, array("i", [0, 2]), learning_rate=0.1)
+    SparseUpdate.decode(session.update(0.9).encode(), base=state)
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=60)
