@@ -1,0 +1,18 @@
+"""From PyTorch models to training artifacts and states, and back."""
+
+from sparsyfed.export import models
+from sparsyfed.export.powerprop import powerprop, reference
+from sparsyfed.export.states import initial_state, load_state, state_from_model, to_inference
+from sparsyfed.export.training_artifact import TrainingArtifact, compile  # noqa: A004 - see there
+
+__all__ = [
+    "TrainingArtifact",
+    "compile",
+    "initial_state",
+    "load_state",
+    "models",
+    "powerprop",
+    "reference",
+    "state_from_model",
+    "to_inference",
+]

@@ -1,0 +1,65 @@
+"""The result of compiling a model, from which every target is written."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from sparsyfed.edge_runtime.artifact import Artifact
+from sparsyfed.edge_runtime.errors import InputError
+from sparsyfed.edge_runtime.format import Loss
+from sparsyfed.export.capture import capture
+from sparsyfed.export.parameters import model_tensors
+from sparsyfed.export.powerprop import check_beta
+from sparsyfed.export.to_native import to_native
+
+LOSSES = {"cross_entropy": Loss.CROSS_ENTROPY, "mse": Loss.MEAN_SQUARED_ERROR}
+"""The names of the losses in `compile`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingArtifact:
+    """A model compiled for training on devices: its structure, without weights."""
+
+    native: Artifact
+    model: nn.Module = field(repr=False)
+    """The module that was compiled, untouched."""
+    beta: float
+    """Exponent β of w = sign(v)·|v|^β."""
+    loss: str
+    """A key of LOSSES."""
+    input_shape: tuple[int, ...]
+    """Shape of one example."""
+
+    def encode(self) -> bytes:
+        """Return the bytes of the native artifact (docs/format.md, section 1)."""
+        return self.native.encode()
+
+    def save(self, path: str | Path) -> None:
+        """Write the native artifact to a file, by convention `.sfd`; the file appears whole or not at all."""
+        self.native.save(path)
+
+
+def compile(  # noqa: A001 - the public name says what it does, as in torch.compile
+    model: nn.Module, example_input: Tensor, beta: float = 1.25, loss: str = "cross_entropy"
+) -> TrainingArtifact:
+    """Return the training artifact of an ordinary PyTorch model.
+
+    `example_input` is a float32 batch of any number of examples; only the shape of one example matters. The model
+    must take one tensor and return one: logits (batch, classes) for "cross_entropy" (mean over the batch), any shape
+    for "mse" (mean over all elements). It is captured as it trains, and neither it nor its mode changes.
+
+    Dropout is left out on devices: Top-K of v and of the saved activations regularise already.
+
+    Raises UnsupportedOperationError, which names the operation, its place and what to use instead, and InputError for
+    an argument that does not fit.
+    """
+    if loss not in LOSSES:
+        raise InputError(f"loss is {loss!r}; it must be one of {', '.join(LOSSES)}")
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model is a {type(model).__name__}; it must be a torch.nn.Module")
+    beta = check_beta(beta)
+    parameters = tuple(entry.parameter for entry in model_tensors(model))
+    captured = capture(model, example_input)
+    native = to_native(captured, parameters, beta, LOSSES[loss])
+    return TrainingArtifact(native, model, beta, loss, captured.input_shape)
