@@ -1,0 +1,363 @@
+"""The core of a device: what to do on each event, without a network, a thread or a clock.
+
+`Agent.handle(event, now)` returns the actions to take; files are read and written through
+`DeviceStorage`. A device has at most one piece of work: it pulls the artifact and the state of an
+offer, trains, sends the parts of its update and a report, and keeps the update until the
+coordinator answers. Each step survives a restart of either side.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from random import Random
+
+from sparsyfed.devices import events
+from sparsyfed.devices.events import Action, Event, Publish
+from sparsyfed.devices.outbox import Outbox, work_key
+from sparsyfed.devices.pull import Pull
+from sparsyfed.devices.settings import AgentSettings
+from sparsyfed.devices.storage import DeviceStorage
+from sparsyfed.devices.training import LocalResult
+from sparsyfed.edge_runtime import messages
+from sparsyfed.edge_runtime.errors import FormatError, SparsyFedError
+from sparsyfed.edge_runtime.messages import (
+    BlockRequest,
+    Control,
+    HeldUpdate,
+    Hello,
+    ObjectReference,
+    Offer,
+    OfferAnswer,
+    Online,
+    Report,
+    RoundNotice,
+    device_topic,
+)
+from sparsyfed.edge_runtime.plan import plan
+
+logger = logging.getLogger(__name__)
+
+
+class Phase(Enum):
+    """Where the work in hand stands."""
+
+    PULLING = "pulling"
+    TRAINING = "training"
+
+
+@dataclass(slots=True)
+class Work:
+    """The offer that the device has taken, until its update is on disk."""
+
+    offer: Offer
+    deadline: float
+    phase: Phase = Phase.PULLING
+
+
+def refusal_of_plan(artifact: Path, state: Path, batch_size: int, memory_bytes: int) -> str | None:
+    """Why this work does not fit `memory_bytes` by the device's own plan, or None if it does."""
+    try:
+        planned = plan(artifact, state.read_bytes(), batch_size)
+    except SparsyFedError as error:
+        return str(error)
+    if planned.arena_bytes <= memory_bytes:
+        return None
+    return (
+        f"training with batch size {batch_size} takes {planned.arena_bytes} bytes, "
+        f"this device has {memory_bytes}"
+    )
+
+
+class Agent:
+    """One device. Takes up what an earlier run left in `storage`.
+
+    `refuse(artifact, state, batch_size, memory_bytes)` says why work does not fit, or None.
+    """
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        storage: DeviceStorage,
+        random: Random,
+        *,
+        now: float,
+        refuse: Callable[[Path, Path, int, int], str | None] = refusal_of_plan,
+    ) -> None:
+        self.settings = settings
+        self._storage = storage
+        self._random = random
+        self._refuse = refuse
+        self._connected = False
+        self._coordinator_boot: str | None = None
+        self._hello_at: float | None = None
+        self._pull: Pull | None = None
+        self._outbox = Outbox(settings, storage, random)
+        self._work: Work | None = None
+        offer = storage.work
+        if self._outbox.report is not None:
+            storage.drop_work()
+        elif offer is not None:
+            self._work = Work(offer, now + offer.deadline_s)
+
+    @property
+    def holding(self) -> Report | None:
+        """Report of the update that waits for a receipt, or None."""
+        return self._outbox.report
+
+    @property
+    def work(self) -> Offer | None:
+        """The offer in hand, or None."""
+        return self._work.offer if self._work else None
+
+    def wake_at(self, now: float) -> float | None:
+        """When the next Tick has something to do; None if only a message can change anything."""
+        due = [self._work.deadline] if self._work else []
+        if self._connected:
+            pull = self._pull.next_due if self._pull else None
+            times = (self._hello_at, self._outbox.report_at, pull)
+            due += [at for at in times if at is not None]
+            due += [now] if self._outbox.has_unsent else []
+        return min(due, default=None)
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """What to do on this event at time `now`, in seconds of any clock that never goes back."""
+        match event:
+            case events.Connected():
+                return self._connect(now)
+            case events.Disconnected():
+                self._connected = False
+                return []
+            case events.OfferReceived(offer):
+                return self._offer(offer, now)
+            case events.BlockReceived(prefix, index, data):
+                return self._block(prefix, index, data, now)
+            case events.ReceiptReceived(receipt):
+                self._outbox.receive(receipt)
+                return []
+            case events.ControlReceived(control):
+                return self._control(control)
+            case events.RoundNoticeReceived(notice):
+                return self._notice(notice, now)
+            case events.TrainingFinished(offer, result):
+                return self._trained(offer, result)
+            case events.TrainingFailed(offer, reason):
+                if self._work is None or self._work.offer != offer:
+                    return []
+                return self._give_up(reason)
+            case events.Tick(room):
+                return self._tick(room, now)
+
+    # ---- link ----
+
+    def _connect(self, now: float) -> list[Action]:
+        self._connected = True
+        online = Online(self.settings.device, self.settings.boot, online=True)
+        return [
+            self._publish(messages.STATE, online.to_json()),
+            self._hello(),
+            *self._publish_all(self._outbox.ask_again(now)),
+            *self._advance(now),
+        ]
+
+    def _publish(self, leaf: str, payload: bytes) -> Publish:
+        return Publish(device_topic(self.settings.device, leaf), payload, messages.QOS[leaf])
+
+    def _publish_all(self, outgoing: list[tuple[str, bytes]]) -> list[Action]:
+        return [self._publish(leaf, payload) for leaf, payload in outgoing]
+
+    def _hello(self) -> Publish:
+        self._hello_at = None
+        report = self._outbox.report
+        holding = None
+        if report is not None:
+            holding = HeldUpdate(report.job, report.round, report.attempt, report.sha256)
+        hello = Hello(
+            device=self.settings.device,
+            boot=self.settings.boot,
+            runtime=self.settings.runtime,
+            profile=self.settings.profile,
+            memory_bytes=self.settings.memory_bytes,
+            macs_per_second=self.settings.macs_per_second,
+            examples=self.settings.examples,
+            block_bytes=self.settings.block_bytes,
+            holding=holding,
+        )
+        return self._publish(messages.HELLO, hello.to_json())
+
+    def _notice(self, notice: RoundNotice, now: float) -> list[Action]:
+        # The hello of this connection may have come before the coordinator listened: each boot gets
+        # one.
+        if notice.boot != self._coordinator_boot and self._hello_at is None:
+            self._hello_at = now + self._random.uniform(0.0, self.settings.hello_spread_s)
+        self._coordinator_boot = notice.boot
+        return []
+
+    def _control(self, control: Control) -> list[Action]:
+        if control.kind == "hello":
+            return [self._hello()]
+        actions: list[Action] = []
+        if self._work and control.job in {None, self._work.offer.job}:
+            actions += self._drop_work()
+        if control.kind == "finish":
+            report = self._outbox.report
+            if report is not None and control.job in {None, report.job}:
+                self._outbox.drop()
+            actions.append(events.JobFinished(control.job))
+        return actions
+
+    # ---- offer ----
+
+    def _offer(self, offer: Offer, now: float) -> list[Action]:
+        report = self._outbox.report
+        if report is not None and work_key(report) == work_key(offer):
+            again = self._publish_all(self._outbox.ask_again(now))
+            return [self._answer(offer, accept=True), *again]
+        if self._work and work_key(self._work.offer) == work_key(offer):
+            self._work.deadline = now + offer.deadline_s
+            return [self._answer(offer, accept=True)]
+        current = report or self.work
+        if current is not None and current.job == offer.job and work_key(offer) < work_key(current):
+            logger.info("offer of round %d is older than the work in hand", offer.round)
+            return []
+        reason = self._refusal(offer)
+        if reason is not None:
+            return [self._answer(offer, accept=False, reason=reason)]
+        actions = self._drop_work()
+        self._outbox.drop()
+        self._work = Work(offer, now + offer.deadline_s)
+        try:
+            self._storage.keep_objects({offer.artifact.id, offer.state.id})
+            self._storage.save_work(offer)
+        except OSError as error:
+            return [*actions, *self._give_up(f"this device cannot store the offer: {error}")]
+        return [*actions, self._answer(offer, accept=True), *self._advance(now)]
+
+    def _refusal(self, offer: Offer) -> str | None:
+        """Why this offer is declined before anything is pulled, or None."""
+        for reference in (offer.artifact, offer.state):
+            if reference.size > self.settings.max_object_bytes:
+                return (
+                    f"object of {reference.size} bytes is over this device's limit of "
+                    f"{self.settings.max_object_bytes}"
+                )
+            if reference.block_bytes > self.settings.block_bytes:
+                return (
+                    f"blocks of {reference.block_bytes} bytes are over this device's "
+                    f"{self.settings.block_bytes}"
+                )
+        artifact = self._storage.object_path(offer.artifact.id)
+        state = self._storage.object_path(offer.state.id)
+        if artifact and state:
+            return self._refuse(artifact, state, offer.batch_size, self.settings.memory_bytes)
+        return None
+
+    def _answer(self, offer: Offer, *, accept: bool, reason: str = "") -> Publish:
+        text = "".join(c if c.isprintable() else " " for c in reason)
+        answer = OfferAnswer(
+            offer.job, offer.round, offer.attempt, accept, text[: messages.MAX_REASON_CHARACTERS]
+        )
+        return self._publish(messages.ANSWER, answer.to_json())
+
+    def _give_up(self, reason: str) -> list[Action]:
+        """Decline the work in hand, taken or not, and forget it."""
+        assert self._work is not None
+        logger.warning("round %d: %s", self._work.offer.round, reason)
+        answer = self._answer(self._work.offer, accept=False, reason=reason)
+        return [*self._drop_work(), answer]
+
+    def _drop_work(self) -> list[Action]:
+        actions: list[Action] = []
+        if self._work and self._work.phase is Phase.TRAINING:
+            actions.append(events.StopTraining())
+        self._pull = None
+        self._work = None
+        self._storage.drop_work()
+        return actions
+
+    # ---- transfer ----
+
+    def _advance(self, now: float) -> list[Action]:
+        """Take the work in hand one step on: ask for blocks, or begin to train when all are there."""
+        if self._work is None or self._work.phase is not Phase.PULLING:
+            return []
+        offer = self._work.offer
+        for reference in (offer.artifact, offer.state):
+            if self._storage.object_path(reference.id) is None:
+                try:
+                    return self._request(reference, now)
+                except OSError as error:
+                    return self._give_up(f"this device cannot store the object: {error}")
+        artifact = self._storage.object_path(offer.artifact.id)
+        state = self._storage.object_path(offer.state.id)
+        assert artifact is not None
+        assert state is not None
+        reason = self._refuse(artifact, state, offer.batch_size, self.settings.memory_bytes)
+        if reason is not None:
+            return self._give_up(reason)
+        self._work.phase = Phase.TRAINING
+        return [events.StartTraining(offer, artifact, state)]
+
+    def _request(self, reference: ObjectReference, now: float) -> list[Action]:
+        if self._pull is None or self._pull.partial.reference != reference:
+            self._pull = Pull(
+                self._storage.partial(reference),
+                self._random,
+                timeout=self.settings.answer_timeout_s,
+                limit=self.settings.answer_limit_s,
+            )
+        if self._pull.partial.is_complete:
+            return self._completed(now)
+        if not self._connected:
+            return []
+        blocks = self._pull.requests(now)
+        if not blocks:
+            return []
+        request = BlockRequest(reference.id, reference.block_bytes, blocks)
+        return [self._publish(messages.GET, request.to_json())]
+
+    def _block(self, prefix: str, index: int, data: bytes, now: float) -> list[Action]:
+        if self._pull is None or self._pull.partial.reference.id[:8] != prefix:
+            return []
+        try:
+            self._pull.receive(index, data)
+        except FormatError as error:
+            logger.warning("block dropped: %s", error)
+        except OSError as error:
+            return self._give_up(f"this device cannot store the object: {error}")
+        return self._advance(now)
+
+    def _completed(self, now: float) -> list[Action]:
+        assert self._pull is not None
+        partial, self._pull = self._pull.partial, None
+        if self._storage.complete(partial) is None:
+            return self._give_up(
+                f"object {partial.reference.id[:8]}: its blocks match its hash list, the whole does not match its id"
+            )
+        return self._advance(now)
+
+    # ---- update ----
+
+    def _trained(self, offer: Offer, result: LocalResult) -> list[Action]:
+        if self._work is None or self._work.offer != offer:
+            return []
+        try:
+            self._outbox.hold(offer, result)
+        except (OSError, FormatError) as error:
+            return self._give_up(f"this device cannot keep its update: {error}")
+        self._work = None
+        self._storage.drop_work()
+        return []
+
+    # ---- time ----
+
+    def _tick(self, room: int, now: float) -> list[Action]:
+        if self._work and self._work.deadline <= now:
+            return self._give_up("the deadline has passed")
+        actions = self._advance(now)
+        if not self._connected:
+            return actions
+        if self._hello_at is not None and self._hello_at <= now:
+            actions.append(self._hello())
+        return actions + self._publish_all(self._outbox.due(room, now))

@@ -1,0 +1,330 @@
+"""A device over a real broker, against a coordinator played by the test."""
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from paho.mqtt.client import Client, MQTTMessage, MQTTv5
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from sparsyfed.devices.client import run_device
+from sparsyfed.devices.dataset import Dataset
+from sparsyfed.devices.profiles import find_profile
+from sparsyfed.devices.settings import DeviceSettings
+from sparsyfed.devices.training import LocalRound, train_locally
+from sparsyfed.edge_runtime import messages, transfer
+from sparsyfed.edge_runtime.artifact import Artifact
+from sparsyfed.edge_runtime.errors import ConfigurationError
+from sparsyfed.edge_runtime.messages import (
+    BlockRequest,
+    Control,
+    Hello,
+    Offer,
+    Online,
+    Receipt,
+    Report,
+    RoundNotice,
+)
+from sparsyfed.edge_runtime.state import State
+from sparsyfed.edge_runtime.transfer import UpdatePart
+from sparsyfed.tools.broker import PrivateBroker, find_mosquitto
+
+BLOCK = 16 * 1024
+PATIENCE = 20.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _mosquitto() -> None:
+    try:
+        find_mosquitto()
+    except ConfigurationError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[PrivateBroker]:
+    with PrivateBroker(tmp_path / "broker") as broker:
+        yield broker
+
+
+class Coordinator:
+    """Serves blocks and keeps what devices say, by leaf of the topic."""
+
+    def __init__(self, broker: PrivateBroker, objects: dict[str, bytes]) -> None:
+        self._objects = objects
+        self._said: queue.Queue[tuple[str, bytes | bytearray]] = queue.Queue()
+        self.blocks_served = 0
+        self._client = Client(CallbackAPIVersion.VERSION2, "coordinator", protocol=MQTTv5)
+        self._client.on_message = self._on_message
+        subscribed = threading.Event()
+        self._client.on_subscribe = lambda *_: subscribed.set()
+        self._client.on_connect = lambda client, *_: client.subscribe(
+            messages.COORDINATOR_FILTER, qos=1
+        )
+        lasting = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        lasting.SessionExpiryInterval = 600
+        self._client.connect(broker.host, broker.port, clean_start=False, properties=lasting)
+        self._client.loop_start()
+        assert subscribed.wait(PATIENCE)
+
+    def _on_message(self, client: Client, _data: object, message: MQTTMessage) -> None:
+        device, leaf = messages.parse_topic(message.topic)
+        if leaf != messages.GET:
+            self._said.put((leaf, message.payload))
+            return
+        request = BlockRequest.from_json(message.payload)
+        data = self._objects[request.object]
+        for index in request.blocks:
+            self.blocks_served += 1
+            block = transfer.object_block(data, request.block_bytes, index)
+            topic = messages.block_topic(device, request.object)
+            client.publish(topic, transfer.encode_block(index, block))
+
+    def wait_for(self, leaf: str) -> bytes | bytearray:
+        """Payload of the next message on this leaf; others before it are dropped."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            said, payload = self._said.get(timeout=max(0.01, until - time.monotonic()))
+            if said == leaf:
+                return payload
+
+    def send(self, leaf: str, payload: bytes) -> None:
+        self._client.publish(messages.device_topic("watch-1", leaf), payload, qos=1)
+
+    def publish(self, topic: str, payload: bytes) -> None:
+        self._client.publish(topic, payload, qos=1, retain=True)
+
+    def close(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+
+@pytest.fixture
+def settings(broker: PrivateBroker, tmp_path: Path, data_directory: Path) -> DeviceSettings:
+    return DeviceSettings(
+        device="watch-1",
+        host=broker.host,
+        port=broker.port,
+        data=data_directory,
+        directory=tmp_path / "device",
+        profile=find_profile("watch"),
+        memory_bytes=1 << 20,
+        exit_on_finish=True,
+        reconnect_base_s=0.2,
+    )
+
+
+@pytest.fixture
+def start(settings: DeviceSettings) -> Iterator[Callable[[], threading.Thread]]:
+    """Starts the device in a thread; it is stopped at the end."""
+    stop = threading.Event()
+    threads: list[threading.Thread] = []
+
+    def start() -> threading.Thread:
+        thread = threading.Thread(target=run_device, args=(settings, stop))
+        thread.start()
+        threads.append(thread)
+        return thread
+
+    yield start
+    stop.set()
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def offer(artifact: Artifact, state: State) -> Offer:
+    return Offer(
+        job="job",
+        round=1,
+        attempt=0,
+        artifact=transfer.object_reference(artifact.encode(), BLOCK),
+        state=transfer.object_reference(state.encode(), BLOCK),
+        batch_size=8,
+        epochs=1,
+        learning_rate=0.1,
+        weight_decay=0.001,
+        sparsity=0.5,
+        budget="global",
+        seed=7,
+        deadline_s=60.0,
+    )
+
+
+@pytest.fixture
+def coordinator(
+    broker: PrivateBroker, artifact: Artifact, state: State, offer: Offer
+) -> Iterator[Coordinator]:
+    objects = {offer.artifact.id: artifact.encode(), offer.state.id: state.encode()}
+    coordinator = Coordinator(broker, objects)
+    yield coordinator
+    coordinator.close()
+
+
+def wanted_update(artifact: Artifact, state: State, data: Path, offer: Offer) -> bytes:
+    work = LocalRound.of_offer(offer, "watch-1")
+    return train_locally(artifact, state.encode(), Dataset(data), work, memory_bytes=1 << 20).update
+
+
+def commit(report: Report) -> bytes:
+    return Receipt(report.job, report.round, report.attempt, report.sha256, "commit").to_json()
+
+
+def test_a_round_over_a_broker(  # noqa: PLR0917 - fixtures
+    start: Callable[[], threading.Thread],
+    coordinator: Coordinator,
+    settings: DeviceSettings,
+    artifact: Artifact,
+    state: State,
+    offer: Offer,
+) -> None:
+    thread = start()
+    hello = Hello.from_json(coordinator.wait_for(messages.HELLO))
+    assert (hello.device, hello.memory_bytes, hello.block_bytes) == ("watch-1", 1 << 20, BLOCK)
+    coordinator.send(messages.OFFER, offer.to_json())
+    part = UpdatePart.decode(coordinator.wait_for(messages.UPDATE))
+    report = Report.from_json(coordinator.wait_for(messages.REPORT))
+    assert part.data == wanted_update(artifact, state, settings.data, offer)
+    assert report.sha256 == transfer.sha256_hex(part.data)
+    assert report.profile.arena_peak_bytes > 0
+    coordinator.send(messages.RECEIPT, commit(report))
+    coordinator.send(messages.CONTROL, Control("finish", "job").to_json())
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    assert not Online.from_json(coordinator.wait_for(messages.STATE)).online
+    assert not (settings.directory / "update" / "report.json").exists()
+
+
+def test_the_update_survives_a_broker_that_goes_away(
+    start: Callable[[], threading.Thread],
+    broker: PrivateBroker,
+    coordinator: Coordinator,
+    offer: Offer,
+) -> None:
+    start()
+    coordinator.wait_for(messages.HELLO)
+    coordinator.send(messages.OFFER, offer.to_json())
+    first = Report.from_json(coordinator.wait_for(messages.REPORT))
+    broker.restart()
+    hello = Hello.from_json(coordinator.wait_for(messages.HELLO))
+    assert hello.holding is not None
+    assert hello.holding.sha256 == first.sha256
+    assert Report.from_json(coordinator.wait_for(messages.REPORT)) == first
+    coordinator.send(messages.RECEIPT, commit(first))
+    coordinator.send(messages.CONTROL, Control("finish", "job").to_json())
+    while Online.from_json(coordinator.wait_for(messages.STATE)).online:
+        pass
+
+
+def test_a_new_coordinator_boot_is_answered_with_hello(
+    start: Callable[[], threading.Thread], coordinator: Coordinator
+) -> None:
+    coordinator.publish(messages.ROUND_TOPIC, RoundNotice("job", 1, "c1").to_json())
+    start()
+    for _ in range(2):  # one for the connection, one for the boot
+        coordinator.wait_for(messages.HELLO)
+    coordinator.publish(messages.ROUND_TOPIC, RoundNotice("job", 1, "c2").to_json())
+    coordinator.wait_for(messages.HELLO)
+
+
+def test_malformed_messages_are_dropped(
+    start: Callable[[], threading.Thread],
+    coordinator: Coordinator,
+    offer: Offer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    start()
+    coordinator.wait_for(messages.HELLO)
+    for leaf in (messages.OFFER, messages.RECEIPT, messages.CONTROL, "down/blk/00", "down/else"):
+        coordinator.send(leaf, b"{")
+    coordinator.send(messages.OFFER, offer.to_json())
+    coordinator.wait_for(messages.REPORT)
+    assert sum("message dropped" in record.message for record in caplog.records) == 5
+
+
+def test_two_devices_cannot_share_a_directory(
+    start: Callable[[], threading.Thread], coordinator: Coordinator, settings: DeviceSettings
+) -> None:
+    start()
+    coordinator.wait_for(messages.HELLO)
+    with pytest.raises(ConfigurationError, match="in use"):
+        run_device(replace(settings, device="watch-2"))
+
+
+@pytest.mark.parametrize("change", [{"device": "a/b"}, {"device": ""}, {"memory_bytes": 0}])
+def test_wrong_settings_are_refused(settings: DeviceSettings, change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="got"):
+        replace(settings, **change)
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from typing import Any
+from sparsyfed.devices import DeviceSettings, find_profile
+from sparsyfed.devices.client import run_device
+run_device(DeviceSettings(
+    "watch-1", sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]),
+    find_profile("watch"), 1 << 20, reconnect_base_s=0.2, will_delay_s=0,
+))
+print("ended")
+"""
+
+
+def start_process(settings: DeviceSettings) -> subprocess.Popen[str]:
+    arguments = [settings.host, str(settings.port), str(settings.data), str(settings.directory)]
+    command = [sys.executable, "-c", PROGRAM, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_sigterm_ends_a_device_with_a_farewell(
+    coordinator: Coordinator, settings: DeviceSettings
+) -> None:
+    with start_process(settings) as process:
+        assert Online.from_json(coordinator.wait_for(messages.STATE)).online
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+        assert process.stdout is not None
+        assert process.stdout.read() == "ended\n"
+    assert not Online.from_json(coordinator.wait_for(messages.STATE)).online
+
+
+def test_a_killed_device_goes_on_with_its_update(
+    coordinator: Coordinator,
+    settings: DeviceSettings,
+    artifact: Artifact,
+    state: State,
+    offer: Offer,
+) -> None:
+    with start_process(settings) as process:
+        coordinator.wait_for(messages.HELLO)
+        coordinator.send(messages.OFFER, offer.to_json())
+        first = Report.from_json(coordinator.wait_for(messages.REPORT))
+        os.kill(process.pid, signal.SIGKILL)
+    assert not Online.from_json(coordinator.wait_for(messages.STATE)).online
+    served = coordinator.blocks_served
+    with start_process(settings) as process:
+        hello = Hello.from_json(coordinator.wait_for(messages.HELLO))
+        assert hello.holding is not None
+        again = Report.from_json(coordinator.wait_for(messages.REPORT))
+        assert again == first
+        every_part = tuple(range(first.parts))
+        missing = Receipt("job", 1, 0, first.sha256, "missing", every_part)
+        coordinator.send(messages.RECEIPT, missing.to_json())
+        part = UpdatePart.decode(coordinator.wait_for(messages.UPDATE))
+        assert part.data == wanted_update(artifact, state, settings.data, offer)
+        assert coordinator.blocks_served == served
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
