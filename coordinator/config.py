@@ -1,0 +1,252 @@
+"""The configuration of a job: one TOML file, parsed and checked once.
+
+`example.toml` beside this module is a complete, commented file. Paths are relative to the file that names them.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, get_args, get_type_hints
+
+from sparsyfed.coordinator.schedule import learning_rate
+from sparsyfed.edge_runtime.errors import ConfigurationError, FormatError
+from sparsyfed.edge_runtime.json_message import (
+    choice,
+    indices,
+    integer,
+    number,
+    optional,
+    refuse,
+    text,
+)
+from sparsyfed.edge_runtime.messages import MAX_BLOCK_BYTES, MIN_BLOCK_BYTES, Name
+
+Budget = str | Mapping[str, int]
+
+_MAX_COUNT = 2**32 - 1
+_MAX_SECONDS = 1e9
+
+
+def _path(name: str, value: object) -> object:
+    if not isinstance(value, str | Path) or not str(value):
+        raise refuse(name, value, "a path")
+    return Path(value)
+
+
+def _devices(name: str, value: object) -> object:
+    if value == "all":
+        return None
+    if isinstance(value, str):
+        raise refuse(name, value, '"all" or an integer >= 1')
+    return integer(1, _MAX_COUNT)(name, value)
+
+
+def _budget(name: str, value: object) -> object:
+    if isinstance(value, str):
+        return choice("global", "erk")(name, value)
+    if not isinstance(value, Mapping) or not value:
+        raise refuse(name, value, '"global", "erk" or a table of counts by layer name')
+    count = integer(0, _MAX_COUNT)
+    return MappingProxyType({key: count(f"{name}.{key}", item) for key, item in value.items()})
+
+
+_seconds = number(0, _MAX_SECONDS, above=True)
+_line = text(500)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobConfig:
+    """`[job]`: what is trained. Exactly one of `model` and `artifact` is given."""
+
+    name: Name  # identifies the job in messages and in the store
+    rounds: Annotated[int, integer(1, 2**31 - 1)]
+    seed: Annotated[int, integer(0, 2**63 - 1)] = (
+        0  # of initialisation, device selection and shuffling
+    )
+    model: Annotated[str | None, optional(_line)] = None  # built-in name or package.module:function
+    # Shape of one example for a model of one's own; by default that of the held-out data.
+    input_shape: Annotated[
+        tuple[int, ...] | None, optional(indices(3, integer(1, 2**31 - 1), least=1))
+    ] = None
+    loss: Annotated[str, choice("cross_entropy", "mse")] = (
+        "cross_entropy"  # of a model; an artifact has its own
+    )
+    artifact: Annotated[Path | None, optional(_path)] = None  # a compiled .sfd file
+    state: Annotated[Path | None, optional(_path)] = (
+        None  # initial .sfs file, needed with an artifact
+    )
+    beta: Annotated[float, number(1, 16)] = (
+        1.25  # exponent of the power-propagation; of a model only
+    )
+    sparsity: Annotated[float, number(0, 1, below=True)] = 0.95  # share of prunable weights at zero
+    budget: Annotated[Budget, _budget] = (
+        "global"  # global ranking, "erk" shares, or counts by layer name
+    )
+    first_round: Annotated[str, choice("dense", "presparsified")] = "dense"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """`[training]`: what a device does in a round."""
+
+    learning_rate: Annotated[float, number(0, 1e6, above=True)]  # at the first round
+    final_learning_rate: Annotated[float | None, optional(number(0, 1e6, above=True))] = (
+        None  # default: the same
+    )
+    batch_size: Annotated[int, integer(1, 65_535)] = 16
+    epochs: Annotated[int, integer(1, 1_000)] = 1
+    weight_decay: Annotated[float, number(0, 1e6)] = 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundConfig:
+    """`[round]`: how a round is run."""
+
+    devices_per_round: Annotated[int | None, _devices] = (
+        None  # goal; "all" (None here) is every admitted device
+    )
+    over_selection: Annotated[float, number(1, 10)] = 1.3  # offers per wanted update
+    quorum: Annotated[float, number(0, 1, above=True)] = (
+        0.8  # share of the goal that suffices at the deadline
+    )
+    deadline_s: Annotated[float, _seconds] = 600.0  # from the first offer of an attempt
+    offer_timeout_s: Annotated[float, _seconds] = 30.0  # an unanswered offer goes to another device
+    minimum_devices: Annotated[int, integer(1, _MAX_COUNT)] = (
+        1  # wait for this many before the first round
+    )
+    register_timeout_s: Annotated[float, _seconds] = 300.0  # wait at most this long for devices
+    retry_delay_s: Annotated[float, number(0, _MAX_SECONDS)] = (
+        5.0  # between a failed attempt and the next
+    )
+    maximum_attempts: Annotated[int, integer(1, _MAX_COUNT)] = (
+        5  # of one round, before the job gives up
+    )
+    norm_bound: Annotated[float, number(1, 1e9)] = (
+        10.0  # an update's norm may be this many times its base's
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerConfig:
+    """`[broker]`: the MQTT 5 broker."""
+
+    host: Annotated[str, text(255)] = "127.0.0.1"
+    port: Annotated[int, integer(1, 65_535)] = 1883
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferConfig:
+    """`[transfer]`: how objects travel."""
+
+    block_bytes: Annotated[int, integer(MIN_BLOCK_BYTES, MAX_BLOCK_BYTES)] = (
+        65536  # a device may ask for less
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationConfig:
+    """`[evaluation]`: held-out data, evaluated after each round; both files or none."""
+
+    x: Annotated[Path | None, optional(_path)] = None  # float32 .npy, examples first
+    y: Annotated[Path | None, optional(_path)] = None  # int32 or int64 labels, or float32 targets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreConfig:
+    """`[store]`: the journal of the job, from which a restarted coordinator goes on."""
+
+    directory: Annotated[Path, _path]
+    keep_states: Annotated[int, integer(0, _MAX_COUNT)] = 2  # newest states kept; 0 keeps all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """A whole configuration file."""
+
+    job: JobConfig
+    training: TrainingConfig
+    round: RoundConfig
+    broker: BrokerConfig
+    transfer: TransferConfig
+    evaluation: EvaluationConfig
+    store: StoreConfig
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Configuration":
+        """Configuration in this TOML file. Raises ConfigurationError: file, key, what was got and wanted."""
+        path = Path(path)
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigurationError(f"{path}: {error}") from error
+        return cls.from_mapping(data, source=str(path), folder=path.parent)
+
+    @classmethod
+    def from_mapping(
+        cls, data: Mapping[str, Any], *, source: str = "configuration", folder: str | Path = "."
+    ) -> "Configuration":
+        """Configuration from the tables of a TOML file, given as a mapping; `folder` is where relative paths begin."""
+        sections = get_type_hints(cls)
+        unknown = sorted(set(data) - set(sections))
+        if unknown:
+            raise ConfigurationError(
+                f"{source}: got a table or key {unknown[0]!r}, wanted one of {', '.join(sections)}"
+            )
+        parsed = {
+            name: _parse_section(section, name, data.get(name, {}), source, Path(folder))
+            for name, section in sections.items()
+        }
+        configuration = cls(**parsed)
+        _check_combinations(configuration, source)
+        return configuration
+
+    def learning_rate(self, round_number: int) -> float:
+        """Learning rate of this round of the job."""
+        initial, final = self.training.learning_rate, self.training.final_learning_rate
+        return learning_rate(round_number, self.job.rounds, initial, final or initial)
+
+
+def _parse_section(section: Any, name: str, data: object, source: str, folder: Path) -> Any:
+    if not isinstance(data, Mapping):
+        raise ConfigurationError(f"{source}: {name}: got {data!r}, wanted a table [{name}]")
+    known: dict[str, Field[Any]] = {field.name: field for field in fields(section)}
+    hints = get_type_hints(section, include_extras=True)
+    for key in data:
+        if key not in known:
+            raise ConfigurationError(
+                f"{source}: [{name}] {key}: got an unknown key, wanted one of {', '.join(known)}"
+            )
+    values: dict[str, object] = {}
+    for key, field in known.items():
+        if key not in data:
+            if field.default is MISSING:
+                raise ConfigurationError(
+                    f"{source}: [{name}] {key}: got nothing, wanted a value: it has no default"
+                )
+            continue
+        check = next(argument for argument in get_args(hints[key])[1:] if callable(argument))
+        try:
+            value = check(f"[{name}] {key}", data[key])
+        except FormatError as error:
+            raise ConfigurationError(f"{source}: {error}") from error
+        values[key] = folder / value if isinstance(value, Path) else value
+    return section(**values)
+
+
+def _check_combinations(configuration: Configuration, source: str) -> None:
+    job, evaluation = configuration.job, configuration.evaluation
+    if (job.model is None) == (job.artifact is None):
+        got = "neither" if job.model is None else "both"
+        raise ConfigurationError(
+            f"{source}: [job] model, artifact: got {got}, wanted exactly one of them"
+        )
+    if (job.artifact is None) != (job.state is None):
+        raise ConfigurationError(
+            f"{source}: [job] state: an artifact holds no weights: wanted artifact and state together"
+        )
+    if (evaluation.x is None) != (evaluation.y is None):
+        raise ConfigurationError(
+            f"{source}: [evaluation] x, y: got one of them, wanted both or none"
+        )

@@ -1,0 +1,60 @@
+"""Held-out data and what a state makes of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsyfed.coordinator.config import EvaluationConfig
+from sparsyfed.edge_runtime import Artifact, Session, State
+from sparsyfed.edge_runtime.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutData:
+    """Examples (float32, examples first) and their labels or targets."""
+
+    x: NDArray[np.float32]
+    y: NDArray[Any]
+
+    @classmethod
+    def load(cls, config: EvaluationConfig, artifact: Artifact) -> "HeldOutData | None":
+        """The data that the configuration names, or None if it names none. Raises ConfigurationError."""
+        if config.x is None or config.y is None:
+            return None
+        x = _read(config.x, "x", (np.dtype(np.float32),))
+        kinds = (np.dtype(np.int32), np.dtype(np.int64), np.dtype(np.float32))
+        y = _read(config.y, "y", kinds)
+        if len(x) == 0 or len(x) != len(y):
+            raise ConfigurationError(
+                f"[evaluation] x, y: got {len(x)} examples and {len(y)} targets, "
+                "wanted the same number of both, at least one"
+            )
+        shape = artifact.tensors[0].shape
+        if x.shape[1:] != shape:
+            raise ConfigurationError(
+                f"[evaluation] x: got examples of shape {x.shape[1:]}, the model wants {shape}"
+            )
+        return cls(x, y)
+
+    def evaluate(
+        self, artifact: Artifact, state: State, batch_size: int
+    ) -> tuple[float, float | None]:
+        """Mean loss and accuracy of a state, by the native runtime; accuracy is None for a regression."""
+        with Session.open(artifact, state, batch_size=batch_size) as session:
+            loss, correct = session.evaluate(self.x.data, self.y.data)
+        return loss, None if correct is None else correct / len(self.x)
+
+
+def _read(path: Path, key: str, kinds: tuple[np.dtype[Any], ...]) -> NDArray[Any]:
+    try:
+        data = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"[evaluation] {key}: {path}: {error}") from error
+    if not isinstance(data, np.ndarray) or data.dtype not in kinds or data.ndim == 0:
+        got = getattr(data, "dtype", type(data).__name__)
+        wanted = " or ".join(str(kind) for kind in kinds)
+        raise ConfigurationError(f"[evaluation] {key}: {path}: got {got}, wanted {wanted}")
+    return np.ascontiguousarray(data)

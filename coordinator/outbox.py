@@ -1,0 +1,132 @@
+"""What the coordinator sends: offers, blocks, receipts, orders, the notice of the round."""
+
+import logging
+
+from sparsyfed.coordinator.config import Configuration
+from sparsyfed.coordinator.events import SendControl, SendOffer, SendReceipt
+from sparsyfed.coordinator.mqtt import BrokerLink
+from sparsyfed.coordinator.objects import ObjectServer
+from sparsyfed.edge_runtime import messages
+from sparsyfed.edge_runtime.messages import (
+    MAX_REASON_CHARACTERS,
+    BlockRequest,
+    Control,
+    Offer,
+    Receipt,
+    Report,
+    RoundNotice,
+    block_topic,
+    device_topic,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Outbox:
+    """Turns the actions of the round machine into messages, and counts their bytes in `bytes_sent`."""
+
+    def __init__(self, config: Configuration, link: BrokerLink, artifact: bytes, boot: str) -> None:
+        self._config = config
+        self._link = link
+        self._artifact = artifact
+        self._boot = boot
+        self._block_bytes: dict[str, int] = {}
+        self.bytes_sent = 0
+
+    def begin_round(self, round_number: int, state: bytes) -> None:
+        """Serve the artifact and this state from now on."""
+        self._round = round_number
+        self._state = state
+        self._objects = ObjectServer(self._artifact, state)
+
+    def know_device(self, device: str, block_bytes: int) -> None:
+        """Remember the largest block that a device can take."""
+        self._block_bytes[device] = min(block_bytes, self._config.transfer.block_bytes)
+
+    def knows(self, device: str) -> bool:
+        """Whether this device has said hello since the coordinator started."""
+        return device in self._block_bytes
+
+    def send(self, action: SendOffer | SendReceipt | SendControl) -> None:
+        """Send what the round machine asks for."""
+        match action:
+            case SendOffer():
+                self._publish(action.device, messages.OFFER, self._offer(action).to_json())
+            case SendReceipt():
+                receipt = Receipt(
+                    job=self._config.job.name,
+                    round=action.round,
+                    attempt=action.attempt,
+                    sha256=action.sha256,
+                    status=action.status,
+                    missing=action.missing,
+                    reason=_printable(action.reason),
+                )
+                self._publish(action.device, messages.RECEIPT, receipt.to_json())
+            case SendControl():
+                reason = _printable(action.reason)
+                control = Control(kind=action.kind, job=self._config.job.name, reason=reason)
+                self._publish(action.device, messages.CONTROL, control.to_json())
+
+    def _offer(self, action: SendOffer) -> Offer:
+        job, training = self._config.job, self._config.training
+        block_bytes = self._block_bytes[action.device]
+        return Offer(
+            job=job.name,
+            round=action.round,
+            attempt=action.attempt,
+            artifact=self._objects.reference(self._artifact, block_bytes),
+            state=self._objects.reference(self._state, block_bytes),
+            batch_size=training.batch_size,
+            epochs=training.epochs,
+            learning_rate=self._config.learning_rate(action.round),
+            weight_decay=training.weight_decay,
+            sparsity=job.sparsity,
+            budget=job.budget if isinstance(job.budget, str) else dict(job.budget),
+            seed=job.seed,
+            deadline_s=action.deadline_s,
+        )
+
+    def refuse_foreign(self, device: str, report: Report) -> None:
+        """Tell a device that its update belongs to a job that is not run here."""
+        receipt = Receipt(
+            job=report.job,
+            round=report.round,
+            attempt=report.attempt,
+            sha256=report.sha256,
+            status="late",
+            reason=f"the job that runs here is {self._config.job.name}",
+        )
+        self._publish(device, messages.RECEIPT, receipt.to_json())
+
+    def send_blocks(self, device: str, request: BlockRequest) -> None:
+        """Send the requested blocks, as far as the link takes them: the device asks again for the others.
+
+        Raises FormatError for blocks that were not offered.
+        """
+        topic = block_topic(device, request.object)
+        for payload in self._objects.blocks(request):
+            if not self._link.publish(topic, payload, messages.QOS[messages.BLOCK]):
+                return
+            self.bytes_sent += len(payload)
+
+    def announce(self) -> None:
+        """Publish the retained notice of the running round."""
+        notice = RoundNotice(job=self._config.job.name, round=self._round, boot=self._boot)
+        payload = notice.to_json()
+        self._link.publish(messages.ROUND_TOPIC, payload, 1, retain=True)
+        self.bytes_sent += len(payload)
+
+    def flush(self, timeout_s: float) -> None:
+        """Wait until the broker has what was sent, at most `timeout_s` seconds."""
+        self._link.flush(timeout_s)
+
+    def _publish(self, device: str, leaf: str, payload: bytes) -> None:
+        if self._link.publish(device_topic(device, leaf), payload, messages.QOS[leaf]):
+            self.bytes_sent += len(payload)
+        else:
+            logger.warning("%s to %s not sent: the queue to the broker is full", leaf, device)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)[:MAX_REASON_CHARACTERS]

@@ -1,0 +1,95 @@
+"""What a job gives back: figures of each round, what training took on each device, the trained state."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sparsyfed.edge_runtime import Artifact, BackendError, State
+from sparsyfed.edge_runtime.messages import Report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundFinished:
+    """A finished round. Bytes are MQTT payloads that the coordinator sent (down) and received (up)."""
+
+    round: int
+    accuracy: (
+        float | None
+    )  # of the new state on the held-out data; None without it, or for a regression
+    loss: float | None  # likewise
+    density_down: float  # of the state that the devices trained
+    bytes_down: int
+    bytes_up: int
+    update_bytes: int  # of the largest update that counts
+    devices: int  # whose updates count
+    examples: int  # of these devices
+    attempts: int
+    seconds: float  # since the round before
+    learning_rate: float
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The fields as plain values, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingReport:
+    """What one local round took on a device."""
+
+    round: int
+    planned_arena_bytes: int
+    arena_peak_bytes: int
+    peak_rss_bytes: int | None  # of the process since it started, as the system tells it
+    multiply_adds: Mapping[str, int]  # forward, d_input, d_weight
+    examples: int
+    loss: float
+    seconds: float
+
+    @classmethod
+    def of_report(cls, report: Report) -> "TrainingReport":
+        """The training that a device reports."""
+        profile = report.profile
+        work = profile.multiply_adds
+        return cls(
+            round=report.round,
+            planned_arena_bytes=profile.planned_arena_bytes,
+            arena_peak_bytes=profile.arena_peak_bytes,
+            peak_rss_bytes=profile.peak_rss_bytes,
+            multiply_adds={
+                "forward": work.forward,
+                "d_input": work.d_input,
+                "d_weight": work.d_weight,
+            },
+            examples=report.examples,
+            loss=report.loss,
+            seconds=report.seconds,
+        )
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The fields as plain values, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceResult:
+    """A device of the job: its round with the largest planned arena, and its latest."""
+
+    id: str
+    rounds: int  # in which its update counted
+    peak: TrainingReport
+    latest: TrainingReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobResult:
+    """A finished job."""
+
+    name: str
+    artifact: Artifact
+    state: State
+    rounds: tuple[RoundFinished, ...]
+    devices: tuple[DeviceResult, ...]
+
+
+class JobFailedError(BackendError):
+    """The job can't go on: too few devices, or a round that failed too often. Started again, it goes on from there."""

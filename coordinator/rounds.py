@@ -1,0 +1,397 @@
+"""The life of a job as a pure machine: events in, actions out; no clock, no network, no disk.
+
+A round is an attempt or several. In an attempt devices are drawn and offered work (select, offer), they fetch,
+train and send (transfer, train), report and get their receipts (report), until the goal is met or the deadline
+passes with a quorum; then the committed updates are averaged (aggregate) and the next round is announced (publish).
+Everything is idempotent on (round, device, attempt): any message may be lost, late or doubled.
+"""
+
+from collections.abc import Iterable
+
+from sparsyfed.coordinator.admission import refusal
+from sparsyfed.coordinator.attempt import (
+    COMMITTED,
+    DECLINED,
+    LOST,
+    OPEN,
+    REJECTED,
+    Attempt,
+    Device,
+    DeviceOffer,
+    Phase,
+)
+from sparsyfed.coordinator.config import RoundConfig
+from sparsyfed.coordinator.events import (
+    Action,
+    AddOffer,
+    Aggregate,
+    AnnounceRound,
+    CommitUpdate,
+    DeviceHello,
+    DeviceOffline,
+    DropDevice,
+    Event,
+    FailAttempt,
+    FailJob,
+    FinishJob,
+    InspectUpdate,
+    OfferAnswered,
+    OpenAttempt,
+    OpenRound,
+    ReceiptStatus,
+    RefuseDevice,
+    RoundAggregated,
+    SendControl,
+    SendOffer,
+    SendReceipt,
+    Tick,
+    UpdateInspected,
+    UpdateReported,
+)
+from sparsyfed.coordinator.selection import draw_order, offer_count, quorum_count
+
+
+class RoundMachine:
+    """Runs rounds `round_number` .. `rounds`.
+
+    `needed_bytes` is what training today's state takes on a device; `now` is the time at the start, in seconds on
+    the clock of the Tick events; `resume` is the attempt that the journal left open, which goes on with a fresh
+    deadline: its committed updates stand, its other devices are offered the same work as soon as they say hello.
+    """
+
+    def __init__(
+        self,
+        settings: RoundConfig,
+        *,
+        rounds: int,
+        seed: int,
+        round_number: int,
+        attempt: int,
+        needed_bytes: int,
+        now: float,
+        resume: OpenRound | None = None,
+    ) -> None:
+        self._settings = settings
+        self._rounds = rounds
+        self._seed = seed
+        self._needed = needed_bytes
+        self._now = now
+        self._devices: dict[str, Device] = {}
+        self._attempt: Attempt | None = None
+        # The last update of each device that counted: its receipt may have been lost.
+        self._receipts: dict[str, tuple[int, int, str]] = {}
+        self._wanted = max(settings.minimum_devices, self._least_devices())
+        # After a restart the devices of before get a while to say hello again.
+        self._hoped_for, self._hope_until = self._wanted, now
+        if resume is not None or (round_number, attempt) != (1, 1):
+            self._wanted = self._least_devices()
+            self._hope_until = now + settings.offer_timeout_s
+        self._last_attempt = attempt + settings.maximum_attempts - 1
+        self._not_before = now
+        self._give_up = now + settings.register_timeout_s
+        self.round = round_number
+        self.attempt = attempt
+        self.phase = Phase.WAITING if round_number <= rounds else Phase.FINISHED
+        if resume is not None:
+            self._resume(resume)
+
+    def _resume(self, left: OpenRound) -> None:
+        self.round, self.attempt, self.phase = left.round, left.attempt, Phase.COLLECTING
+        self._attempt = Attempt(left.goal, left.quorum, self._now + self._settings.deadline_s)
+        if self._settings.devices_per_round is None:
+            self._hoped_for = max(self._hoped_for, len(left.offers))
+        for device, status in left.offers.items():
+            # Work may be under way there: it is waited for until the deadline, not only for an answer.
+            offer = DeviceOffer(status, answer_by=self._attempt.deadline)
+            if device in left.committed:
+                offer.status = COMMITTED
+                self._receipts[device] = (left.round, left.attempt, left.committed[device])
+            self._attempt.add(device, offer)
+
+    def expects(self, device: str, round_number: int, attempt: int) -> bool:
+        """Whether parts of an update of this device for this attempt are wanted now."""
+        if (self.phase, self.round, self.attempt) != (Phase.COLLECTING, round_number, attempt):
+            return False
+        assert self._attempt is not None
+        offer = self._attempt.offers.get(device)
+        return offer is not None and offer.status not in (COMMITTED, REJECTED)
+
+    def handle(self, event: Event) -> list[Action]:
+        """The actions that this event calls for, in order."""
+        match event:
+            case DeviceHello():
+                return self._hello(event)
+            case DeviceOffline():
+                return self._offline(event)
+            case OfferAnswered():
+                return self._answered(event)
+            case UpdateReported():
+                return self._reported(event)
+            case UpdateInspected():
+                return self._inspected(event)
+            case RoundAggregated():
+                return self._aggregated(event)
+            case Tick():
+                return self._tick(event)
+
+    # ---- devices ----
+
+    def _hello(self, event: DeviceHello) -> list[Action]:
+        known = self._devices.get(event.device)
+        refused = known.refused if known is not None else None
+        self._devices[event.device] = Device(event.boot, event.memory_bytes, True, refused)
+        if self.phase is Phase.FINISHED:
+            return [SendControl(event.device, "finish")]
+        actions = self._new_refusals([event.device])
+        if self.phase is not Phase.COLLECTING or self._attempt is None:
+            return actions  # the next Tick sees whether there are enough
+        offer = self._attempt.offers.get(event.device)
+        if offer is not None and offer.status in (OPEN, LOST):
+            actions.append(self._offer_again(event.device, offer))
+        return actions
+
+    def _offer_again(self, device: str, offer: DeviceOffer) -> Action:
+        assert self._attempt is not None
+        boot = self._devices[device].boot
+        restarted = offer.boot is not None and offer.boot != boot
+        if restarted or offer.status == LOST:
+            offer.answered = False
+            offer.answer_by = self._now + self._settings.offer_timeout_s
+        self._attempt.move(offer, OPEN)
+        offer.boot = boot
+        return self._send_offer(device, offer)
+
+    def _send_offer(self, device: str, offer: DeviceOffer) -> Action:
+        assert self._attempt is not None
+        offer.send_again = self._now + self._settings.offer_timeout_s / 3
+        left = max(self._attempt.deadline - self._now, 0.001)
+        return SendOffer(device, self.round, self.attempt, left)
+
+    def _offline(self, event: DeviceOffline) -> list[Action]:
+        # A will may arrive after the device's next program has said hello. A device that takes part keeps its
+        # place: it may come back before the deadline.
+        device = self._devices.get(event.device)
+        if device is not None and device.boot == event.boot:
+            device.online = False
+        return []
+
+    def _eligible(self) -> list[str]:
+        return [
+            name
+            for name, device in self._devices.items()
+            if device.online and refusal(self._needed, device.memory_bytes) is None
+        ]
+
+    def _heard_of(self, name: str) -> None:
+        if name in self._devices:
+            self._devices[name].online = True
+
+    def _new_refusals(self, devices: Iterable[str]) -> list[Action]:
+        actions: list[Action] = []
+        for name in devices:
+            device = self._devices[name]
+            reason = refusal(self._needed, device.memory_bytes)
+            if reason is not None and reason != device.refused:
+                actions.append(RefuseDevice(name, reason))
+            device.refused = reason
+        return actions
+
+    # ---- an attempt opens ----
+
+    def _open_if_ready(self) -> list[Action]:
+        eligible = self._eligible()
+        wanted_now = self._hoped_for if self._now < self._hope_until else self._wanted
+        if self._now < self._not_before or len(eligible) < wanted_now:
+            return []
+        settings = self._settings
+        wanted = settings.devices_per_round
+        goal = len(eligible) if wanted is None else min(wanted, len(eligible))
+        quorum = quorum_count(goal if wanted is None else wanted, settings.quorum)
+        order = draw_order(eligible, seed=self._seed, round_number=self.round, attempt=self.attempt)
+        chosen = order[: offer_count(goal, settings.over_selection, len(order))]
+        self._attempt = Attempt(goal, quorum, self._now + settings.deadline_s)
+        self.phase = Phase.COLLECTING
+        opened = OpenAttempt(self.round, self.attempt, goal, quorum, tuple(chosen))
+        return [opened, *(self._new_offer(device) for device in chosen)]
+
+    def _new_offer(self, device: str) -> Action:
+        assert self._attempt is not None
+        answer_by = self._now + self._settings.offer_timeout_s
+        offer = DeviceOffer(OPEN, boot=self._devices[device].boot, answer_by=answer_by)
+        self._attempt.add(device, offer)
+        return self._send_offer(device, offer)
+
+    def _wait(self, wanted: int, delay: float) -> None:
+        self.phase = Phase.WAITING
+        self._attempt = None
+        self._wanted = wanted
+        self._not_before = self._now + delay
+        self._give_up = self._not_before + self._settings.register_timeout_s
+
+    def _least_devices(self) -> int:
+        """Devices without which no attempt is worth its start."""
+        settings = self._settings
+        return quorum_count(settings.devices_per_round or settings.minimum_devices, settings.quorum)
+
+    # ---- an attempt runs ----
+
+    def _current(self, event: OfferAnswered | UpdateReported) -> DeviceOffer | None:
+        """The offer that a device answers or reports on, if it belongs to the open attempt."""
+        if self._attempt is None or (event.round, event.attempt) != (self.round, self.attempt):
+            return None
+        if self.phase is not Phase.COLLECTING:
+            return None
+        return self._attempt.offers.get(event.device)
+
+    def _answered(self, event: OfferAnswered) -> list[Action]:
+        self._heard_of(event.device)
+        offer = self._current(event)
+        if offer is None or offer.status not in (OPEN, LOST):
+            return []
+        if not event.accept:
+            return self._drop(event.device, offer, DECLINED, event.reason)
+        assert self._attempt is not None
+        self._attempt.move(offer, OPEN)
+        offer.answered = True
+        return []
+
+    def _drop(self, device: str, offer: DeviceOffer, status: str, reason: str) -> list[Action]:
+        """Take a device out of the attempt and offer its place to one that is free."""
+        assert self._attempt is not None
+        self._attempt.move(offer, status)
+        offer.reason = reason
+        actions: list[Action] = [DropDevice(self.round, self.attempt, device, status, reason)]
+        if self._attempt.within_reach < self._attempt.goal:
+            free = set(self._eligible()) - set(self._attempt.offers)
+            order = draw_order(free, seed=self._seed, round_number=self.round, attempt=self.attempt)
+            for other in order[:1]:
+                actions.append(AddOffer(self.round, self.attempt, other))
+                actions.append(self._new_offer(other))
+        return actions + self._close_if_done()
+
+    def _reported(self, event: UpdateReported) -> list[Action]:
+        self._heard_of(event.device)
+        if self._receipts.get(event.device) == (event.round, event.attempt, event.sha256):
+            return [self._receipt(event, "commit")]
+        offer = self._current(event)
+        if offer is None:
+            return [self._receipt(event, "late", "this attempt at the round is over")]
+        if offer.status == COMMITTED:
+            return [self._receipt(event, "rejected", "another update of this round counts")]
+        if offer.status == REJECTED:
+            return [self._receipt(event, "rejected", offer.reason)]
+        offer.answered = True
+        return [InspectUpdate(event)]
+
+    def _inspected(self, event: UpdateInspected) -> list[Action]:
+        report = event.report
+        offer = self._current(report)
+        if offer is None or offer.status in (COMMITTED, REJECTED):
+            return self._reported(report)
+        if event.missing:
+            return [self._receipt(report, "missing", missing=event.missing)]
+        if event.problem is not None:
+            dropped = self._drop(report.device, offer, REJECTED, event.problem)
+            return [dropped[0], self._receipt(report, "rejected", event.problem), *dropped[1:]]
+        assert self._attempt is not None
+        self._attempt.move(offer, COMMITTED)
+        self._receipts[report.device] = (report.round, report.attempt, report.sha256)
+        return [CommitUpdate(report), self._receipt(report, "commit"), *self._close_if_done()]
+
+    @staticmethod
+    def _receipt(
+        report: UpdateReported,
+        status: ReceiptStatus,
+        reason: str = "",
+        missing: tuple[int, ...] = (),
+    ) -> Action:
+        return SendReceipt(
+            report.device, report.round, report.attempt, report.sha256, status, missing, reason
+        )
+
+    def _tick(self, event: Tick) -> list[Action]:
+        self._now = max(self._now, event.now)
+        if self.phase is Phase.WAITING:
+            return self._tick_waiting()
+        if self.phase is not Phase.COLLECTING:
+            return []
+        actions: list[Action] = []
+        assert self._attempt is not None
+        attempt = self._attempt
+        for name in attempt.with_status(OPEN):
+            offer = attempt.offers[name]
+            if offer.answered or self.phase is not Phase.COLLECTING:
+                continue
+            device = self._devices.get(name)
+            if self._now >= offer.answer_by:
+                if device is not None:
+                    device.online = False  # until it is heard of again
+                actions += self._drop(name, offer, LOST, "no answer to the offer")
+            elif self._now >= offer.send_again and device is not None and device.online:
+                actions.append(self._send_offer(name, offer))
+        return actions + self._close_if_done()
+
+    def _tick_waiting(self) -> list[Action]:
+        actions = self._open_if_ready()
+        if self.phase is not Phase.WAITING or self._now < self._give_up:
+            return actions
+        online = sum(device.online for device in self._devices.values())
+        reason = (
+            f"round {self.round}: after {self._settings.register_timeout_s:g} s got "
+            f"{len(self._eligible())} devices with enough memory ({online} online), "
+            f"wanted {self._wanted}"
+        )
+        self.phase = Phase.FAILED
+        return [*actions, FailJob(reason)]
+
+    # ---- an attempt ends ----
+
+    def _close_if_done(self) -> list[Action]:
+        if self.phase is not Phase.COLLECTING:
+            return []
+        assert self._attempt is not None
+        count = self._attempt.counts[COMMITTED]
+        over = self._now >= self._attempt.deadline or not self._attempt.counts[OPEN]
+        if count >= self._attempt.goal or (over and count >= self._attempt.quorum):
+            self.phase = Phase.AGGREGATING
+            committed = tuple(self._attempt.with_status(COMMITTED))
+            stop = self._stop_open("the round has its updates")
+            return [*stop, Aggregate(self.round, self.attempt, committed)]
+        return self._retry() if over else []
+
+    def _stop_open(self, reason: str) -> list[Action]:
+        assert self._attempt is not None
+        return [SendControl(name, "abort", reason) for name in self._attempt.with_status(OPEN)]
+
+    def _retry(self) -> list[Action]:
+        assert self._attempt is not None
+        reason = self._attempt.shortfall()
+        for device in self._attempt.with_status(COMMITTED):
+            del self._receipts[device]
+        actions: list[Action] = [
+            FailAttempt(self.round, self.attempt, reason),
+            *self._stop_open("the attempt is over"),
+        ]
+        if self.attempt >= self._last_attempt:
+            self.phase = Phase.FAILED
+            self._attempt = None
+            text = f"round {self.round}, attempt {self.attempt}, the last one: {reason}"
+            return [*actions, FailJob(text)]
+        self.attempt += 1
+        self._wait(self._least_devices(), self._settings.retry_delay_s)
+        return actions
+
+    def _aggregated(self, event: RoundAggregated) -> list[Action]:
+        if self.phase is not Phase.AGGREGATING:
+            return []
+        self._needed = event.needed_bytes
+        self.round, self.attempt = self.round + 1, 1
+        self._last_attempt = self._settings.maximum_attempts
+        if self.round > self._rounds:
+            self.phase = Phase.FINISHED
+            self._attempt = None
+            finish = [SendControl(device, "finish") for device in sorted(self._devices)]
+            return [FinishJob(), *finish]
+        self._wait(self._least_devices(), 0.0)
+        refused = self._new_refusals(sorted(self._devices))
+        return [AnnounceRound(self.round), *refused, *self._open_if_ready()]

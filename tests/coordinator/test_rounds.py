@@ -1,0 +1,512 @@
+import math
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+
+from sparsyfed.coordinator.attempt import Phase
+from sparsyfed.coordinator.config import RoundConfig
+from sparsyfed.coordinator.events import (
+    Action,
+    AddOffer,
+    Aggregate,
+    AnnounceRound,
+    CommitUpdate,
+    DeviceHello,
+    DeviceOffline,
+    DropDevice,
+    Event,
+    FailAttempt,
+    FailJob,
+    FinishJob,
+    InspectUpdate,
+    OfferAnswered,
+    OpenAttempt,
+    OpenRound,
+    RefuseDevice,
+    RoundAggregated,
+    SendControl,
+    SendOffer,
+    SendReceipt,
+    Tick,
+    UpdateInspected,
+    UpdateReported,
+)
+from sparsyfed.coordinator.rounds import RoundMachine
+from sparsyfed.coordinator.selection import draw_order, offer_count, quorum_count
+
+NEEDED = 1000
+T = TypeVar("T")
+
+
+class Machine(RoundMachine):
+    """The machine, with actions whose fields a test may read without asking for their type."""
+
+    def handle(self, event: Event) -> list[Any]:
+        return list(super().handle(event))
+
+
+def machine_of(now: float = 0.0, resume: OpenRound | None = None, **settings: Any) -> Machine:
+    defaults: dict[str, Any] = {
+        "minimum_devices": 3, "quorum": 0.6, "deadline_s": 60.0, "offer_timeout_s": 9.0,
+        "register_timeout_s": 30.0, "retry_delay_s": 2.0, "maximum_attempts": 3,
+    }  # fmt: skip
+    return Machine(
+        RoundConfig(**defaults | settings),
+        rounds=2,
+        seed=7,
+        round_number=1,
+        attempt=1,
+        needed_bytes=NEEDED,
+        now=now,
+        resume=resume,
+    )
+
+
+def hello(device: str, boot: str = "b", memory: int = NEEDED) -> DeviceHello:
+    return DeviceHello(device, boot, memory)
+
+
+def report_of(
+    device: str, round_number: int = 1, attempt: int = 1, text: str = "update"
+) -> UpdateReported:
+    return UpdateReported(device, round_number, attempt, f"{text} of {device}", 10)
+
+
+def of_type(actions: Iterable[Action], kind: type[T]) -> list[T]:
+    return [action for action in actions if isinstance(action, kind)]
+
+
+def start(machine: Machine, devices: Iterable[str]) -> list[Any]:
+    actions = [action for device in devices for action in machine.handle(hello(device))]
+    return actions + machine.handle(Tick(0.0))
+
+
+def commit(machine: Machine, device: str, round_number: int = 1, attempt: int = 1) -> list[Any]:
+    (inspect,) = machine.handle(report_of(device, round_number, attempt))
+    assert isinstance(inspect, InspectUpdate)
+    return machine.handle(UpdateInspected(inspect.report))
+
+
+def test_round_opens_when_enough_devices_are_there_and_journals_before_it_sends() -> None:
+    machine = machine_of()
+    assert start(machine, ["a", "b"]) == []
+    assert machine.handle(hello("c")) == []
+    opened, *offers = machine.handle(Tick(0.0))
+    assert isinstance(opened, OpenAttempt)
+    assert (opened.goal, opened.quorum, sorted(opened.devices)) == (3, 2, ["a", "b", "c"])
+    assert sorted(offer.device for offer in offers) == ["a", "b", "c"]
+    assert all(offer.deadline_s == 60.0 for offer in offers)
+
+
+def test_a_whole_job() -> None:
+    machine = machine_of()
+    start(machine, "abc")
+    for round_number in (1, 2):
+        for device in "abc":
+            machine.handle(OfferAnswered(device, round_number, 1, accept=True))
+        commit(machine, "c", round_number)
+        commit(machine, "a", round_number)
+        committed, receipt, aggregate = commit(machine, "b", round_number)
+        assert isinstance(committed, CommitUpdate)
+        assert receipt.status == "commit"
+        assert aggregate == Aggregate(round_number, 1, ("a", "b", "c"))
+        actions = machine.handle(RoundAggregated(NEEDED))
+    assert actions[0] == FinishJob()
+    assert actions[1:] == [SendControl(device, "finish") for device in "abc"]
+    assert machine.handle(hello("late")) == [SendControl("late", "finish")]
+
+
+def test_next_round_is_announced_then_opened() -> None:
+    machine = machine_of()
+    start(machine, "abc")
+    for device in "abc":
+        commit(machine, device)
+    announced, opened, *_ = machine.handle(RoundAggregated(NEEDED))
+    assert announced == AnnounceRound(2)
+    assert isinstance(opened, OpenAttempt)
+    assert (opened.round, opened.attempt) == (2, 1)
+
+
+def test_over_selected_devices_are_told_to_stop_when_the_goal_is_met() -> None:
+    machine = machine_of(devices_per_round=3, minimum_devices=6)
+    opened = of_type(start(machine, "abcdef"), OpenAttempt)[0]
+    assert opened.goal == 3
+    assert len(opened.devices) == math.ceil(1.3 * 3) == 4
+    actions = [action for device in opened.devices[:3] for action in commit(machine, device)]
+    assert of_type(actions, SendControl) == [
+        SendControl(opened.devices[3], "abort", "the round has its updates")
+    ]
+    assert of_type(actions, Aggregate)[0].devices == tuple(sorted(opened.devices[:3]))
+    late = machine.handle(report_of(opened.devices[3]))
+    assert [receipt.status for receipt in late] == ["late"]
+
+
+def test_quorum_at_the_deadline_is_enough() -> None:
+    machine = machine_of()
+    start(machine, "abc")
+    for device in "abc":
+        machine.handle(OfferAnswered(device, 1, 1, accept=True))
+    commit(machine, "a")
+    commit(machine, "b")
+    machine.handle(DeviceOffline("c", "b"))
+    assert machine.handle(Tick(59.9)) == []
+    abort, aggregate = machine.handle(Tick(60.0))
+    assert abort == SendControl("c", "abort", "the round has its updates")
+    assert aggregate == Aggregate(1, 1, ("a", "b"))
+
+
+def test_without_quorum_the_round_is_tried_again_with_a_reason() -> None:
+    machine = machine_of()
+    start(machine, "abc")
+    for device in "abc":
+        machine.handle(OfferAnswered(device, 1, 1, accept=True))
+    commit(machine, "a")
+    failed, *aborts = machine.handle(Tick(60.0))
+    assert failed == FailAttempt(
+        1, 1, "got 1 updates, wanted 2 (2 open, 0 lost, 0 declined, 0 rejected)"
+    )
+    assert [action.device for action in aborts] == ["b", "c"]
+    assert machine.handle(Tick(61.9)) == []
+    opened = machine.handle(Tick(62.0))[0]
+    assert (opened.round, opened.attempt) == (1, 2)
+    assert [action.status for action in machine.handle(report_of("a"))] == ["late"]
+
+
+def test_no_needless_wait_once_nobody_is_outstanding() -> None:
+    machine = machine_of()
+    start(machine, "abc")
+    commit(machine, "a")
+    commit(machine, "b")
+    drop, aggregate = machine.handle(OfferAnswered("c", 1, 1, accept=False, reason="battery"))
+    assert drop == DropDevice(1, 1, "c", "declined", "battery")
+    assert aggregate == Aggregate(1, 1, ("a", "b"))
+
+
+def test_a_device_that_does_not_answer_is_replaced() -> None:
+    machine = machine_of(devices_per_round=2, minimum_devices=4, over_selection=1.0)
+    opened = of_type(start(machine, "abcd"), OpenAttempt)[0]
+    taken, silent = opened.devices
+    machine.handle(OfferAnswered(taken, 1, 1, accept=True))
+    again = machine.handle(Tick(3.0))
+    assert [type(action) for action in again] == [SendOffer]
+    drop, add, offer = machine.handle(Tick(9.0))
+    assert (drop.device, drop.status) == (silent, "lost")
+    assert isinstance(add, AddOffer)
+    assert add.device == offer.device
+    assert add.device not in opened.devices
+    # The silent one may still deliver: its work is good as long as the round is open.
+    assert commit(machine, silent)[1].status == "commit"
+
+
+def test_a_duplicate_report_is_answered_again_and_not_counted_again() -> None:
+    machine = machine_of()
+    start(machine, "abc")
+    commit(machine, "a")
+    (receipt,) = machine.handle(report_of("a"))
+    assert receipt.status == "commit"
+    (other,) = machine.handle(report_of("a", text="another update"))
+    assert other.status == "rejected"
+    for device in "bc":
+        commit(machine, device)
+    machine.handle(RoundAggregated(NEEDED))
+    (receipt,) = machine.handle(report_of("a"))
+    assert receipt.status == "commit"
+
+
+def test_missing_parts_are_asked_for_and_rejected_updates_are_not_counted() -> None:
+    machine = machine_of()
+    start(machine, "abc")
+    (inspect,) = machine.handle(report_of("a"))
+    (receipt,) = machine.handle(UpdateInspected(inspect.report, missing=(0, 2)))
+    assert (receipt.status, receipt.missing) == ("missing", (0, 2))
+    drop, receipt = machine.handle(UpdateInspected(inspect.report, problem="norm"))
+    assert (drop.status, receipt.status, receipt.reason) == ("rejected", "rejected", "norm")
+    assert [action.status for action in machine.handle(report_of("a"))] == ["rejected"]
+
+
+def test_hello_of_a_restarted_device_gets_the_same_offer() -> None:
+    machine = machine_of()
+    start(machine, "abc")
+    machine.handle(OfferAnswered("a", 1, 1, accept=True))
+    (offer,) = machine.handle(hello("a", boot="next"))
+    assert (offer.device, offer.round, offer.attempt) == ("a", 1, 1)
+    assert machine.handle(DeviceOffline("a", "b")) == []  # the will of the program before
+    commit(machine, "b")
+    assert machine.handle(hello("b", boot="next")) == []
+
+
+def test_devices_with_too_little_memory_wait_for_a_sparser_state() -> None:
+    machine = machine_of(minimum_devices=2)
+    (refused,) = machine.handle(hello("small", memory=NEEDED - 1))
+    assert refused == RefuseDevice(
+        "small", "training this state needs 1000 bytes, the device declares 999 bytes"
+    )
+    assert machine.handle(hello("small", memory=NEEDED - 1)) == []
+    start(machine, "ab")
+    commit(machine, "a")
+    commit(machine, "b")
+    opened = of_type(machine.handle(RoundAggregated(500)), OpenAttempt)[0]
+    assert sorted(opened.devices) == ["a", "b", "small"]
+
+
+def test_too_few_devices_end_the_job_with_the_numbers() -> None:
+    machine = machine_of()
+    start(machine, "ab")
+    (failed,) = of_type(machine.handle(Tick(30.0)), FailJob)
+    assert "got 2 devices with enough memory (2 online), wanted 3" in failed.reason
+
+
+def test_a_round_that_fails_too_often_ends_the_job() -> None:
+    machine = machine_of()
+    start(machine, "abc")
+    failures = []
+    for now in range(0, 600, 1):
+        failures += of_type(machine.handle(Tick(float(now))), FailJob)
+        for device in "abc":
+            machine.handle(hello(device))
+    assert len(failures) == 1
+    assert failures[0].reason.startswith("round 1, attempt 3, the last one: got 0 updates")
+
+
+def test_restart_keeps_committed_updates_and_offers_the_rest_again() -> None:
+    left = OpenRound(1, 2, 3, 2, {"a": "open", "b": "open", "c": "declined"}, {"a": "update of a"})
+    machine = machine_of(resume=left, now=100.0)
+    assert machine.handle(Tick(150.0)) == []  # no offer is given up before the deadline
+    (receipt,) = machine.handle(report_of("a", attempt=2))
+    assert receipt.status == "commit"
+    (offer,) = machine.handle(hello("b"))
+    assert (offer.device, offer.round, offer.attempt) == ("b", 1, 2)
+    assert machine.handle(hello("c")) == []
+    assert commit(machine, "b", attempt=2)[-1] == Aggregate(1, 2, ("a", "b"))
+
+
+def test_restart_after_the_goal_was_met_aggregates_at_once() -> None:
+    left = OpenRound(1, 1, 2, 2, {"a": "open", "b": "committed"}, {"a": "x", "b": "y"})
+    machine = machine_of(resume=left)
+    assert machine.handle(Tick(0.1)) == [Aggregate(1, 1, ("a", "b"))]
+
+
+def test_restart_gives_the_devices_of_before_a_while_to_come_back() -> None:
+    offers = dict.fromkeys("abcd", "open")
+    left = OpenRound(1, 1, 4, 3, offers, dict.fromkeys("abc", "update"))
+    machine = machine_of(resume=left)
+    start(machine, "acd")
+    assert isinstance(commit(machine, "d")[-1], Aggregate)
+    assert machine.handle(RoundAggregated(NEEDED)) == [AnnounceRound(2)]  # b is on its way
+    machine.handle(hello("b"))
+    opened = machine.handle(Tick(0.1))[0]
+    assert sorted(opened.devices) == ["a", "b", "c", "d"]
+
+    machine = machine_of(resume=left)
+    start(machine, "acd")
+    commit(machine, "d")
+    machine.handle(RoundAggregated(NEEDED))
+    assert machine.handle(Tick(8.9)) == []
+    opened = machine.handle(Tick(9.0))[0]
+    assert sorted(opened.devices) == ["a", "c", "d"]
+
+
+def test_selection_depends_on_the_set_of_devices_and_the_round_alone() -> None:
+    order = draw_order(["c", "a", "b"], seed=1, round_number=2, attempt=1)
+    assert order == draw_order(["b", "c", "a"], seed=1, round_number=2, attempt=1)
+    orders = {tuple(draw_order("abcdef", seed=1, round_number=t, attempt=1)) for t in range(20)}
+    assert len(orders) > 15
+
+
+@pytest.mark.parametrize(
+    ("goal", "available", "offers", "quorum"), [(10, 99, 13, 8), (10, 11, 11, 8), (1, 9, 2, 1)]
+)
+def test_counts(goal: int, available: int, offers: int, quorum: int) -> None:
+    assert offer_count(goal, 1.3, available) == offers
+    assert quorum_count(goal, 0.8) == quorum
+
+
+# ---- any order of messages, losses, doubles and restarts ----
+
+Inspection = tuple[tuple[int, ...], str | None]  # missing parts, problem
+DEVICES = ("a", "b", "c", "d", "e")
+ROUNDS = 3
+
+
+class Federation(RuleBasedStateMachine):
+    """A fleet, a journal and a machine that may be started again from it at any time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.round, self.attempt = 1, 1
+        self.open: OpenAttempt | None = None  # as journalled
+        self.offers: dict[str, str] = {}
+        self.committed: dict[str, str] = {}
+        self.counted: dict[tuple[int, int, str], str] = {}  # of all time
+        self.aggregated: list[int] = []
+        self.boots = dict.fromkeys(DEVICES, 0)
+        self.memory = dict.fromkeys(DEVICES, NEEDED) | {"e": 500}
+        self.needed = NEEDED
+        self.past: list[Event] = []
+        self.offered: set[tuple[int, int, str]] = set()
+        self.finished = False
+        self.start()
+        self.all_say_hello()
+
+    def start(self) -> None:
+        resume = None
+        if self.open is not None:
+            resume = OpenRound(
+                self.round, self.attempt, self.open.goal, self.open.quorum,
+                dict(self.offers), dict(self.committed),
+            )  # fmt: skip
+        self.machine = RoundMachine(
+            RoundConfig(
+                devices_per_round=3, minimum_devices=3, quorum=0.6, deadline_s=20.0,
+                offer_timeout_s=5.0, register_timeout_s=120.0, retry_delay_s=1.0,
+                maximum_attempts=2,
+            ),
+            rounds=ROUNDS, seed=3, round_number=self.round, attempt=self.attempt,
+            needed_bytes=self.needed, now=self.now, resume=resume,
+        )  # fmt: skip
+
+    def feed(self, event: Event, *, inspection: Inspection | None = None) -> None:
+        self.past.append(event)
+        waiting: list[Event] = [event]
+        while waiting:
+            for action in self.machine.handle(waiting.pop(0)):
+                answer = self.carry_out(action, inspection)
+                if answer is not None:
+                    waiting.append(answer)
+
+    def carry_out(  # noqa: PLR0915 - one statement or two for each kind of action
+        self, action: Action, inspection: Inspection | None
+    ) -> Event | None:
+        key = getattr(action, "round", None), getattr(action, "attempt", None)
+        match action:
+            case OpenAttempt():
+                assert key == (self.round, self.attempt)
+                assert self.open is None
+                assert action.goal <= 3
+                assert len(action.devices) <= 4
+                assert all(self.memory[device] >= self.needed for device in action.devices)
+                self.open = action
+                self.offers = dict.fromkeys(action.devices, "open")
+                self.committed = {}
+            case AddOffer(_, _, device):
+                assert device not in self.offers
+                assert self.memory[device] >= self.needed
+                self.offers[device] = "open"
+            case SendOffer(device):
+                assert key == (self.round, self.attempt)
+                assert device in self.offers  # journalled before it is sent
+                assert device not in self.committed
+                self.offered.add((*key, device))
+            case DropDevice(_, _, device, status):
+                assert device not in self.committed
+                self.offers[device] = status
+            case InspectUpdate(report):
+                missing, problem = inspection or ((), None)
+                return UpdateInspected(report, missing, problem)
+            case CommitUpdate(report):
+                place = (report.round, report.attempt, report.device)
+                assert place[:2] == (self.round, self.attempt)
+                assert place not in self.counted  # never twice
+                assert report.device in self.offers
+                self.counted[place] = report.sha256
+                self.committed[report.device] = report.sha256
+            case SendReceipt(device, round_number, attempt, sha256, status):
+                counts = self.counted.get((round_number, attempt, device)) == sha256
+                if counts and key == (self.round, self.attempt):
+                    assert status == "commit"
+                if status == "commit":
+                    assert counts
+            case FailAttempt():
+                assert self.open is not None
+                assert len(self.committed) < self.open.quorum
+                for device in self.committed:
+                    del self.counted[self.round, self.attempt, device]
+                self.open = None
+                self.attempt += 1
+            case Aggregate(_, _, devices):
+                assert self.open is not None
+                assert devices == tuple(sorted(self.committed))
+                assert self.open.quorum <= len(devices) <= self.open.goal
+                self.aggregated.append(self.round)
+                self.open = None
+                self.round, self.attempt = self.round + 1, 1
+                self.needed = 400
+                return RoundAggregated(self.needed)
+            case FinishJob():
+                self.finished = True
+            case FailJob():
+                self.start()
+        return None
+
+    devices = st.sampled_from(DEVICES)
+
+    @rule(device=devices, restarted=st.booleans())
+    def say_hello(self, device: str, restarted: bool) -> None:
+        self.boots[device] += restarted
+        self.feed(hello(device, str(self.boots[device]), self.memory[device]))
+
+    @rule()
+    def all_say_hello(self) -> None:
+        for device in DEVICES:
+            self.feed(hello(device, str(self.boots[device]), self.memory[device]))
+
+    @rule(device=devices)
+    def go_offline(self, device: str) -> None:
+        self.feed(DeviceOffline(device, str(self.boots[device])))
+
+    @rule(device=devices, accept=st.sampled_from([True, True, False]))
+    def answer(self, device: str, accept: bool) -> None:
+        self.feed(OfferAnswered(device, self.round, self.attempt, accept))
+
+    @rule(
+        device=devices,
+        age=st.sampled_from([(0, 0), (0, 0), (0, 1), (1, 0)]),
+        other=st.sampled_from([False, False, True]),
+        inspection=st.sampled_from([None, None, None, ((1,), None), ((), "bad")]),
+    )
+    def report(
+        self, device: str, age: tuple[int, int], other: bool, inspection: Inspection | None
+    ) -> None:
+        place = (self.round - age[0], self.attempt - age[1])
+        text = "other" if other else "update"
+        self.feed(report_of(device, *place, text), inspection=inspection)
+
+    @precondition(lambda self: self.past)
+    @rule(data=st.data())
+    def deliver_an_old_message_again(self, data: st.DataObject) -> None:
+        event = data.draw(st.sampled_from(self.past[-30:]))
+        if not isinstance(event, Tick):
+            self.feed(event)
+
+    @rule(seconds=st.sampled_from([0.5, 2.0, 6.0, 25.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.feed(Tick(self.now))
+
+    @rule()
+    def kill_and_restart(self) -> None:
+        self.start()
+
+    def teardown(self) -> None:
+        """In calm weather the job always comes to its end, each round averaged once and in order."""
+        for _ in range(200):
+            if self.finished:
+                break
+            self.now += 1.0
+            self.feed(Tick(self.now))
+            for device in DEVICES:
+                self.feed(hello(device, str(self.boots[device]), self.memory[device]))
+                if (self.round, self.attempt, device) in self.offered:
+                    self.feed(OfferAnswered(device, self.round, self.attempt, True))
+                    self.feed(report_of(device, self.round, self.attempt))
+        assert self.finished or self.machine.phase is Phase.FINISHED
+        assert self.aggregated == list(range(1, ROUNDS + 1))
+
+
+TestFederation = Federation.TestCase
+TestFederation.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
