@@ -103,8 +103,7 @@ static int check_header(const uint8_t *bytes, struct sfd_container_view *view,
                         struct sfd_problem *problem)
 {
     const uint32_t flags = sfd_load_u16(bytes + AT_FLAGS);
-    const uint32_t allowed =
-        SFD_CONTENT_MASK | SFD_CODEC_MASK << SFD_CODEC_SHIFT | SFD_FLAG_NAMES;
+    const uint32_t allowed = SFD_CONTENT_MASK | SFD_CODEC_MASK << SFD_CODEC_SHIFT | SFD_FLAG_NAMES;
 
     view->content = flags & SFD_CONTENT_MASK;
     view->round = sfd_load_u32(bytes + AT_ROUND);
@@ -264,8 +263,7 @@ static int check_indices(const uint8_t *bytes, const struct sfd_entry *entry,
         const uint32_t end = sfd_load_u32(pointers + at);
         int error;
 
-        if (end < begin || end > entry->count ||
-            (row + 1u == entry->rows && end != entry->count)) {
+        if (end < begin || end > entry->count || (row + 1u == entry->rows && end != entry->count)) {
             return sfd_fail(problem, SFD_ERR_INDEX, entry->row_pointer_offset + at, end,
                             end < begin ? begin : entry->count);
         }
@@ -365,8 +363,7 @@ int sfd_container_open(const uint8_t *data, size_t data_bytes, struct sfd_contai
     }
     /* The width of a value decides the length, so this code comes before the length. */
     if (data[AT_VALUE_TYPE] != SFD_VALUE_FP32) {
-        return sfd_fail(problem, SFD_ERR_CODEC, AT_VALUE_TYPE, data[AT_VALUE_TYPE],
-                        SFD_VALUE_FP32);
+        return sfd_fail(problem, SFD_ERR_CODEC, AT_VALUE_TYPE, data[AT_VALUE_TYPE], SFD_VALUE_FP32);
     }
     view->bytes = data;
     view->size = data_bytes;

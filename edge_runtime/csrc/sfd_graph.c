@@ -41,10 +41,10 @@ static const struct {
     uint8_t first, count;
     uint16_t unused;
 } optional_fields[] = {
-    {USES_INPUT1, SFD_AT_INPUT1, 1, SFD_NONE},      {USES_AFFINE, SFD_AT_WEIGHT, 2, SFD_NONE},
-    {USES_STATISTICS, SFD_AT_MEAN, 2, SFD_NONE},    {USES_GROUPS, SFD_AT_GROUPS, 1, 0},
-    {USES_WINDOW, SFD_AT_KERNEL, 6, 0},             {USES_DILATION, SFD_AT_DILATION, 2, 0},
-    {USES_EPSILON, SFD_AT_EPSILON, 2, 0},           {USES_MOMENTUM, SFD_AT_MOMENTUM, 2, 0},
+    {USES_INPUT1, SFD_AT_INPUT1, 1, SFD_NONE},   {USES_AFFINE, SFD_AT_WEIGHT, 2, SFD_NONE},
+    {USES_STATISTICS, SFD_AT_MEAN, 2, SFD_NONE}, {USES_GROUPS, SFD_AT_GROUPS, 1, 0},
+    {USES_WINDOW, SFD_AT_KERNEL, 6, 0},          {USES_DILATION, SFD_AT_DILATION, 2, 0},
+    {USES_EPSILON, SFD_AT_EPSILON, 2, 0},        {USES_MOMENTUM, SFD_AT_MOMENTUM, 2, 0},
     {USES_NORMALIZED, SFD_AT_NORMALIZED, 2, 0},
 };
 
@@ -201,8 +201,7 @@ static int check_ranks(const struct check *check)
 
 static int check_window(const struct check *check)
 {
-    return check_ranks(check) &&
-           check_axis(check, 0, check->input.height, check->output.height) &&
+    return check_ranks(check) && check_axis(check, 0, check->input.height, check->output.height) &&
            check_axis(check, 1, check->input.width, check->output.width);
 }
 
