@@ -1,0 +1,122 @@
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NEEDED = ("torch", "seglearn", "matplotlib", "paho", "scipy")
+pytestmark = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in NEEDED),
+    reason=f"the demo needs {', '.join(NEEDED)}",
+)
+
+ROUNDS = 3
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    ended = subprocess.run(
+        [sys.executable, "-m", "sparsyfed.tools", "demo", "--quick", "--out", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+        env={**os.environ, "TMPDIR": str(scratch)},
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    assert "equals the plan to the byte" in ended.stdout
+    assert str(folder / "report.html") in ended.stdout
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(out: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    return content
+
+
+def test_every_round_had_every_device(report: dict[str, Any]) -> None:
+    assert [entry["round"] for entry in report["rounds"]] == list(range(1, ROUNDS + 1))
+    for entry in report["rounds"]:
+        assert entry["devices"] == 8
+        assert 0.0 <= entry["accuracy"] <= 1.0
+        assert entry["seconds"] > 0
+        # Every update and every state went over the wire, and not much else.
+        assert 8 * 30_000 < entry["bytes_up"] < 8 * (entry["update_bytes"] + 4_000)
+    assert report["rounds"][0]["density_down"] == 1.0
+    assert all(entry["density_down"] < 0.1 for entry in report["rounds"][1:])
+
+
+def test_updates_after_round_1_are_nine_times_smaller_than_dense(report: dict[str, Any]) -> None:
+    dense = 4 * (report["model"]["prunable"] + report["model"]["dense"])
+    assert report["dense_update_bytes"] == dense
+    for entry in report["rounds"][1:]:
+        assert 9 * entry["update_bytes"] <= dense
+
+
+def test_measured_memory_is_the_planned_memory(report: dict[str, Any]) -> None:
+    assert len(report["devices"]) == 8
+    for device in report["devices"]:
+        assert device["arena_peak_bytes"] == device["planned_arena_bytes"]
+        assert (
+            device["last_round"]["arena_peak_bytes"] == device["last_round"]["planned_arena_bytes"]
+        )
+        assert device["planned_arena_bytes"] <= device["memory_bytes"]
+        assert device["peak_rss_bytes"] > device["planned_arena_bytes"]
+        assert sum(device["multiply_adds"].values()) > 0
+    assert sum(device["examples"] for device in report["devices"]) == 1693 - 364
+
+
+def test_the_broker_changes_no_model(report: dict[str, Any], tmp_path: Path) -> None:
+    from sparsyfed.tools import watch_job
+    from sparsyfed.tools.watch_data import load_fleet
+
+    folders = load_fleet().save(tmp_path)
+    job = watch_job.sparse_job(ROUNDS, report["seed"])
+    virtual = watch_job.run_virtually(job, watch_job.BETA, folders, 1 << 22, workers=2)
+    for here, there in zip(virtual, report["rounds"], strict=True):
+        assert here.accuracy == there["accuracy"]
+        assert here.density_down == there["density_down"]
+        assert max(here.update_bytes) == there["update_bytes"]
+
+
+def test_accuracies_are_those_of_the_rounds(report: dict[str, Any]) -> None:
+    for found, rounds in [
+        (report["final_accuracy"], report["rounds"]),
+        (report["dense_reference_accuracy"], report["dense_reference"]["rounds"]),
+    ]:
+        accuracies = [entry["accuracy"] for entry in rounds]
+        assert len(accuracies) == ROUNDS
+        assert found == pytest.approx(sum(accuracies) / ROUNDS)
+
+
+def test_the_page_is_there_and_needs_nothing_else(out: Path) -> None:
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 6
+    assert "<script" not in page
+
+
+def test_nothing_is_left_running(out: Path, report: dict[str, Any]) -> None:
+    started = b"sparsyfed-demo-"
+    left = [
+        path.parent.name
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if started in command_line(path)
+    ]
+    assert left == []
+    assert report["command"].endswith(f"--out {out}")
+
+
+def command_line(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""

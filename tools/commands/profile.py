@@ -1,0 +1,42 @@
+"""`sparsyfed profile`."""
+
+# ruff: noqa: PLC0415 - what a command needs is imported when it runs
+
+import argparse
+from pathlib import Path
+
+SUMMARY = "say what fits on a device: batch sizes, densities, memory by use, work of a step"
+EXAMPLE = "sparsyfed profile model.sfd --device stm32f746"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.epilog = f"example:\n  {EXAMPLE}\n  sparsyfed profile model.sfd --device all --json"
+    parser.add_argument("artifact", type=Path, help="compiled model (.sfd)")
+    parser.add_argument("--device", required=True, help='name of a profile, or "all"')
+    parser.add_argument("--profiles", type=Path, help="TOML file with profiles of your own")
+    parser.add_argument("--memory", help="what training may take instead, such as 256KiB")
+    parser.add_argument(
+        "--state", type=Path, help="plan for this state (.sfs) instead of evenly spread densities"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=16, help="for memory by use and work (default: 16)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON with every number")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the table or the JSON."""
+    from sparsyfed.tools.profile_report import profile_json, profile_model, profile_text
+
+    result = profile_model(
+        arguments.artifact,
+        arguments.device,
+        batch_size=arguments.batch_size,
+        state=arguments.state,
+        profiles=arguments.profiles,
+        memory=arguments.memory,
+    )
+    print(profile_json(result) if arguments.json else profile_text(result))
+    return 0

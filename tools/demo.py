@@ -1,0 +1,276 @@
+"""The demo: eight watches, a broker and a coordinator on this machine, and a report at the end."""
+
+import logging
+import os
+import shlex
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from sparsyfed import coordinator
+from sparsyfed.coordinator import Configuration, JobResult, RoundFinished
+from sparsyfed.devices.profiles import DeviceProfile, find_profile
+from sparsyfed.edge_runtime import State
+from sparsyfed.edge_runtime.errors import BackendError, ConfigurationError
+from sparsyfed.tools import watch_job
+from sparsyfed.tools.broker import PrivateBroker, find_mosquitto
+from sparsyfed.tools.demo_report import DemoRun, build_report, save_report, summary
+from sparsyfed.tools.device_processes import DeviceCommand, DeviceProcesses
+from sparsyfed.tools.in_process import FederatedJob, FinishedRound
+from sparsyfed.tools.live_table import RoundRow, RoundTable, SilentTable, round_table
+from sparsyfed.tools.watch_data import load_fleet
+
+DEADLINE_S = 120.0
+WATCH_S = 0.25
+FAREWELL_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class DemoSettings:
+    """What the demo runs, and the folder for report.json, report.html and the logs."""
+
+    rounds: int
+    seed: int
+    sparsity: float
+    folder: Path
+    first_round: str = "dense"  # or "presparsified"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rounds <= 10_000:
+            raise ConfigurationError(f"got {self.rounds} rounds, wanted 1 to 10000")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigurationError(f"got seed {self.seed}, wanted 0 or more")
+        if not 0.0 <= self.sparsity < 1.0:
+            raise ConfigurationError(
+                f"got sparsity {self.sparsity}, wanted at least 0, less than 1"
+            )
+
+
+def run_demo(settings: DemoSettings, *, quiet: bool = False) -> dict[str, Any]:
+    """Trains over MQTT, then dense FedAvg for comparison; writes and returns the report.
+
+    Nothing that it starts outlives it. Raises ConfigurationError without mosquitto or the data,
+    BackendError if a device or the broker fails, KeyboardInterrupt on Ctrl-C and SIGTERM.
+    """
+    find_mosquitto()
+    profile = find_profile(watch_job.DEVICE_PROFILE)
+    started = time.monotonic()
+    with (
+        _interrupted_by_sigterm(),
+        tempfile.TemporaryDirectory(prefix="sparsyfed-demo-") as temporary,
+        _logs(settings.folder) as logs,
+    ):
+        fleet = load_fleet()
+        folders = fleet.save(Path(temporary) / "data")
+        with SilentTable() if quiet else round_table() as table:
+            job = watch_job.sparse_job(settings.rounds, settings.seed, settings.sparsity)
+            places = Places(work=Path(temporary), logs=logs, data=folders)
+            start = settings.sparsity if settings.first_round == "presparsified" else 0.0
+            initial, result = _train_over_mqtt(job, start, places, table)
+            dense = _train_dense(settings, profile, folders, table)
+        run = DemoRun(
+            job=job,
+            profile=profile,
+            initial=initial,
+            result=result,
+            dense=tuple(dense),
+            held_out_examples=len(fleet.held_out),
+            seconds=time.monotonic() - started,
+            command=shlex.join(["sparsyfed", *sys.argv[1:]]),
+        )
+    report = build_report(run)
+    save_report(report, settings.folder)
+    if not quiet:
+        print(summary(report, settings.folder))
+    return report
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Folders: for what is thrown away, for logs, and the data by the name of the device."""
+
+    work: Path
+    logs: Path
+    data: Mapping[str, Path]
+
+
+def _train_over_mqtt(
+    job: FederatedJob, start_sparsity: float, places: Places, table: RoundTable
+) -> tuple[State, JobResult]:
+    """The initial state and the result of the job, run by one process a device."""
+    work = places.work
+    names = [name for name in places.data if name != "held-out"]
+    with PrivateBroker(work / "broker") as broker:
+        commands = {
+            name: DeviceCommand(
+                _device_arguments(name, broker, places.data[name], work / "devices" / name),
+                places.logs / f"{name}.log",
+            )
+            for name in names
+        }
+        # Interpreters start while the model is compiled.
+        with DeviceProcesses(commands) as fleet:
+            table.status(f"starting {len(names)} devices, compiling {watch_job.MODEL}")
+            artifact, state = watch_job.compile_watch(watch_job.BETA, job.seed, start_sparsity)
+            artifact.save(work / "model.sfd")
+            state.save(work / "initial.sfs")
+            config = _configuration(job, len(names), broker, places.data["held-out"], work)
+            result = _coordinate(config, fleet, table)
+            fleet.wait(FAREWELL_S)
+    return state, result
+
+
+def _device_arguments(name: str, broker: PrivateBroker, data: Path, directory: Path) -> list[str]:
+    return [
+        *("--id", name),
+        *("--broker", f"{broker.host}:{broker.port}"),
+        *("--data", str(data)),
+        *("--directory", str(directory)),
+        *("--profile", watch_job.DEVICE_PROFILE),
+        "--exit-on-finish",
+    ]
+
+
+def _configuration(
+    job: FederatedJob, devices: int, broker: PrivateBroker, held_out: Path, work: Path
+) -> Configuration:
+    return Configuration.from_mapping(
+        {
+            "job": {
+                "name": "watches",
+                "rounds": job.rounds,
+                "seed": job.seed,
+                "artifact": work / "model.sfd",
+                "state": work / "initial.sfs",
+                "sparsity": job.sparsity,
+            },
+            "training": {
+                "learning_rate": job.learning_rate,
+                "final_learning_rate": job.final_learning_rate,
+                "batch_size": job.batch_size,
+                "epochs": job.epochs,
+                "weight_decay": job.weight_decay,
+            },
+            # All or nothing: a round without one of the devices could not be compared.
+            "round": {
+                "devices_per_round": devices,
+                "minimum_devices": devices,
+                "quorum": 1.0,
+                "deadline_s": DEADLINE_S,
+                "norm_bound": job.norm_bound,
+            },
+            "broker": {"host": broker.host, "port": broker.port},
+            "evaluation": {"x": held_out / "x.npy", "y": held_out / "y.npy"},
+            "store": {"directory": work / "store"},
+        },
+        source="demo",
+    )
+
+
+def _coordinate(config: Configuration, fleet: DeviceProcesses, table: RoundTable) -> JobResult:
+    """Runs the job; a device that ends with an error ends it as well."""
+    stop, over = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(WATCH_S):
+            if fleet.failed() is not None:
+                stop.set()
+
+    def show(finished: RoundFinished) -> None:
+        table.add(_row(finished))
+        table.progress(f"round {finished.round} of {config.job.rounds} is done")
+
+    watcher = threading.Thread(target=watch, name="device watch")
+    watcher.start()
+    try:
+        table.status("waiting for the devices")
+        return coordinator.run(config, show, stop=stop)
+    except KeyboardInterrupt:
+        problem = fleet.failed()
+        if problem is not None:
+            raise BackendError(problem) from None
+        raise
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _row(finished: RoundFinished) -> RoundRow:
+    assert finished.accuracy is not None
+    return RoundRow(
+        round=finished.round,
+        accuracy=finished.accuracy,
+        density=finished.density_down,
+        bytes_down=finished.bytes_down,
+        bytes_up=finished.bytes_up,
+        devices=finished.devices,
+        seconds=finished.seconds,
+    )
+
+
+def _train_dense(
+    settings: DemoSettings,
+    profile: DeviceProfile,
+    folders: Mapping[str, Path],
+    table: RoundTable,
+) -> list[FinishedRound]:
+    """Dense FedAvg on the same data, by virtual devices in this process."""
+    job = watch_job.dense_job(settings.rounds, settings.seed)
+    workers = min(len(os.sched_getaffinity(0)), len(folders) - 1)
+    rounds = []
+    table.status(f"dense FedAvg for comparison, {job.rounds} rounds in this process")
+    for finished in watch_job.run_virtually(
+        job, 1.0, folders, profile.memory_bytes, workers=workers
+    ):
+        rounds.append(finished)
+        say = table.progress if finished.round % 10 else table.status
+        say(
+            f"dense FedAvg for comparison: round {finished.round} of {job.rounds}, "
+            f"accuracy {finished.accuracy:.1%}"
+        )
+    return rounds
+
+
+@contextmanager
+def _logs(folder: Path) -> Iterator[Path]:
+    """The folder of the logs, emptied; what this process logs goes there, not to the terminal."""
+    logs = folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    for old in logs.glob("*.log"):
+        old.unlink()
+    handler = logging.FileHandler(logs / "coordinator.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("sparsyfed")
+    before = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        yield logs
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the demo as Ctrl-C does."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

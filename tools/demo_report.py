@@ -1,0 +1,166 @@
+"""What the demo writes: report.json, report.html, and a summary for the terminal."""
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import sparsyfed
+from sparsyfed.coordinator import DeviceResult, JobResult, RoundFinished
+from sparsyfed.devices.profiles import DeviceProfile
+from sparsyfed.edge_runtime import State, plan
+from sparsyfed.edge_runtime.files import write_atomic
+from sparsyfed.tools import watch_job
+from sparsyfed.tools.in_process import FederatedJob, FinishedRound
+from sparsyfed.tools.machine import describe_machine
+from sparsyfed.tools.quantities import byte_text, count_text
+from sparsyfed.tools.report import render
+
+FORMAT = 1
+PACKAGES = ("matplotlib", "numpy", "paho-mqtt", "scipy", "seglearn", "torch")
+
+
+@dataclass(frozen=True, slots=True)
+class DemoRun:
+    """Everything that a run of the demo has found."""
+
+    job: FederatedJob
+    profile: DeviceProfile
+    initial: State
+    result: JobResult
+    dense: tuple[FinishedRound, ...]
+    held_out_examples: int
+    seconds: float
+    command: str
+
+
+def build_report(run: DemoRun) -> dict[str, Any]:
+    """The report as plain values for JSON. Bytes, counts of multiply-adds and rounds are integers.
+
+    Of a device, `first_round` is the round with the largest plan, `last_round` the latest;
+    `planned_arena_bytes` and `arena_peak_bytes` are those of the former, `multiply_adds` those of
+    the latter.
+    """
+    sparse = [entry.accuracy for entry in run.result.rounds if entry.accuracy is not None]
+    dense = [entry.accuracy for entry in run.dense]
+    artifact, final = run.result.artifact, run.result.state
+    return {
+        "format": FORMAT,
+        "final_accuracy": watch_job.final_accuracy(sparse),
+        "last_round_accuracy": sparse[-1],
+        "dense_reference_accuracy": watch_job.final_accuracy(dense),
+        "dense_reference_last_round_accuracy": dense[-1],
+        "accuracy_definition": watch_job.ACCURACY_DEFINITION,
+        "dense_update_bytes": watch_job.dense_bytes(run.initial),
+        "seed": run.job.seed,
+        "command": run.command,
+        "seconds": round(run.seconds, 3),
+        "machine": describe_machine(),
+        "versions": _versions(),
+        "job": {"model": watch_job.MODEL, "beta": artifact.beta, **_settings(run.job)},
+        "model": {
+            "prunable": run.initial.positions,
+            "dense": watch_job.dense_bytes(run.initial) // 4 - run.initial.positions,
+            "artifact": artifact.identity,
+        },
+        "data": {"held_out_examples": run.held_out_examples},
+        "rounds": [_round(entry) for entry in run.result.rounds],
+        "devices": [_device(entry, run.profile) for entry in run.result.devices],
+        "dense_reference": _dense(run),
+        "memory_parts": {
+            "first round": dict(plan(artifact, run.initial, run.job.batch_size).parts),
+            "after the last round": dict(plan(artifact, final, run.job.batch_size).parts),
+        },
+    }
+
+
+def _settings(job: FederatedJob) -> dict[str, Any]:
+    settings = asdict(job)
+    del settings["seed"]
+    return settings
+
+
+def _round(entry: RoundFinished) -> dict[str, Any]:
+    return {**entry.to_mapping(), "seconds": round(entry.seconds, 3)}
+
+
+def _device(entry: DeviceResult, profile: DeviceProfile) -> dict[str, Any]:
+    first, last = entry.peak.to_mapping(), entry.latest.to_mapping()
+    return {
+        "id": entry.id,
+        "profile": profile.name,
+        "memory_bytes": profile.memory_bytes,
+        "rounds": entry.rounds,
+        "examples": last["examples"],
+        "planned_arena_bytes": first["planned_arena_bytes"],
+        "arena_peak_bytes": first["arena_peak_bytes"],
+        "peak_rss_bytes": last["peak_rss_bytes"],
+        "multiply_adds": last["multiply_adds"],
+        "first_round": first,
+        "last_round": last,
+    }
+
+
+def _dense(run: DemoRun) -> dict[str, Any]:
+    job = watch_job.dense_job(run.job.rounds, run.job.seed)
+    rounds = [
+        {
+            "round": entry.round,
+            "accuracy": entry.accuracy,
+            "bytes_down": entry.bytes_down,
+            "bytes_up": sum(entry.update_bytes),
+            "multiply_adds": asdict(entry.multiply_adds),
+            "seconds": round(entry.seconds, 3),
+        }
+        for entry in run.dense
+    ]
+    return {"beta": 1.0, **_settings(job), "rounds": rounds}
+
+
+def _versions() -> dict[str, str]:
+    versions = {"sparsyfed": sparsyfed.__version__, "python": platform.python_version()}
+    return {**versions, **{name: metadata.version(name) for name in PACKAGES}}
+
+
+def save_report(report: Mapping[str, Any], folder: Path) -> None:
+    """Writes report.json and report.html into the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "report.json", (json.dumps(report, indent=2) + "\n").encode())
+    write_atomic(folder / "report.html", render(report).encode())
+
+
+def summary(report: Mapping[str, Any], folder: Path) -> str:
+    """The result in a few lines."""
+    devices, dense = report["devices"], report["dense_update_bytes"]
+    largest = max((entry["update_bytes"] for entry in report["rounds"][1:]), default=0)
+    first = max(device["first_round"]["planned_arena_bytes"] for device in devices)
+    last = max(device["last_round"]["planned_arena_bytes"] for device in devices)
+    exact = all(
+        device[name]["planned_arena_bytes"] == device[name]["arena_peak_bytes"]
+        for device in devices
+        for name in ("first_round", "last_round")
+    )
+    done = sum(sum(device["multiply_adds"].values()) for device in devices)
+    whole = sum(report["dense_reference"]["rounds"][-1]["multiply_adds"].values())
+    reference = f"dense FedAvg {report['dense_reference_accuracy']:.1%}"
+    how = report["accuracy_definition"]
+    lines = [f"accuracy        {report['final_accuracy']:.1%}, {reference} ({how})"]
+    if largest:
+        lines.append(
+            f"update          {byte_text(largest)} at most after round 1, dense "
+            f"{byte_text(dense)}: {dense / largest:.1f} times smaller"
+        )
+    verdict = "equals the plan to the byte" if exact else "DIFFERS from the plan"
+    lines.append(
+        f"memory          {byte_text(first)} in the first round, {byte_text(last)} in the last; "
+        f"measured {verdict}"
+    )
+    lines.append(
+        f"multiply-adds   {count_text(done)} in the last round, dense {count_text(whole)}: "
+        f"{whole / done:.1f} times fewer"
+    )
+    lines.append(f"report          {folder / 'report.html'}")
+    return "\n".join(lines)

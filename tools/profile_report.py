@@ -1,0 +1,199 @@
+"""What fits where: plans of a model against the profiles of devices, as text or JSON."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from sparsyfed.devices.feasibility import BATCH_SIZES, DENSITIES, Feasibility, Fit, feasibility
+from sparsyfed.devices.profiles import find_profile, list_profiles, parse_bytes
+from sparsyfed.edge_runtime import Artifact, State, plan
+from sparsyfed.tools.quantities import byte_text, count_text
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProfile:
+    """A model on some devices. `batch_size` is the one whose memory and work are shown in detail."""
+
+    artifact: Artifact
+    batch_size: int
+    devices: tuple[Feasibility, ...]
+
+
+def profile_model(
+    artifact: str | Path,
+    device: str,
+    *,
+    batch_size: int = 16,
+    state: str | Path | None = None,
+    profiles: str | Path | None = None,
+    memory: str | None = None,
+) -> ModelProfile:
+    """Plans the model at all batch sizes, for this state or for evenly spread densities.
+
+    `device` names a profile, or is "all"; `memory`, such as "256KiB", replaces the profile's.
+    Raises ConfigurationError for an unknown device, FormatError for a malformed file.
+    """
+    chosen = list_profiles(profiles) if device == "all" else (find_profile(device, profiles),)
+    if memory is not None:
+        chosen = tuple(replace(item, memory_bytes=parse_bytes(memory)) for item in chosen)
+    model = Artifact.load(artifact)
+    sizes = sorted({*BATCH_SIZES, batch_size})
+    if state is None:
+        return ModelProfile(
+            model, batch_size, feasibility(model, chosen, batch_sizes=sizes, densities=DENSITIES)
+        )
+    trained = State.load(state)
+    plans = [plan(model, trained, size) for size in sizes]
+    results = []
+    for item in chosen:
+        rate = item.multiply_adds_per_second
+        fits = tuple(
+            Fit(
+                batch_size=planned.batch_size,
+                density=trained.density,
+                nonzeros=trained.nonzeros,
+                arena_bytes=planned.arena_bytes,
+                fits=planned.arena_bytes <= item.memory_bytes,
+                parts=planned.parts,
+                multiply_adds=planned.macs,
+                estimated_seconds=planned.macs.total / rate if rate else None,
+            )
+            for planned in plans
+        )
+        results.append(Feasibility(item, fits))
+    return ModelProfile(model, batch_size, tuple(results))
+
+
+def profile_json(result: ModelProfile) -> str:
+    """Every number of the profile. Bytes and multiply-adds are integers; null is unknown."""
+    devices = []
+    for item in result.devices:
+        fits = [
+            {
+                **asdict(fit),
+                "multiply_adds": {**asdict(fit.multiply_adds), "total": fit.multiply_adds.total},
+            }
+            for fit in item.fits
+        ]
+        devices.append({"device": item.profile.name, **asdict(item.profile), "fits": fits})
+    return json.dumps({"artifact": result.artifact.identity, "devices": devices}, indent=2)
+
+
+def profile_text(result: ModelProfile) -> str:
+    """The profile for people: what fits, then memory by use and work at the chosen batch size."""
+    prunable = sum(result.artifact.parameters[index].count for index in result.artifact.prunable)
+    head = f"{prunable:,} prunable weights; v, gradients and activations are 32-bit floats."
+    one = len(result.devices) == 1
+    fit_table = _one_device(result.devices[0]) if one else _all_devices(result.devices)
+    return "\n\n".join([head, fit_table, _memory_by_use(result), _work(result)])
+
+
+def _one_device(item: Feasibility) -> str:
+    profile = item.profile
+    sizes = sorted({fit.batch_size for fit in item.fits})
+    by_place = {(fit.density, fit.batch_size): fit for fit in item.fits}
+    rows = [
+        [
+            _density(density),
+            *(_arena(by_place[density, size]) for size in sizes),
+            _largest(item.largest_batch(density)),
+        ]
+        for density in _densities(item)
+    ]
+    heading = ["density", *(f"batch {size}" for size in sizes), "largest that fits"]
+    memory = f"{profile.title} ({profile.name}): {profile.memory_bytes:,} bytes for training, "
+    return (
+        f"{memory}{profile.source['memory_bytes']}.\n"
+        f"Arena by density and batch size; what does not fit stands in brackets.\n"
+        f"{_table(heading, rows)}"
+    )
+
+
+def _all_devices(devices: Sequence[Feasibility]) -> str:
+    densities = _densities(devices[0])
+    rows = [
+        [
+            item.profile.name,
+            byte_text(item.profile.memory_bytes),
+            *(_largest(item.largest_batch(density)) for density in densities),
+        ]
+        for item in devices
+    ]
+    heading = ["device", "memory", *map(_density, densities)]
+    tried = ", ".join(str(size) for size in sorted({fit.batch_size for fit in devices[0].fits}))
+    return f"Largest batch size that fits, by density (tried: {tried}).\n{_table(heading, rows)}"
+
+
+def _memory_by_use(result: ModelProfile) -> str:
+    fits = _detailed(result)
+    kinds = list(fits[0].parts)
+    rows = [
+        [kind.replace("_", " "), *(f"{fit.parts.get(kind, 0):,}" for fit in fits)]
+        for kind in kinds
+        if any(fit.parts.get(kind, 0) for fit in fits)
+    ]
+    rows.append(
+        [
+            "alignment, placement",
+            *(f"{fit.arena_bytes - sum(fit.parts.values()):,}" for fit in fits),
+        ]
+    )
+    rows.append(["arena", *(f"{fit.arena_bytes:,}" for fit in fits)])
+    heading = ["bytes by use", *(_density(fit.density) for fit in fits)]
+    return (
+        f"Memory at the fullest step, batch size {result.batch_size}, by density.\n"
+        f"{_table(heading, rows)}"
+    )
+
+
+def _work(result: ModelProfile) -> str:
+    fits = _detailed(result)
+    kinds: dict[str, Callable[[Fit], int]] = {
+        "forward": lambda fit: fit.multiply_adds.forward,
+        "gradients of inputs": lambda fit: fit.multiply_adds.d_input,
+        "gradients of weights": lambda fit: fit.multiply_adds.d_weight,
+        "step": lambda fit: fit.multiply_adds.total,
+    }
+    rows = [[name, *(count_text(count(fit)) for fit in fits)] for name, count in kinds.items()]
+    for item in result.devices:
+        times = [fit.estimated_seconds for fit in item.fits if fit.batch_size == result.batch_size]
+        known = [f"{time:.3g} s" for time in times if time is not None]
+        if known:
+            rows.append([f"estimate, {item.profile.name}", *known])
+    heading = ["multiply-adds", *(_density(fit.density) for fit in fits)]
+    return f"Work of one step, batch size {result.batch_size}, by density.\n{_table(heading, rows)}"
+
+
+def _detailed(result: ModelProfile) -> list[Fit]:
+    """The fits at the chosen batch size; memory and work are the same for every device."""
+    return [fit for fit in result.devices[0].fits if fit.batch_size == result.batch_size]
+
+
+def _densities(item: Feasibility) -> list[float]:
+    return list(dict.fromkeys(fit.density for fit in item.fits))
+
+
+def _density(density: float) -> str:
+    return f"{100 * density:.3g}%"
+
+
+def _arena(fit: Fit) -> str:
+    return byte_text(fit.arena_bytes) if fit.fits else f"({byte_text(fit.arena_bytes)})"
+
+
+def _largest(batch_size: int | None) -> str:
+    return "-" if batch_size is None else str(batch_size)
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *rest = cells
+        texts = [first.ljust(widths[0])]
+        texts += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        return "  " + "  ".join(texts)
+
+    rule = "  " + "-" * (sum(widths) + 2 * (len(widths) - 1))
+    return "\n".join([line(heading), rule, *map(line, rows)])

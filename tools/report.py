@@ -1,0 +1,199 @@
+"""The demo's report as one HTML page that needs nothing but itself."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from sparsyfed.tools.quantities import byte_text, count_text
+from sparsyfed.tools.report_plots import draw_all
+
+STYLE = """
+:root { color-scheme: light dark; --paper: #ffffff; --card: #f6f7f9; --ink: #1c2330; --muted: #5d6878;
+  --grid: #dfe3e9; --sparse: #0b7285; --dense: #b3541e; --third: #5f3dc4; --fourth: #d9a441; }
+@media (prefers-color-scheme: dark) { :root { --paper: #12161d; --card: #1b212b; --ink: #e6eaf0;
+  --muted: #9aa6b6; --grid: #313a47; --sparse: #3bc9db; --dense: #ff922b; --third: #b197fc;
+  --fourth: #ffe066; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 76rem; background: var(--paper);
+  color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; }
+h2 { font-size: 1.2rem; margin: 2.6rem 0 .9rem; }
+h3 { font-size: 1.02rem; margin: 0 0 .2rem; }
+p { margin: 0 0 .6rem; } .muted, figcaption { color: var(--muted); font-size: .9rem; }
+.numbers, .plots { display: grid; gap: 1rem; }
+.numbers { grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); margin-top: 1.6rem; }
+.plots { grid-template-columns: repeat(auto-fit, minmax(min(30rem, 100%), 1fr)); }
+.numbers > div, figure { background: var(--card); border-radius: .75rem; padding: 1rem 1.15rem;
+  margin: 0; }
+.numbers strong { display: block; font-size: 1.55rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
+svg { display: block; width: 100%; height: auto; margin-top: .5rem; }
+.table { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .92rem;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: .4rem .7rem; text-align: right; border-bottom: 1px solid var(--grid);
+  white-space: nowrap; }
+th { white-space: normal; vertical-align: bottom; line-height: 1.25; color: var(--muted);
+  font-weight: 600; }
+th:first-child, td:first-child { text-align: left; }
+code { font-size: .88em; background: var(--card); padding: .1em .35em; border-radius: .3em; }
+"""
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """The page for a report of the demo. Same report, same bytes; no script, no outside resource."""
+    job = report["job"]
+    figures = "".join(
+        f"<figure><h3>{escape(plot.title)}</h3><figcaption>{escape(plot.caption)}</figcaption>"
+        f"{plot.svg}</figure>\n"
+        for plot in draw_all(report)
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>SparsyFed: {escape(job['model'])}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f"<h1>{len(report['devices'])} watches learned together at {job['sparsity']:.0%} sparsity</h1>\n"
+        f'<p class="muted">{escape(_subtitle(report))}</p>\n'
+        f'<div class="numbers">{"".join(_number(*number) for number in _numbers(report))}</div>\n'
+        f'<h2>Course of the run</h2>\n<div class="plots">{figures}</div>\n'
+        f"<h2>Devices</h2>\n{_device_table(report)}\n"
+        f"<h2>Rounds</h2>\n{_round_table(report)}\n"
+        f"<h2>How this was made</h2>\n{_method(report)}\n</body>\n</html>\n"
+    )
+
+
+def _subtitle(report: Mapping[str, Any]) -> str:
+    job = report["job"]
+    examples = sum(device["examples"] for device in report["devices"])
+    return (
+        f"Model {job['model']}, {report['model']['prunable']:,} prunable weights; {job['rounds']} "
+        f"rounds over MQTT; {examples:,} windows of motion data that stayed on their devices; "
+        f"{report['data']['held_out_examples']} windows of wearers whom no device has seen for the test."
+    )
+
+
+def _numbers(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The key numbers: value, what it is, what it stands against."""
+    devices = report["devices"]
+    update = report["rounds"][-1]["update_bytes"]
+    done = sum(sum(device["last_round"]["multiply_adds"].values()) for device in devices)
+    dense = sum(report["dense_reference"]["rounds"][-1]["multiply_adds"].values())
+    return [
+        (
+            f"{report['final_accuracy']:.1%}",
+            "accuracy on the held-out wearers",
+            f"dense FedAvg {report['dense_reference_accuracy']:.1%}; {report['accuracy_definition']}",
+        ),
+        (
+            f"{report['dense_update_bytes'] / update:.1f} × smaller",
+            "largest update of the last round",
+            f"{byte_text(update)} as plain CSR, {byte_text(report['dense_update_bytes'])} dense",
+        ),
+        (
+            f"{dense / done:.1f} × less work",
+            "multiply-adds in the last round",
+            f"{count_text(done)} instead of {count_text(dense)} for all devices",
+        ),
+        (
+            byte_text(max(device["last_round"]["planned_arena_bytes"] for device in devices)),
+            "training memory of a device, last round",
+            _memory_comparison(devices),
+        ),
+    ]
+
+
+def _memory_comparison(devices: Sequence[Mapping[str, Any]]) -> str:
+    first = max(device["first_round"]["planned_arena_bytes"] for device in devices)
+    exact = all(
+        device[training]["planned_arena_bytes"] == device[training]["arena_peak_bytes"]
+        for device in devices
+        for training in ("first_round", "last_round")
+    )
+    verdict = "equals the plan to the byte" if exact else "differs from the plan, see the table"
+    return f"{byte_text(first)} in the first round; measured {verdict}"
+
+
+def _number(value: str, name: str, comparison: str) -> str:
+    return (
+        f"<div><strong>{escape(value)}</strong>{escape(name)}"
+        f'<br><span class="muted">{escape(comparison)}</span></div>'
+    )
+
+
+def _device_table(report: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            device["id"],
+            f"{device['examples']:,}",
+            f"{device['memory_bytes']:,}",
+            f"{device['first_round']['planned_arena_bytes']:,}",
+            f"{device['first_round']['arena_peak_bytes']:,}",
+            f"{device['last_round']['planned_arena_bytes']:,}",
+            f"{device['last_round']['arena_peak_bytes']:,}",
+            _optional_bytes(device["peak_rss_bytes"]),
+            count_text(sum(device["multiply_adds"].values())),
+        ]
+        for device in report["devices"]
+    ]
+    heading = ["device", "windows", "declared memory", "planned, first round", "measured"]
+    heading += ["planned, last round", "measured", "process peak", "multiply-adds"]
+    note = (
+        "Memory in bytes; planned and measured are the arena of the training session. Process "
+        "peak: resident memory of the whole device process, interpreter and MQTT client included. "
+        "Multiply-adds: of the last round."
+    )
+    return f'{_table(heading, rows)}<p class="muted">{note}</p>'
+
+
+def _optional_bytes(count: int | None) -> str:
+    return "unknown" if count is None else byte_text(count)
+
+
+def _round_table(report: Mapping[str, Any]) -> str:
+    dense = {entry["round"]: entry["accuracy"] for entry in report["dense_reference"]["rounds"]}
+    rows = [
+        [
+            str(entry["round"]),
+            f"{entry['accuracy']:.1%}",
+            f"{dense[entry['round']]:.1%}",
+            f"{entry['density_down']:.2%}",
+            f"{entry['bytes_down']:,}",
+            f"{entry['bytes_up']:,}",
+            f"{entry['update_bytes']:,}",
+            str(entry["devices"]),
+            f"{entry['seconds']:.2f}",
+        ]
+        for entry in report["rounds"]
+    ]
+    heading = ["round", "accuracy", "dense FedAvg", "density", "bytes down", "bytes up"]
+    heading += ["largest update", "devices", "seconds"]
+    return _table(heading, rows)
+
+
+def _method(report: Mapping[str, Any]) -> str:
+    job, dense, machine = report["job"], report["dense_reference"], report["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in sorted(report["versions"].items()))
+    sparsyfed = (
+        f"SparsyFed: β = {job['beta']}, seed {report['seed']}, {job['epochs']} local epoch, batches "
+        f"of {job['batch_size']}, learning rate {job['learning_rate']} → "
+        f"{job['final_learning_rate']}, weight decay {job['weight_decay']}."
+    )
+    reference = (
+        f"Dense FedAvg: β = {dense['beta']}, nothing pruned, learning rate "
+        f"{dense['learning_rate']} → {dense['final_learning_rate']}; the same data, seed, rounds "
+        "and runtime, trained in this very run, by virtual devices in the demo's own process."
+    )
+    accuracy = f"Accuracies in the summary: {report['accuracy_definition']}."
+    place = (
+        f"Machine: {machine['platform']}, {machine['processor']}, {machine['cpu_count']} cores. "
+        f"Versions: {versions}. The whole run took {report['seconds']:.0f} s."
+    )
+    texts = (sparsyfed, reference, accuracy, place)
+    paragraphs = "".join(f"<p>{escape(text)}</p>\n" for text in texts)
+    return f"{paragraphs}<p>Command: <code>{escape(report['command'])}</code></p>"
+
+
+def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    def line(tag: str, cells: Sequence[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>\n"
+
+    body = "".join(line("td", row) for row in rows)
+    return f'<div class="table"><table>\n{line("th", heading)}{body}</table></div>\n'

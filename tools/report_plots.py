@@ -1,0 +1,275 @@
+"""The plots of the demo's report, as SVG elements that take their colours from the page."""
+
+import io
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from sparsyfed.tools.quantities import byte_text, count_text
+
+# Marks in the drawing, exchanged for the page's variables so that a dark page has light lines.
+INK = "#010203"
+MUTED = "#010204"
+GRID = "#010205"
+SPARSE = "#010206"
+DENSE = "#010207"
+THIRD = "#010208"
+FOURTH = "#010209"
+VARIABLES = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    GRID: "var(--grid)",
+    SPARSE: "var(--sparse)",
+    DENSE: "var(--dense)",
+    THIRD: "var(--third)",
+    FOURTH: "var(--fourth)",
+}
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 11,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "lines.linewidth": 2.2,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+# The kinds of planned buffers, by what they are for.
+USES = {
+    "weights, index": ("index", "weight", "working_weight", "dense"),
+    "kept for backward": ("saved_input", "mask", "statistics"),
+    "activations, gradients": ("activation", "gradient"),
+    "tables, scratch": ("tables", "scratch"),
+}
+
+Report = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A drawing with the sentence that says how to read it."""
+
+    title: str
+    caption: str
+    svg: str
+
+
+def draw_all(report: Report) -> list[Plot]:
+    """The report's plots in reading order. Same report, same bytes."""
+    return [
+        _plot(
+            report,
+            "Accuracy",
+            "Share of the held-out wearers' windows classified rightly after each round.",
+            _accuracy,
+        ),
+        _plot(
+            report,
+            "Density",
+            "Share of the prunable weights that are not zero in the model sent to the devices. "
+            "Logarithmic.",
+            _density,
+        ),
+        _plot(
+            report,
+            "Bytes of a round",
+            "MQTT payloads that the coordinator sent and received, control messages included, "
+            "against dense 32-bit values for as many devices. Logarithmic.",
+            _bytes,
+        ),
+        _plot(
+            report,
+            "Memory",
+            "Arena of one device in its first and its last round: what the plan said before "
+            "anything ran, and what the session then touched.",
+            _memory,
+        ),
+        _plot(
+            report,
+            "Memory by use",
+            "What the arena holds at its fullest step, for the model of the first round and for "
+            "the one that the last round made.",
+            _memory_by_use,
+        ),
+        _plot(
+            report,
+            "Multiply-adds",
+            "Work of all devices in a round, counted while it ran, as a share of dense training "
+            "on the same data.",
+            _multiply_adds,
+        ),
+    ]
+
+
+def _plot(report: Report, title: str, caption: str, draw: Callable[[Axes, Report], None]) -> Plot:
+    name = title.lower().replace(" ", "-")
+    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=(6.2, 3.5), layout="constrained")
+        draw(figure.add_subplot(), report)
+        buffer = io.StringIO()
+        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    return Plot(title, caption, _for_page(buffer.getvalue(), name, caption))
+
+
+def _for_page(svg: str, name: str, caption: str) -> str:
+    """The drawing as an element: colours by variable, names unique in the page, no prologue."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    for mark, variable in VARIABLES.items():
+        svg = svg.replace(mark, variable)
+    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{caption}" ', 1)
+
+
+def _rounds(report: Report) -> list[int]:
+    return [entry["round"] for entry in report["rounds"]]
+
+
+def _column(report: Report, name: str) -> list[float]:
+    return [entry[name] for entry in report["rounds"]]
+
+
+def _round_axis(axes: Axes) -> None:
+    axes.set_xlabel("round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(visible=False, axis="x")
+
+
+def _log_axis(axes: Axes, text: Callable[[float], str]) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="y", which="minor", length=0)
+
+
+def _accuracy(axes: Axes, report: Report) -> None:
+    rounds = _rounds(report)
+    dense = [entry["accuracy"] for entry in report["dense_reference"]["rounds"]]
+    axes.plot(rounds, dense, color=DENSE, label="dense FedAvg")
+    axes.plot(rounds, _column(report, "accuracy"), color=SPARSE, label=_system(report))
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    axes.legend(loc="lower right")
+    _round_axis(axes)
+
+
+def _density(axes: Axes, report: Report) -> None:
+    target = 1 - report["job"]["sparsity"]
+    axes.axhline(target, color=THIRD, linestyle="--", label="kept in each update")
+    axes.plot(
+        _rounds(report), _column(report, "density_down"), "o-", ms=4, color=SPARSE, label="model"
+    )
+    _log_axis(axes, lambda value: f"{100 * value:g}%")
+    axes.legend()
+    _round_axis(axes)
+
+
+def _bytes(axes: Axes, report: Report) -> None:
+    dense = [report["dense_update_bytes"] * entry["devices"] for entry in report["rounds"]]
+    axes.plot(_rounds(report), dense, color=DENSE, label="dense, each way")
+    axes.plot(_rounds(report), _column(report, "bytes_down"), color=SPARSE, label="down")
+    axes.plot(_rounds(report), _column(report, "bytes_up"), "--", color=THIRD, label="up")
+    _log_axis(axes, byte_text)
+    axes.legend(loc="center right")
+    _round_axis(axes)
+
+
+def _memory(axes: Axes, report: Report) -> None:
+    devices = report["devices"]
+    series = [
+        ("first round, planned", "first_round", "planned_arena_bytes", DENSE),
+        ("first round, measured", "first_round", "arena_peak_bytes", FOURTH),
+        ("last round, planned", "last_round", "planned_arena_bytes", THIRD),
+        ("last round, measured", "last_round", "arena_peak_bytes", SPARSE),
+    ]
+    width = 0.8 / len(series)
+    for number, (label, training, field, color) in enumerate(series):
+        axes.bar(
+            [row + (number - 1.5) * width for row in range(len(devices))],
+            [device[training][field] / 1000 for device in devices],
+            width * 0.92,
+            color=color,
+            label=label,
+        )
+    names = [device["id"] for device in devices]
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_ylabel("kB")
+    axes.set_ylim(top=axes.get_ylim()[1] * 1.38)
+    axes.grid(visible=False, axis="x")
+    axes.legend(ncols=2, loc="upper center", fontsize=10)
+
+
+def _memory_by_use(axes: Axes, report: Report) -> None:
+    states = report["memory_parts"]
+    left = [0.0] * len(states)
+    for (label, kinds), color in zip(USES.items(), [SPARSE, THIRD, FOURTH, DENSE], strict=True):
+        sizes = [sum(parts.get(kind, 0) for kind in kinds) / 1000 for parts in states.values()]
+        axes.barh(list(states), sizes, 0.55, left, color=color, label=label)
+        left = [begin + size for begin, size in zip(left, sizes, strict=True)]
+    for row, size in enumerate(left):
+        axes.annotate(
+            byte_text(1000 * size), (size, row), (5, 0), textcoords="offset points", va="center"
+        )
+    axes.set_xlabel("kB")
+    axes.set_xlim(0, max(left) * 1.2)
+    axes.set_ylim(len(states) - 0.5, -1.15)
+    axes.grid(visible=False, axis="y")
+    axes.legend(ncols=2, loc="upper center", fontsize=10, handlelength=1.2)
+
+
+def _multiply_adds(axes: Axes, report: Report) -> None:
+    dense = report["dense_reference"]["rounds"][-1]["multiply_adds"]
+    bars = {
+        "dense FedAvg": dense,
+        "first round": _total(report, "first_round"),
+        "last round": _total(report, "last_round"),
+    }
+    kinds = {
+        "forward": ("forward", SPARSE),
+        "d_input": ("gradients of inputs", THIRD),
+        "d_weight": ("gradients of weights", FOURTH),
+    }
+    whole = sum(dense.values())
+    left = [0.0] * len(bars)
+    for kind, (label, color) in kinds.items():
+        shares = [counts[kind] / whole for counts in bars.values()]
+        axes.barh(list(bars), shares, 0.55, left, color=color, label=label)
+        left = [begin + share for begin, share in zip(left, shares, strict=True)]
+    for row, share in enumerate(left):
+        text = f"{share:.1%}, {count_text(share * whole)}"
+        axes.annotate(text, (share, row), (5, 0), textcoords="offset points", va="center")
+    axes.set_xlim(0, max(left) * 1.34)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    axes.set_ylim(len(bars) - 0.5, -1.25)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    axes.grid(visible=False, axis="y")
+    axes.legend(ncols=3, loc="upper center", fontsize=10, handlelength=1.2, columnspacing=1.2)
+
+
+def _total(report: Report, training: str) -> dict[str, int]:
+    """Multiply-adds of all devices together, by kind."""
+    counts = [device[training]["multiply_adds"] for device in report["devices"]]
+    return {kind: sum(count[kind] for count in counts) for kind in counts[0]}
+
+
+def _system(report: Report) -> str:
+    return f"SparsyFed, {report['job']['sparsity']:.0%} sparse"
