@@ -15,9 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 from sparsyfed.edge_runtime.errors import BackendError, ConfigurationError
+from sparsyfed.tools.child_process import spawn
 
 MINIMUM_VERSION = (2, 0, 11)
 SYSTEM_FOLDERS = (
@@ -173,7 +174,7 @@ class PrivateBroker:
         file = self.directory / "mosquitto.conf"
         file.write_text(configuration(self.host, self.port, self.directory), encoding="utf-8")
         with self.log_path.open("ab") as log:
-            self._process = _spawn([str(program), "-c", str(file)], log)
+            self._process = spawn([str(program), "-c", str(file)], log)
         try:
             self._wait_until_listening(self._process)
         except BaseException:
@@ -254,28 +255,6 @@ def run_broker(
                 return broker.wait()
             except KeyboardInterrupt:
                 return 0
-
-
-def _spawn(command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-    # A session of its own: an interrupt at the terminal goes to the owner, who stops the broker.
-    return subprocess.Popen(
-        [*_death_signal_prefix(), *command],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    )
-
-
-@functools.cache
-def _death_signal_prefix() -> tuple[str, ...]:
-    """Command that ends a program when its parent ends, by kill -9 too; () if there is none."""
-    program = shutil.which("setpriv")
-    if program is None:
-        return ()
-    prefix = (program, "--pdeathsig", "TERM", "--")
-    known = subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode == 0
-    return prefix if known else ()
 
 
 def _can_listen(host: str, port: int) -> bool:
