@@ -1,21 +1,13 @@
 /* Activations and addition. dx may be dy itself unless it is added to. */
 #include "sfd_internal.h"
 
-/* Bit j of a mask word; a table instead of a shift lets the compiler use vectors everywhere. */
-static const uint32_t mask_bit[32] = {
-    1u << 0,  1u << 1,  1u << 2,  1u << 3,  1u << 4,  1u << 5,  1u << 6,  1u << 7,
-    1u << 8,  1u << 9,  1u << 10, 1u << 11, 1u << 12, 1u << 13, 1u << 14, 1u << 15,
-    1u << 16, 1u << 17, 1u << 18, 1u << 19, 1u << 20, 1u << 21, 1u << 22, 1u << 23,
-    1u << 24, 1u << 25, 1u << 26, 1u << 27, 1u << 28, 1u << 29, 1u << 30, 1u << 31,
-};
-
 static inline uint32_t rectify(const float *x, uint32_t count, float ceiling, float *y)
 {
     uint32_t bits = 0u, j;
 
     for (j = 0u; j < count; ++j) {
         float value = x[j];
-        bits |= value > 0.0f && value < ceiling ? mask_bit[j] : 0u;
+        bits |= value > 0.0f && value < ceiling ? sfd_mask_bit[j] : 0u;
         y[j] = value <= 0.0f ? 0.0f : value >= ceiling ? ceiling : value; /* a NaN passes through */
     }
     return bits;
@@ -36,27 +28,38 @@ void sfd_rectifier_forward(const float *x, uint32_t count, float ceiling, uint32
     }
 }
 
-static inline void pass_masked(uint32_t bits, const float *dy, uint32_t count, float *dx,
-                               int accumulate)
+static inline void mask_word(uint32_t bits, uint32_t count, float *dx)
 {
     uint32_t j;
 
-    for (j = 0u; j < count; ++j) {
-        float d = bits & mask_bit[j] ? dy[j] : 0.0f;
-        dx[j] = accumulate ? dx[j] + d : d;
-    }
+    for (j = 0u; j < count; ++j)
+        dx[j] = bits & sfd_mask_bit[j] ? dx[j] : 0.0f;
 }
 
+static inline void add_masked(uint32_t bits, const float *restrict dy, uint32_t count,
+                              float *restrict dx)
+{
+    uint32_t j;
+
+    for (j = 0u; j < count; ++j)
+        dx[j] += bits & sfd_mask_bit[j] ? dy[j] : 0.0f;
+}
+
+/* dx is dy itself, or is added to. */
 void sfd_rectifier_backward(const uint32_t *mask, const float *dy, uint32_t count, float *dx,
                             int accumulate)
 {
     uint32_t i;
 
-    for (i = 0u; i < count; i += 32u)
-        if (count - i >= 32u)
-            pass_masked(mask[i / 32u], dy + i, 32u, dx + i, accumulate);
+    for (i = 0u; i + 32u <= count; i += 32u)
+        if (accumulate)
+            add_masked(mask[i / 32u], dy + i, 32u, dx + i);
         else
-            pass_masked(mask[i / 32u], dy + i, count - i, dx + i, accumulate);
+            mask_word(mask[i / 32u], 32u, dx + i);
+    if (i < count && accumulate)
+        add_masked(mask[i / 32u], dy + i, count - i, dx + i);
+    else if (i < count)
+        mask_word(mask[i / 32u], count - i, dx + i);
 }
 
 #define INVERSE_SQRT_2 0.70710678f

@@ -155,8 +155,21 @@ int sfd_prepare(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *s
                 struct sfd_session **session, struct sfd_container_view *state_view,
                 struct sfd_plan *plan, struct sfd_problem *problem);
 
-/* sfd_memory.c: find the lifetimes of all regions and place them. SFD_ERR_LIMIT when the arena
- * would pass 4 GiB. */
+/* More than this no offset can say. */
+#define SFD_ARENA_LIMIT UINT32_C(0xffffffc0)
+
+static inline uint32_t sfd_last_step(const struct sfd_session *session)
+{
+    return 2u * session->operation_count + 1u;
+}
+
+/* sfd_lifetimes.c: list all regions with their sizes and lifetimes. */
+void sfd_lifetimes_plan(struct sfd_session *session, uint64_t tables_bytes);
+
+/* Elements of a tensor over a full batch. */
+uint64_t sfd_batch_elements(const struct sfd_session *session, uint32_t tensor);
+
+/* sfd_placement.c: list the regions and place them. SFD_ERR_LIMIT when the arena would pass 4 GiB. */
 int sfd_memory_plan(struct sfd_session *session, uint64_t tables_bytes, struct sfd_plan *plan);
 
 /* Entries of a layer's input that are kept for the weight gradient: ceil(size * support /
@@ -194,6 +207,9 @@ void sfd_pack(const float *x, uint32_t size, uint32_t n, uint32_t keep, uint32_t
 uint32_t sfd_unpack(const void *packed, uint32_t keep, uint32_t first, uint32_t elements,
                     uint32_t taken, float *x);
 
+/* Bit j of a mask word; a table instead of a shift lets the compiler use vectors everywhere. */
+extern const uint32_t sfd_mask_bit[32];
+
 /* Bits of |x|: floats order as their bit patterns once the sign is gone. */
 static inline uint32_t sfd_magnitude(float x)
 {
@@ -203,7 +219,7 @@ static inline uint32_t sfd_magnitude(float x)
     return bits & 0x7fffffffu;
 }
 
-/* A threshold search over magnitudes: 4 passes of 8 bits, the highest first. */
+/* A threshold search over magnitudes: passes over a few bits at a time, the highest first. */
 struct sfd_selection {
     uint32_t prefix;    /* the bits of the threshold found so far */
     uint32_t remaining; /* entries still to take among those that share the prefix */

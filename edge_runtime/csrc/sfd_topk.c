@@ -4,11 +4,71 @@
 
 #include "sfd_internal.h"
 
+const uint32_t sfd_mask_bit[32] = {
+    1u << 0,  1u << 1,  1u << 2,  1u << 3,  1u << 4,  1u << 5,  1u << 6,  1u << 7,
+    1u << 8,  1u << 9,  1u << 10, 1u << 11, 1u << 12, 1u << 13, 1u << 14, 1u << 15,
+    1u << 16, 1u << 17, 1u << 18, 1u << 19, 1u << 20, 1u << 21, 1u << 22, 1u << 23,
+    1u << 24, 1u << 25, 1u << 26, 1u << 27, 1u << 28, 1u << 29, 1u << 30, 1u << 31,
+};
+
+/* A magnitude has 31 bits: passes over 8, 8, 8 and 7 of them, the exponent first. */
+#define FIRST_SHIFT 23u
+
+static uint32_t pass_bins(uint32_t shift)
+{
+    return shift == 0u ? SFD_HISTOGRAM_BINS / 2u : SFD_HISTOGRAM_BINS;
+}
+
+/* Bits above those of the pass. */
+static uint32_t known_bits(uint32_t shift)
+{
+    return shift == FIRST_SHIFT ? 0u : ~(pass_bins(shift) * (1u << shift) - 1u);
+}
+
+/* Place of the lowest set bit, by a De Bruijn sequence. */
+static uint32_t lowest_bit(uint32_t bits)
+{
+    static const uint8_t place[32] = {0,  1,  28, 2,  29, 14, 24, 3, 30, 22, 20, 15, 25, 17, 4,  8,
+                                      31, 27, 13, 23, 21, 19, 16, 7, 26, 12, 18, 6,  11, 5,  10, 9};
+
+    return place[((bits & (0u - bits)) * UINT32_C(0x077cb531)) >> 27];
+}
+
+/* Which of up to 32 elements have these bits in their magnitude. */
+static inline uint32_t matches(const float *x, uint32_t count, uint32_t mask, uint32_t wanted)
+{
+    uint32_t bits = 0u, j;
+
+    for (j = 0u; j < count; ++j)
+        bits |= (sfd_magnitude(x[j]) & mask) == wanted ? sfd_mask_bit[j] : 0u;
+    return bits;
+}
+
+static inline uint32_t above(const float *x, uint32_t count, uint32_t threshold)
+{
+    uint32_t bits = 0u, j;
+
+    for (j = 0u; j < count; ++j) /* magnitudes have no sign bit: a signed comparison is as good */
+        bits |= (int32_t)sfd_magnitude(x[j]) > (int32_t)threshold ? sfd_mask_bit[j] : 0u;
+    return bits;
+}
+
+/* The same for a word of 32, so that the compiler can count on it, or for what is left. */
+static uint32_t word_matches(const float *x, uint32_t count, uint32_t mask, uint32_t wanted)
+{
+    return count >= 32u ? matches(x, 32u, mask, wanted) : matches(x, count, mask, wanted);
+}
+
+static uint32_t word_above(const float *x, uint32_t count, uint32_t threshold)
+{
+    return count >= 32u ? above(x, 32u, threshold) : above(x, count, threshold);
+}
+
 void sfd_selection_begin(struct sfd_selection *selection, uint32_t keep, uint32_t *histogram)
 {
     selection->prefix = 0u;
     selection->remaining = keep;
-    selection->shift = 24u;
+    selection->shift = FIRST_SHIFT;
     selection->histogram = histogram;
 }
 
@@ -19,20 +79,24 @@ void sfd_selection_pass(struct sfd_selection *selection)
 
 void sfd_selection_count(struct sfd_selection *selection, const float *x, uint32_t elements)
 {
-    uint32_t i, shift = selection->shift;
-    uint32_t above = shift == 24u ? 0u : 0xffffffffu << (shift + 8u);
+    uint32_t i, shift = selection->shift, bins = pass_bins(shift) - 1u, known = known_bits(shift);
 
-    for (i = 0u; i < elements; ++i) {
-        uint32_t magnitude = sfd_magnitude(x[i]);
-        if ((magnitude & above) == selection->prefix)
-            ++selection->histogram[(magnitude >> shift) & 0xffu];
+    if (known == 0u) {
+        for (i = 0u; i < elements; ++i)
+            ++selection->histogram[sfd_magnitude(x[i]) >> shift];
+        return;
+    }
+    for (i = 0u; i < elements; i += 32u) {
+        uint32_t bits = word_matches(x + i, elements - i, known, selection->prefix);
+        for (; bits != 0u; bits &= bits - 1u)
+            ++selection->histogram[(sfd_magnitude(x[i + lowest_bit(bits)]) >> shift) & bins];
     }
 }
 
-/* Fix 8 more bits of the threshold. Returns 0 once all 32 are known. */
+/* Fix the bits of this pass. Returns 0 once all are known. */
 int sfd_selection_narrow(struct sfd_selection *selection)
 {
-    uint32_t bin = SFD_HISTOGRAM_BINS - 1u;
+    uint32_t bin = pass_bins(selection->shift) - 1u;
 
     while (bin > 0u && selection->histogram[bin] < selection->remaining) {
         selection->remaining -= selection->histogram[bin];
@@ -41,7 +105,7 @@ int sfd_selection_narrow(struct sfd_selection *selection)
     selection->prefix |= bin << selection->shift;
     if (selection->shift == 0u)
         return 0;
-    selection->shift -= 8u;
+    selection->shift -= selection->shift == 7u ? 7u : 8u;
     return 1;
 }
 
@@ -67,9 +131,9 @@ void sfd_pack(const float *x, uint32_t size, uint32_t n, uint32_t keep, uint32_t
               void *packed)
 {
     float *value = packed;
-    uint32_t *bits = (uint32_t *)packed + keep;
+    uint32_t *mask = (uint32_t *)packed + keep;
     struct sfd_selection selection;
-    uint32_t i, taken = 0u, end, threshold, ties;
+    uint32_t i, taken = 0u, end = size * n, threshold, ties;
 
     if (keep == 0u)
         return;
@@ -80,23 +144,23 @@ void sfd_pack(const float *x, uint32_t size, uint32_t n, uint32_t keep, uint32_t
     } while (sfd_selection_narrow(&selection));
     threshold = selection.prefix;
     ties = selection.remaining;
-    end = size * n; /* which zeros are kept makes no difference: then any order will do */
-    if (threshold != 0u && ties < histogram[threshold & 0xffu])
-        end = tie_end(x, size, n, threshold, ties);
+    if (threshold != 0u && ties < histogram[threshold & (pass_bins(0u) - 1u)])
+        end = tie_end(x, size, n, threshold, ties); /* which zeros are kept makes no difference */
 
-    for (i = 0u; i < size * n; ++i) {
-        uint32_t magnitude = sfd_magnitude(x[i]);
-        int take = magnitude > threshold;
-        if (i % 32u == 0u)
-            bits[i / 32u] = 0u;
-        if (magnitude == threshold && ties > 0u && i % n * size + i / n < end) {
-            --ties;
-            take = 1;
+    for (i = 0u; i < size * n; i += 32u) {
+        uint32_t bits = word_above(x + i, size * n - i, threshold), equal = 0u;
+        if (ties > 0u)
+            equal = word_matches(x + i, size * n - i, 0x7fffffffu, threshold);
+        for (; equal != 0u && ties > 0u; equal &= equal - 1u) {
+            uint32_t at = i + lowest_bit(equal);
+            if (at % n * size + at / n < end) {
+                bits |= equal & (0u - equal);
+                --ties;
+            }
         }
-        if (take) {
-            bits[i / 32u] |= 1u << (i % 32u);
-            value[taken++] = x[i];
-        }
+        mask[i / 32u] = bits;
+        for (; bits != 0u; bits &= bits - 1u)
+            value[taken++] = x[i + lowest_bit(bits)];
     }
 }
 
@@ -106,12 +170,18 @@ uint32_t sfd_unpack(const void *packed, uint32_t keep, uint32_t first, uint32_t 
                     uint32_t taken, float *x)
 {
     const float *value = packed;
-    const uint32_t *bits = (const uint32_t *)packed + keep;
-    uint32_t i;
+    const uint32_t *mask = (const uint32_t *)packed + keep;
+    uint32_t word, end = first + elements;
 
-    for (i = 0u; i < elements; ++i) {
-        uint32_t position = first + i;
-        x[i] = (bits[position / 32u] >> (position % 32u)) & 1u ? value[taken++] : 0.0f;
+    memset(x, 0, (size_t)elements * sizeof *x);
+    for (word = first / 32u; word * 32u < end; ++word) {
+        uint32_t start = word * 32u, bits = mask[word];
+        if (start < first)
+            bits &= ~0u << (first - start);
+        if (end - start < 32u)
+            bits &= ~(~0u << (end - start));
+        for (; bits != 0u; bits &= bits - 1u)
+            x[start + lowest_bit(bits) - first] = value[taken++];
     }
     return taken;
 }

@@ -1,5 +1,4 @@
-/* The memory plan: which regions there are, from which step to which step each is alive, and where
- * each lies.
+/* Which regions there are, and from which step to which step each is alive.
  *
  * A rectifier, a reshape and an addition work in place where nothing else needs their input. The
  * gradient of an operation's input takes the place of its output's gradient where the kernel allows
@@ -7,14 +6,7 @@
  * input's own region ends with its last forward reader. */
 #include "sfd_internal.h"
 
-#define REGION_ALIGNMENT 16u
 #define BLOCK_ELEMENTS 2048u
-#define ARENA_LIMIT UINT32_C(0xffffffc0)
-
-static uint32_t last_step(const struct sfd_session *session)
-{
-    return 2u * session->operation_count + 1u;
-}
 
 static uint32_t backward_step(const struct sfd_session *session, uint32_t node)
 {
@@ -26,7 +18,7 @@ static uint16_t region_add(struct sfd_session *session, enum sfd_buffer_kind kin
 {
     struct sfd_region *region = &session->regions[session->region_count];
 
-    region->bytes = bytes > ARENA_LIMIT ? ARENA_LIMIT + 1u : (uint32_t)bytes;
+    region->bytes = bytes > SFD_ARENA_LIMIT ? SFD_ARENA_LIMIT + 1u : (uint32_t)bytes;
     region->kind = (uint8_t)kind;
     region->owner = (uint16_t)owner;
     region->first_step = (uint16_t)first_step;
@@ -47,7 +39,7 @@ uint32_t sfd_keep_count(const struct sfd_slot *weight, uint64_t input_elements)
     return (uint32_t)((weight->count * input_elements + positions - 1u) / positions);
 }
 
-static uint64_t batch_elements(const struct sfd_session *session, uint32_t tensor)
+uint64_t sfd_batch_elements(const struct sfd_session *session, uint32_t tensor)
 {
     return (uint64_t)session->batch * session->values[tensor].size;
 }
@@ -66,7 +58,7 @@ static int keeps_input(const struct sfd_session *session, const struct sfd_node 
     switch (node->operation.kind) {
     case SFD_OPERATION_CONVOLUTION:
     case SFD_OPERATION_LINEAR: {
-        uint64_t elements = batch_elements(session, node->operation.input0);
+        uint64_t elements = sfd_batch_elements(session, node->operation.input0);
         return sfd_keep_count(&session->slots[node->operation.weight], elements) == elements;
     }
     case SFD_OPERATION_BATCH_NORM:
@@ -101,7 +93,7 @@ static int may_overwrite(const struct sfd_session *session, uint32_t node, uint3
 
 static void plan_persistent(struct sfd_session *session, uint64_t tables_bytes)
 {
-    uint32_t i, end = last_step(session);
+    uint32_t i, end = sfd_last_step(session);
 
     region_add(session, SFD_BUFFER_TABLES, SFD_NONE, tables_bytes, 0u, end);
     for (i = 0u; i < session->parameter_count; ++i) {
@@ -153,8 +145,8 @@ static void plan_kept(struct sfd_session *session, uint32_t index)
 {
     struct sfd_node *node = &session->nodes[index];
     const struct sfd_operation *operation = &node->operation;
-    uint64_t in = batch_elements(session, operation->input0),
-             out = batch_elements(session, operation->output);
+    uint64_t in = sfd_batch_elements(session, operation->input0),
+             out = sfd_batch_elements(session, operation->output);
     uint32_t end = node->has_backward ? backward_step(session, index) : index;
 
     switch (operation->kind) {
@@ -172,7 +164,7 @@ static void plan_kept(struct sfd_session *session, uint32_t index)
     case SFD_OPERATION_BATCH_NORM: /* the running statistics move with the parameter update */
         node->moments = region_add(session, SFD_BUFFER_STATISTICS, index,
                                    (uint64_t)session->values[operation->input0].channels * 8u,
-                                   index, last_step(session));
+                                   index, sfd_last_step(session));
         break;
     case SFD_OPERATION_GROUP_NORM:
         node->moments = region_add(session, SFD_BUFFER_STATISTICS, index,
@@ -204,7 +196,7 @@ static void plan_forward(struct sfd_session *session)
 
     if (session->batch > 1u) /* the caller's images, interleaved; one image is read where it is */
         session->values[0].storage = region_add(session, SFD_BUFFER_ACTIVATION, SFD_NONE,
-                                                batch_elements(session, 0u) * 4u, 0u, 0u);
+                                                sfd_batch_elements(session, 0u) * 4u, 0u, 0u);
     for (i = 0u; i < session->operation_count; ++i) {
         struct sfd_node *node = &session->nodes[i];
         const struct sfd_operation *operation = &node->operation;
@@ -221,7 +213,7 @@ static void plan_forward(struct sfd_session *session)
             out->storage = session->values[operation->input1].storage;
         else
             out->storage = region_add(session, SFD_BUFFER_ACTIVATION, i,
-                                      batch_elements(session, operation->output) * 4u, i, i);
+                                      sfd_batch_elements(session, operation->output) * 4u, i, i);
         touch(session, out->storage, i);
         touch(session, session->values[operation->input0].storage, i);
         if (operation->input1 != SFD_NONE)
@@ -248,9 +240,9 @@ static enum sfd_delivery plan_delivery(struct sfd_session *session, uint32_t ind
         value->gradient = session->values[session->nodes[index].operation.output].gradient;
         return SFD_DELIVER_IN_PLACE;
     }
-    value->gradient =
-        region_add(session, SFD_BUFFER_GRADIENT, tensor - 1u, batch_elements(session, tensor) * 4u,
-                   backward_step(session, index), backward_step(session, index));
+    value->gradient = region_add(session, SFD_BUFFER_GRADIENT, tensor - 1u,
+                                 sfd_batch_elements(session, tensor) * 4u,
+                                 backward_step(session, index), backward_step(session, index));
     return SFD_DELIVER_WRITE;
 }
 
@@ -261,7 +253,7 @@ static void plan_backward(struct sfd_session *session)
     if (session->output != 0u && session->nodes[session->output - 1u].has_backward)
         session->values[session->output].gradient =
             region_add(session, SFD_BUFFER_GRADIENT, session->output - 1u,
-                       batch_elements(session, session->output) * 4u, loss, loss);
+                       sfd_batch_elements(session, session->output) * 4u, loss, loss);
     for (i = session->operation_count; i-- > 0u;) {
         struct sfd_node *node = &session->nodes[i];
         const struct sfd_operation *operation = &node->operation;
@@ -280,132 +272,9 @@ static void plan_backward(struct sfd_session *session)
     }
 }
 
-static uint64_t region_end(const struct sfd_region *region)
+void sfd_lifetimes_plan(struct sfd_session *session, uint64_t tables_bytes)
 {
-    return (uint64_t)region->offset + region->bytes;
-}
-
-static uint64_t align(uint64_t bytes)
-{
-    return (bytes + REGION_ALIGNMENT - 1u) / REGION_ALIGNMENT * REGION_ALIGNMENT;
-}
-
-static int is_persistent(const struct sfd_region *region)
-{
-    return region->kind <= SFD_BUFFER_DENSE;
-}
-
-/* Persistent regions lie one after the other. Returns where the transient ones may begin. */
-static uint64_t place_persistent(struct sfd_session *session)
-{
-    uint64_t cursor = 0u;
-    uint32_t i;
-
-    for (i = 0u; i < session->region_count; ++i) {
-        struct sfd_region *region = &session->regions[i];
-        if (!is_persistent(region))
-            continue;
-        region->offset = cursor > ARENA_LIMIT ? ARENA_LIMIT : (uint32_t)cursor;
-        cursor = align(cursor + region->bytes);
-    }
-    return cursor;
-}
-
-/* Put one region into the lowest gap that is free while it is alive. The list of placed regions is
- * ordered by offset. */
-static int place_region(struct sfd_session *session, uint32_t index, uint64_t base, uint16_t *head)
-{
-    struct sfd_region *region = &session->regions[index];
-    uint64_t cursor = base;
-    uint16_t i, *link;
-
-    for (i = *head; i != SFD_NONE; i = session->regions[i].next) {
-        const struct sfd_region *other = &session->regions[i];
-        if (other->last_step < region->first_step || region->last_step < other->first_step)
-            continue;
-        if (cursor + region->bytes <= other->offset)
-            break;
-        if (cursor < align(region_end(other)))
-            cursor = align(region_end(other));
-    }
-    if (cursor + region->bytes > ARENA_LIMIT)
-        return SFD_ERR_LIMIT;
-    region->offset = (uint32_t)cursor;
-    region->placed = 1u;
-    for (link = head; *link != SFD_NONE && session->regions[*link].offset <= region->offset;)
-        link = &session->regions[*link].next;
-    region->next = *link;
-    *link = (uint16_t)index;
-    return SFD_OK;
-}
-
-/* Greedy by size: the largest region first, each at the lowest place where it fits. */
-static int place_transient(struct sfd_session *session, uint64_t base)
-{
-    uint16_t head = SFD_NONE;
-
-    for (;;) {
-        uint32_t i, largest = SFD_NONE;
-        int error;
-        for (i = 0u; i < session->region_count; ++i) {
-            const struct sfd_region *region = &session->regions[i];
-            if (!is_persistent(region) && !region->placed &&
-                (largest == SFD_NONE || region->bytes > session->regions[largest].bytes))
-                largest = i;
-        }
-        if (largest == SFD_NONE)
-            return SFD_OK;
-        error = place_region(session, largest, base, &head);
-        if (error != SFD_OK)
-            return error;
-    }
-}
-
-static void measure_live_peak(const struct sfd_session *session, struct sfd_plan *plan)
-{
-    uint32_t step, i;
-
-    for (step = 0u; step <= last_step(session); ++step) {
-        uint64_t live = 0u;
-        for (i = 0u; i < session->region_count; ++i) {
-            const struct sfd_region *region = &session->regions[i];
-            if (!is_persistent(region) && region->first_step <= step && step <= region->last_step)
-                live += region->bytes;
-        }
-        if (live > plan->live_peak_bytes) {
-            plan->live_peak_bytes = live;
-            plan->live_peak_step = step;
-        }
-    }
-}
-
-int sfd_memory_plan(struct sfd_session *session, uint64_t tables_bytes, struct sfd_plan *plan)
-{
-    uint64_t base;
-    uint32_t i;
-    int error;
-
-    memset(plan, 0, sizeof *plan);
-    for (i = 0u; i < session->tensor_count; ++i)
-        if (batch_elements(session, i) * 4u > ARENA_LIMIT)
-            return SFD_ERR_LIMIT;
     plan_persistent(session, tables_bytes);
     plan_forward(session);
     plan_backward(session);
-    base = place_persistent(session);
-    if (base > ARENA_LIMIT)
-        return SFD_ERR_LIMIT;
-    error = place_transient(session, base);
-    if (error != SFD_OK)
-        return error;
-    for (i = 0u; i < session->region_count; ++i)
-        if (session->regions[i].bytes > 0u && region_end(&session->regions[i]) > plan->arena_bytes)
-            plan->arena_bytes = region_end(&session->regions[i]);
-    plan->transient_bytes = plan->arena_bytes > base ? plan->arena_bytes - base : 0u;
-    plan->buffer_count = session->region_count;
-    plan->step.forward = session->per_example.forward * session->batch;
-    plan->step.d_input = session->per_example.d_input * session->batch;
-    plan->step.d_weight = session->per_example.d_weight * session->batch;
-    measure_live_peak(session, plan);
-    return SFD_OK;
 }
