@@ -5,10 +5,8 @@ Actions are carried out in the order given: what goes to the journal stands befo
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-ReceiptStatus = Literal["missing", "commit", "late", "rejected"]
-ControlKind = Literal["finish", "hello", "abort"]
+from sparsyfed.edge_runtime.messages import ControlKind, ReceiptStatus
 
 # ---- events ----
 
@@ -160,10 +158,12 @@ class SendReceipt:
 
 @dataclass(frozen=True, slots=True)
 class SendControl:
-    """Order a device to `finish`, `abort` or say `hello`."""
+    """Order a device to `abort` the work of this round and attempt, or to `finish`: the job is over."""
 
     device: str
     kind: ControlKind
+    round: int | None = None
+    attempt: int | None = None
     reason: str = ""
 
 

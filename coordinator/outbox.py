@@ -8,7 +8,6 @@ from sparsyfed.coordinator.mqtt import BrokerLink
 from sparsyfed.coordinator.objects import ObjectServer
 from sparsyfed.edge_runtime import messages
 from sparsyfed.edge_runtime.messages import (
-    MAX_REASON_CHARACTERS,
     BlockRequest,
     Control,
     Offer,
@@ -17,6 +16,7 @@ from sparsyfed.edge_runtime.messages import (
     RoundNotice,
     block_topic,
     device_topic,
+    printable_reason,
 )
 
 logger = logging.getLogger(__name__)
@@ -60,12 +60,17 @@ class Outbox:
                     sha256=action.sha256,
                     status=action.status,
                     missing=action.missing,
-                    reason=_printable(action.reason),
+                    reason=printable_reason(action.reason),
                 )
                 self._publish(action.device, messages.RECEIPT, receipt.to_json())
             case SendControl():
-                reason = _printable(action.reason)
-                control = Control(kind=action.kind, job=self._config.job.name, reason=reason)
+                control = Control(
+                    kind=action.kind,
+                    job=self._config.job.name,
+                    round=action.round,
+                    attempt=action.attempt,
+                    reason=printable_reason(action.reason),
+                )
                 self._publish(action.device, messages.CONTROL, control.to_json())
 
     def _offer(self, action: SendOffer) -> Offer:
@@ -126,7 +131,3 @@ class Outbox:
             self.bytes_sent += len(payload)
         else:
             logger.warning("%s to %s not sent: the queue to the broker is full", leaf, device)
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text)[:MAX_REASON_CHARACTERS]

@@ -110,10 +110,7 @@ class RoundMachine:
 
     def expects(self, device: str, round_number: int, attempt: int) -> bool:
         """Whether parts of an update of this device for this attempt are wanted now."""
-        if (self.phase, self.round, self.attempt) != (Phase.COLLECTING, round_number, attempt):
-            return False
-        assert self._attempt is not None
-        offer = self._attempt.offers.get(device)
+        offer = self._offer_of(device, round_number, attempt)
         return offer is not None and offer.status not in (COMMITTED, REJECTED)
 
     def handle(self, event: Event) -> list[Action]:
@@ -235,17 +232,16 @@ class RoundMachine:
 
     # ---- an attempt runs ----
 
-    def _current(self, event: OfferAnswered | UpdateReported) -> DeviceOffer | None:
-        """The offer that a device answers or reports on, if it belongs to the open attempt."""
-        if self._attempt is None or (event.round, event.attempt) != (self.round, self.attempt):
+    def _offer_of(self, device: str, round_number: int, attempt: int) -> DeviceOffer | None:
+        """What the device was offered, if that round and attempt are the ones that collect now."""
+        if (self.phase, self.round, self.attempt) != (Phase.COLLECTING, round_number, attempt):
             return None
-        if self.phase is not Phase.COLLECTING:
-            return None
-        return self._attempt.offers.get(event.device)
+        assert self._attempt is not None
+        return self._attempt.offers.get(device)
 
     def _answered(self, event: OfferAnswered) -> list[Action]:
         self._heard_of(event.device)
-        offer = self._current(event)
+        offer = self._offer_of(event.device, event.round, event.attempt)
         if offer is None or offer.status not in (OPEN, LOST):
             return []
         if not event.accept:
@@ -273,7 +269,7 @@ class RoundMachine:
         self._heard_of(event.device)
         if self._receipts.get(event.device) == (event.round, event.attempt, event.sha256):
             return [self._receipt(event, "commit")]
-        offer = self._current(event)
+        offer = self._offer_of(event.device, event.round, event.attempt)
         if offer is None:
             return [self._receipt(event, "late", "this attempt at the round is over")]
         if offer.status == COMMITTED:
@@ -285,7 +281,7 @@ class RoundMachine:
 
     def _inspected(self, event: UpdateInspected) -> list[Action]:
         report = event.report
-        offer = self._current(report)
+        offer = self._offer_of(report.device, report.round, report.attempt)
         if offer is None or offer.status in (COMMITTED, REJECTED):
             return self._reported(report)
         if event.missing:
@@ -361,7 +357,10 @@ class RoundMachine:
 
     def _stop_open(self, reason: str) -> list[Action]:
         assert self._attempt is not None
-        return [SendControl(name, "abort", reason) for name in self._attempt.with_status(OPEN)]
+        return [
+            SendControl(name, "abort", self.round, self.attempt, reason)
+            for name in self._attempt.with_status(OPEN)
+        ]
 
     def _retry(self) -> list[Action]:
         assert self._attempt is not None

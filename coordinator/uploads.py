@@ -5,9 +5,7 @@ from sparsyfed.coordinator.store import Store
 from sparsyfed.edge_runtime import State
 from sparsyfed.edge_runtime.errors import FormatError, SparsyFedError
 from sparsyfed.edge_runtime.messages import MAX_MISSING, MIN_BLOCK_BYTES, Report
-from sparsyfed.edge_runtime.transfer import UpdatePart, sha256_hex
-
-TAG_BYTES = 16
+from sparsyfed.edge_runtime.transfer import UpdatePart, sha256_hex, update_tag
 
 
 class Uploads:
@@ -35,13 +33,13 @@ class Uploads:
 
     def missing(self, device: str, report: Report) -> tuple[int, ...]:
         """Parts of the reported update that are not there; as many as one receipt can name."""
-        there = self._store.part_numbers(device, _tag(report), report.parts)
+        there = self._store.part_numbers(device, update_tag(report.sha256), report.parts)
         absent = (number for number in range(report.parts) if number not in there)
         return tuple(number for number, _ in zip(absent, range(MAX_MISSING), strict=False))
 
     def assemble(self, device: str, report: Report) -> bytes | None:
         """The reported update from its parts, or None if they are not its bytes: then they are dropped."""
-        data = b"".join(self._store.parts(device, _tag(report), report.parts))
+        data = b"".join(self._store.parts(device, update_tag(report.sha256), report.parts))
         if len(data) == report.size and sha256_hex(data) == report.sha256:
             return data
         self._store.drop_parts(device)
@@ -54,7 +52,3 @@ class Uploads:
         except SparsyFedError as error:
             return str(error)
         return None
-
-
-def _tag(report: Report) -> bytes:
-    return bytes.fromhex(report.sha256)[:TAG_BYTES]

@@ -198,13 +198,13 @@ class Agent:
         if control.kind == "hello":
             return [self._hello()]
         actions: list[Action] = []
-        if self._work and control.job in {None, self._work.offer.job}:
+        if self._work and _is_about(control, self._work.offer):
             actions += self._drop_work()
         if control.kind == "finish":
-            report = self._outbox.report
-            if report is not None and control.job in {None, report.job}:
+            if self._outbox.report and _is_about(control, self._outbox.report):
                 self._outbox.drop()
-            actions.append(events.JobFinished(control.job))
+            if self._work is None and self._outbox.report is None:
+                actions.append(events.JobFinished(control.job))
         return actions
 
     # ---- offer ----
@@ -254,9 +254,8 @@ class Agent:
         return None
 
     def _answer(self, offer: Offer, *, accept: bool, reason: str = "") -> Publish:
-        text = "".join(c if c.isprintable() else " " for c in reason)
         answer = OfferAnswer(
-            offer.job, offer.round, offer.attempt, accept, text[: messages.MAX_REASON_CHARACTERS]
+            offer.job, offer.round, offer.attempt, accept, messages.printable_reason(reason)
         )
         return self._publish(messages.ANSWER, answer.to_json())
 
@@ -361,3 +360,11 @@ class Agent:
         if self._hello_at is not None and self._hello_at <= now:
             actions.append(self._hello())
         return actions + self._publish_all(self._outbox.due(room, now))
+
+
+def _is_about(control: Control, work: Offer | Report) -> bool:
+    return (
+        control.job in {None, work.job}
+        and control.round in {None, work.round}
+        and control.attempt in {None, work.attempt}
+    )

@@ -123,7 +123,7 @@ class StopTraining:
 
 @dataclass(frozen=True, slots=True)
 class JobFinished:
-    """The coordinator has said that the job is over."""
+    """The coordinator has said that the job is over, and no work of another one is in hand."""
 
     job: str | None
 

@@ -10,7 +10,7 @@ from sparsyfed.devices.storage import DeviceStorage, HeldReport
 from sparsyfed.devices.training import LocalResult
 from sparsyfed.edge_runtime import messages
 from sparsyfed.edge_runtime.messages import Offer, Receipt, Report
-from sparsyfed.edge_runtime.transfer import TAG_BYTES, UpdatePart, part_count, sha256_hex
+from sparsyfed.edge_runtime.transfer import UpdatePart, part_count, sha256_hex, update_tag
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class Outbox:
                 attempt=report.attempt,
                 part=number,
                 parts=report.parts,
-                tag=bytes.fromhex(report.sha256)[:TAG_BYTES],
+                tag=update_tag(report.sha256),
                 data=self._storage.held_slice(number * part_bytes, part_bytes),
             )
             parts.append((messages.UPDATE, part.encode()))

@@ -7,7 +7,7 @@ update) is binary and lives in `sparsyfed.edge_runtime.transfer`.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from sparsyfed.edge_runtime.errors import FormatError
 from sparsyfed.edge_runtime.json_message import (
@@ -40,18 +40,16 @@ CONTROL = "down/ctl"
 ROUND_TOPIC = f"{TOPIC_PREFIX}/bcast/round"
 COORDINATOR_FILTER = f"{TOPIC_PREFIX}/d/+/up/#"
 
-# Quality of service a message is published with, by leaf. Blocks and requests for them are asked
-# for again by the
-# device, so that the broker need not keep them.
+# Quality of service a message is published with, by leaf. The device asks again for blocks that do
+# not come, so that the broker need not keep them or the requests.
 QOS = {
     HELLO: 1, STATE: 1, ANSWER: 1, GET: 0, UPDATE: 1, REPORT: 1, OFFER: 1, BLOCK: 0, RECEIPT: 1, CONTROL: 1,
 }  # fmt: skip
 
 MIN_BLOCK_BYTES = 256
 MAX_BLOCK_BYTES = 256 * 1024
-MAX_BLOCKS = (
-    16_384  # of one object: a hash list is at most 512 KiB, below a broker's packet limit of 1 MiB
-)
+# Of one object: its hash list is at most 512 KiB, below a broker's packet limit of 1 MiB.
+MAX_BLOCKS = 16_384
 MAX_OBJECT_BYTES = 2**31 - 1
 MAX_REQUESTED_BLOCKS = 16
 MAX_PARTS = 65_535
@@ -97,6 +95,11 @@ def parse_topic(topic: str) -> tuple[str, str]:
     return device, leaf
 
 
+def printable_reason(text: str) -> str:
+    """The text as a `reason` field takes it: in one line, cut to its limit."""
+    return "".join(c if c.isprintable() else " " for c in text)[:MAX_REASON_CHARACTERS]
+
+
 def _block_index(name: str, value: object) -> object:
     return value if value == HASH_LIST_INDEX else integer(0, MAX_BLOCKS - 1)(name, value)
 
@@ -114,12 +117,16 @@ _name = matching(_NAME, "a name of letters, digits, '.', '_', '-', at most 64 ch
 _sha256 = matching(_SHA256, "64 lower-case hexadecimal digits")
 _reason = text(MAX_REASON_CHARACTERS)
 
+ReceiptStatus = Literal["missing", "commit", "late", "rejected"]
+ControlKind = Literal["finish", "hello", "abort"]
+
 Name = Annotated[str, _name]
 Sha256 = Annotated[str, _sha256]
 Reason = Annotated[str, _reason]
 Uint32 = Annotated[int, integer(0, _UINT32)]
 Bytes = Annotated[int, integer(0, _UINT63)]
 BlockBytes = Annotated[int, integer(MIN_BLOCK_BYTES, MAX_BLOCK_BYTES)]
+Budget = Annotated[str | Mapping[str, int], _budget]
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +227,7 @@ class Offer(Message):
     learning_rate: Annotated[float, number(0, 1e6, above=True)]
     weight_decay: Annotated[float, number(0, 1e6)]
     sparsity: Annotated[float, number(0, 1, below=True)]
-    budget: Annotated[str | Mapping[str, int], _budget]
+    budget: Budget
     seed: Bytes
     deadline_s: Annotated[float, number(0, 1e9, above=True)]
 
@@ -299,18 +306,21 @@ class Receipt(Message):
     round: Uint32
     attempt: Uint32
     sha256: Sha256
-    status: Annotated[
-        Literal["missing", "commit", "late", "rejected"],
-        choice("missing", "commit", "late", "rejected"),
-    ]
+    status: Annotated[ReceiptStatus, choice(*get_args(ReceiptStatus))]
     missing: Annotated[tuple[int, ...], indices(MAX_MISSING, integer(0, MAX_PARTS - 1))] = ()
     reason: Reason = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Control(Message):
-    """Order to a device: say "hello", "abort" the work in hand, or "finish" (the job is over)."""
+    """Order to a device: say "hello", "abort" the work in hand, or "finish" (the job is over).
 
-    kind: Annotated[Literal["finish", "hello", "abort"], choice("finish", "hello", "abort")]
+    The order is about the work that `job`, `round` and `attempt` name: it may arrive after the next
+    offer. What is None is any.
+    """
+
+    kind: Annotated[ControlKind, choice(*get_args(ControlKind))]
     job: Annotated[str | None, optional(_name)] = None
+    round: Annotated[int | None, optional(integer(0, _UINT32))] = None
+    attempt: Annotated[int | None, optional(integer(0, _UINT32))] = None
     reason: Reason = ""

@@ -32,6 +32,11 @@ def sha256_hex(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def update_tag(sha256: str) -> bytes:
+    """What the parts of the update with this sha256 (hex) carry: its first 16 bytes."""
+    return bytes.fromhex(sha256)[:TAG_BYTES]
+
+
 def hash_list(data: bytes, block_bytes: int) -> bytes:
     """Concatenated sha256 of each block of `data`, 32 bytes a block."""
     view = memoryview(data)
@@ -112,7 +117,7 @@ def verify_block(reference: ObjectReference, hashes: bytes, index: int, data: by
 
 @dataclass(frozen=True, slots=True)
 class UpdatePart:
-    """One part of an update. `tag` is the first 16 bytes of the sha256 of the whole update."""
+    """One part of an update. `tag` is the `update_tag` of the whole update."""
 
     round: int
     attempt: int

@@ -8,12 +8,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparsyfed.coordinator.config import Configuration
-from sparsyfed.coordinator.events import DeviceHello, DeviceOffline, OfferAnswered, SendOffer
+from sparsyfed.coordinator.events import (
+    DeviceHello,
+    DeviceOffline,
+    OfferAnswered,
+    SendControl,
+    SendOffer,
+)
 from sparsyfed.coordinator.inbox import COMPLAINT_PERIOD_S, MAX_COMPLAINTS, Complaints, Inbox
 from sparsyfed.coordinator.mqtt import CONNECTED, BrokerLink, Received
 from sparsyfed.coordinator.outbox import Outbox
 from sparsyfed.edge_runtime import messages
-from sparsyfed.edge_runtime.messages import Hello, Offer, OfferAnswer, Online, device_topic
+from sparsyfed.edge_runtime.messages import Control, Hello, Offer, OfferAnswer, Online, device_topic
 
 
 class MemoryLink(BrokerLink):
@@ -114,6 +120,13 @@ def test_an_offer_holds_the_work_and_blocks_of_the_devices_size(
     assert inbox.receive(0) == []
     assert [topic for topic, _ in link.sent[-2:]] == [messages.block_topic("a", offer.state.id)] * 2
     assert outbox.bytes_sent - before == (4 + 1024) + (4 + 5000 - 4 * 1024)
+
+
+def test_an_abort_names_the_work_that_it_is_about(link: MemoryLink, outbox: Outbox) -> None:
+    outbox.send(SendControl("a", "abort", 3, 2, "the round\nhas its updates"))
+    topic, payload = link.sent[-1]
+    assert topic == "sparsyfed/v1/d/a/down/ctl"
+    assert Control.from_json(payload) == Control("abort", "j", 3, 2, "the round has its updates")
 
 
 def test_the_round_is_announced_whenever_the_link_stands(link: MemoryLink, inbox: Inbox) -> None:

@@ -138,7 +138,7 @@ def test_over_selected_devices_are_told_to_stop_when_the_goal_is_met() -> None:
     assert len(opened.devices) == math.ceil(1.3 * 3) == 4
     actions = [action for device in opened.devices[:3] for action in commit(machine, device)]
     assert of_type(actions, SendControl) == [
-        SendControl(opened.devices[3], "abort", "the round has its updates")
+        SendControl(opened.devices[3], "abort", 1, 1, "the round has its updates")
     ]
     assert of_type(actions, Aggregate)[0].devices == tuple(sorted(opened.devices[:3]))
     late = machine.handle(report_of(opened.devices[3]))
@@ -155,7 +155,7 @@ def test_quorum_at_the_deadline_is_enough() -> None:
     machine.handle(DeviceOffline("c", "b"))
     assert machine.handle(Tick(59.9)) == []
     abort, aggregate = machine.handle(Tick(60.0))
-    assert abort == SendControl("c", "abort", "the round has its updates")
+    assert abort == SendControl("c", "abort", 1, 1, "the round has its updates")
     assert aggregate == Aggregate(1, 1, ("a", "b"))
 
 

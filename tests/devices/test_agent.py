@@ -583,6 +583,24 @@ def test_abort_ends_the_work_of_its_job_and_keeps_a_finished_update(bench: Bench
     assert bench.agent.holding is not None
 
 
+def test_an_abort_that_comes_after_the_next_offer_leaves_that_work_alone(bench: Bench) -> None:
+    abort = Control("abort", "job", round=3, attempt=0)
+    for following in (replace(OFFER, attempt=1), replace(OFFER, round=4)):
+        bench.offer()
+        bench.offer(following)
+        assert bench.send(events.ControlReceived(abort)) == []
+        assert bench.agent.work == following
+        this_one = replace(abort, round=following.round, attempt=following.attempt)
+        assert bench.send(events.ControlReceived(this_one)) == []
+        assert bench.agent.work is None
+
+
+def test_finish_of_one_job_does_not_end_a_device_that_works_for_another(bench: Bench) -> None:
+    bench.offer()
+    assert bench.send(events.ControlReceived(Control("finish", "other"))) == []
+    assert bench.agent.work == OFFER
+
+
 def test_finish_ends_everything_of_its_job(bench: Bench) -> None:
     bench.train()
     actions = bench.send(events.ControlReceived(Control("finish", "job")))

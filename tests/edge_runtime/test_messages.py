@@ -39,6 +39,7 @@ EXAMPLES: list[Message] = [
     Receipt("job", 3, 1, ID, "missing", (0, 3)),
     Receipt("job", 3, 1, ID, "rejected", reason="outside the support"),
     Control("finish", "job"),
+    Control("abort", "job", 3, 1, "the round has its updates"),
 ]
 KINDS = sorted({type(example) for example in EXAMPLES}, key=lambda kind: kind.__name__)
 
@@ -63,7 +64,7 @@ def test_unknown_fields_are_ignored(message: Message) -> None:
 def test_each_field_without_a_default_is_required(message: Message) -> None:
     content = json.loads(message.to_json())
     defaults = {"holding", "reason", "missing"} | (
-        {"job"} if isinstance(message, Control) else set()
+        {"job", "round", "attempt"} if isinstance(message, Control) else set()
     )
     for name in set(content) - defaults:
         left = {key: value for key, value in content.items() if key != name}
