@@ -24,13 +24,15 @@ __all__ = ["DenseTensor", "SparseTensor", "State"]
 class State:
     """Values and support of a model's parameters, in the order of its artifact.
 
-    Prunable weights hold v, from which a session computes w = sign(v)|v|^beta. Raises InputError
-    when a name occurs twice or a number does not fit the format.
+    Prunable weights hold v, from which a session computes w = sign(v)|v|^beta. The arrays must not
+    change: support id and bytes are computed once. Raises InputError when a name occurs twice or a
+    number does not fit the format.
     """
 
     tensors: tuple[SparseTensor | DenseTensor, ...]
     round: int = 0
     _support_id: bytes | None = field(default=None, init=False, repr=False, compare=False)
+    _encoded: bytes | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         container.require_valid(self.tensors, self.round)
@@ -58,9 +60,13 @@ class State:
 
     def encode(self) -> bytes:
         """The bytes of the state: csr, fp32, with names. Raises InputError on values not finite."""
-        return container.encode(
-            Content.STATE, self.tensors, self.round, self.support_id, with_names=True
-        )
+        if self._encoded is None:
+            encoded = container.encode(
+                Content.STATE, self.tensors, self.round, self.support_id, with_names=True
+            )
+            object.__setattr__(self, "_encoded", encoded)
+            return encoded
+        return self._encoded
 
     def save(self, path: str | Path) -> None:
         """Write the state to a `.sfs` file; a reader sees the old file or the new one."""
