@@ -50,6 +50,10 @@ class ErrorCode(enum.IntEnum):
     ERR_CAPACITY = -18
 
 
+WITHOUT_PLACE = (ErrorCode.ERR_ARGUMENT, ErrorCode.ERR_ARENA, ErrorCode.ERR_BATCH)
+"""Errors that are not about a byte of a file."""
+
+
 class BufferKind(enum.IntEnum):
     """What a planned buffer is for: `enum sfd_buffer_kind`."""
 
@@ -209,7 +213,8 @@ def raise_error(code: int, subject: str, problem: Problem | None = None) -> NoRe
     text = library().sfd_error_string(code).decode()
     message = f"{subject}: {text}"
     if problem is not None and (problem.position or problem.got or problem.wanted):
-        message += f" (at byte {problem.position}: got {problem.got}, wanted {problem.wanted})"
+        place = "" if code in WITHOUT_PLACE else f"at byte {problem.position}: "
+        message += f" ({place}got {problem.got}, wanted {problem.wanted})"
     match code:
         case ErrorCode.ERR_ARENA:
             got, wanted = (problem.got, problem.wanted) if problem else (0, 0)

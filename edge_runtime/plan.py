@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from sparsyfed.edge_runtime import _native
 from sparsyfed.edge_runtime.artifact import Artifact
@@ -115,49 +116,53 @@ def plan(
     """Plan training `state` with batches of up to `batch_size` examples; allocates none of it.
 
     Raises FormatError for a malformed artifact or state, MismatchError when they don't belong
-    together, InputError for a batch size out of range.
+    together, InputError for a batch size out of range or one whose arena would pass 4 GiB.
     """
-    structure = Artifact.of(artifact)
+    structure = Artifact.of(artifact).encode()
     state_bytes = state.encode() if isinstance(state, State) else state
-    return plan_bytes(structure, structure.encode(), state_bytes, batch_size)
-
-
-def plan_bytes(structure: Artifact, artifact: bytes, state: bytes, batch_size: int) -> MemoryPlan:
-    """Plan for an artifact whose bytes are at hand."""
-    if not 1 <= batch_size <= MAX_U32:
-        raise InputError(f"got batch size {batch_size}, wanted at least 1")
     core = _native.library()
     problem = _native.Problem()
-    place = _native.address(memoryview(artifact))
+    place = (_native.address(memoryview(structure)), len(structure))
     size = ctypes.c_uint64()
-    code = core.sfd_workspace_bytes(place, len(artifact), size, problem)
+    code = core.sfd_workspace_bytes(*place, size, problem)
     if code:
         _native.raise_error(code, "artifact", problem)
     workspace = _native.Memory(size.value)
     try:
         planned = _native.Plan()
-        state_place = _native.address(memoryview(state))
-        memory = (workspace.address, workspace.size)
+        state_place = (_native.address(memoryview(state_bytes)), len(state_bytes))
+        examples = min(max(batch_size, 0), MAX_U32)
         code = core.sfd_plan(
-            *(place, len(artifact), state_place, len(state), batch_size),
-            *(*memory, planned, problem),
+            *(*place, *state_place, examples),
+            *(workspace.address, workspace.size, planned, problem),
         )
         if code:
-            _native.raise_error(code, "plan", problem)
+            raise_plan_error(code, batch_size, problem)
         buffers = tuple(planned_buffer(workspace, i) for i in range(planned.buffer_count))
     finally:
         workspace.close()
-    last_step = 2 * len(structure.operations) + 1
     return MemoryPlan(
         batch_size=batch_size,
         arena_bytes=planned.arena_bytes,
         transient_bytes=planned.transient_bytes,
         live_peak_bytes=planned.live_peak_bytes,
         live_peak_step=planned.live_peak_step,
-        parts=parts_alive(buffers, planned.live_peak_step, last_step),
+        parts=parts_alive(buffers, planned.live_peak_step),
         macs=MultiplyAdds(planned.step.forward, planned.step.d_input, planned.step.d_weight),
         buffers=buffers,
     )
+
+
+def raise_plan_error(code: int, batch_size: int, problem: _native.Problem) -> NoReturn:
+    """Raise the exception of a plan that failed."""
+    if code == _native.ErrorCode.ERR_BATCH:
+        raise InputError(f"got batch size {batch_size}, wanted 1 to {problem.wanted}")
+    # The limits of a file name a place in it; that of the arena has none.
+    if code == _native.ErrorCode.ERR_LIMIT and not problem.wanted:
+        raise InputError(
+            f"got batch size {batch_size}, for which the arena would pass 4 GiB: choose a smaller one"
+        )
+    _native.raise_error(code, "plan", problem)
 
 
 def planned_buffer(workspace: _native.Memory, index: int) -> PlannedBuffer:
@@ -176,11 +181,10 @@ def planned_buffer(workspace: _native.Memory, index: int) -> PlannedBuffer:
     )
 
 
-def parts_alive(buffers: Sequence[PlannedBuffer], step: int, last_step: int) -> dict[str, int]:
-    """Bytes by kind of the buffers that live over the whole schedule, or at `step`."""
+def parts_alive(buffers: Sequence[PlannedBuffer], step: int) -> dict[str, int]:
+    """Bytes by kind of the buffers that are alive at `step`."""
     sizes: Counter[str] = Counter()
     for buffer in buffers:
-        whole = buffer.first_step == 0 and buffer.last_step == last_step
-        if whole or buffer.first_step <= step <= buffer.last_step:
+        if buffer.first_step <= step <= buffer.last_step:
             sizes[buffer.kind] += buffer.bytes
     return {kind.name.lower(): sizes[kind.name.lower()] for kind in _native.BufferKind}

@@ -15,10 +15,10 @@ from sparsyfed.edge_runtime import _native, container
 from sparsyfed.edge_runtime.artifact import Artifact, Tensor
 from sparsyfed.edge_runtime.budget import keep_counts
 from sparsyfed.edge_runtime.buffers import contiguous, described
-from sparsyfed.edge_runtime.container import column_type
+from sparsyfed.edge_runtime.container import FLOAT_BYTES, column_type
 from sparsyfed.edge_runtime.errors import ArenaError, BackendError, InputError
 from sparsyfed.edge_runtime.format import CONTAINER_HEADER, Content, Loss, ParameterKind
-from sparsyfed.edge_runtime.plan import plan_bytes
+from sparsyfed.edge_runtime.plan import plan
 from sparsyfed.edge_runtime.state import DenseTensor, SparseTensor, State
 from sparsyfed.edge_runtime.update import SparseUpdate
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from sparsyfed.edge_runtime.buffers import BufferLike
 
 BACKENDS = ("native",)
-FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +113,7 @@ class Session:
             raise BackendError(f"got backend {backend!r}, available: {', '.join(BACKENDS)}")
         structure = Artifact.of(artifact)
         state_bytes = state.encode() if isinstance(state, State) else state
-        wanted = plan_bytes(structure, structure.encode(), state_bytes, batch_size).arena_bytes
+        wanted = plan(structure, state_bytes, batch_size).arena_bytes
         if arena_bytes is None:
             arena_bytes = wanted
         if arena_bytes < wanted:
@@ -299,7 +298,7 @@ class Session:
         """The batch of two buffers, checked but for its values and the session's batch size."""
         x_view, examples = inputs(x, self.artifact.tensors[0])
         if self.artifact.loss is Loss.MEAN_SQUARED_ERROR:
-            y_view = contiguous("y", y)
+            y_view = batch_buffer("y", y)
             size = self.artifact.tensors[self.artifact.output].size
             if y_view.format != "f" or y_view.nbytes != examples * size * FLOAT_BYTES:
                 raise InputError(
@@ -307,7 +306,7 @@ class Session:
                     f"{examples} examples"
                 )
             return _Batch(x_view, y_view, _native.Target.FLOAT32, examples)
-        y_view = contiguous("y", y)
+        y_view = batch_buffer("y", y)
         targets = {4: _native.Target.INT32, 8: _native.Target.INT64}
         target = targets.get(y_view.itemsize) if y_view.format in ("i", "l", "q") else None
         if target is None or y_view.shape != (examples,):
@@ -325,9 +324,19 @@ class Session:
             )
 
 
+def batch_buffer(name: str, data: BufferLike) -> memoryview:
+    """View of a buffer that the core can read where it lies."""
+    view = contiguous(name, data)
+    if _native.address(view) % view.itemsize:
+        raise InputError(
+            f"got {name} at an address that is no multiple of {view.itemsize}: copy it first"
+        )
+    return view
+
+
 def inputs(x: BufferLike, tensor: Tensor) -> tuple[memoryview, int]:
     """View of the inputs of a batch, and its number of examples."""
-    view = contiguous("x", x)
+    view = batch_buffer("x", x)
     shape = view.shape or ()
     examples, rest = divmod(view.nbytes, tensor.size * FLOAT_BYTES)
     flat = len(shape) == 1 and rest == 0
@@ -341,8 +350,8 @@ def inputs(x: BufferLike, tensor: Tensor) -> tuple[memoryview, int]:
 
 
 def require_rate(name: str, rate: float) -> None:
-    """Raise InputError unless a rate is finite and not negative."""
-    if not (math.isfinite(rate) and rate >= 0):
+    """Raise InputError unless a rate is finite in float32 and not negative."""
+    if not (math.isfinite(ctypes.c_float(rate).value) and rate >= 0):
         raise InputError(f"got {name} {rate}, wanted a finite number, 0 or more")
 
 
