@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from sparsyfed.edge_runtime.artifact import Artifact
-from sparsyfed.edge_runtime.errors import InputError
+from sparsyfed.edge_runtime.errors import FormatError, InputError, UnsupportedOperationError
 from sparsyfed.edge_runtime.format import Loss
 from sparsyfed.export.capture import capture
 from sparsyfed.export.parameters import model_tensors
@@ -62,4 +62,10 @@ def compile(  # noqa: A001 - the public name says what it does, as in torch.comp
     parameters = tuple(entry.parameter for entry in model_tensors(model))
     captured = capture(model, example_input)
     native = to_native(captured, parameters, beta, LOSSES[loss])
+    try:
+        Artifact.decode(native.encode())
+    except (FormatError, InputError) as error:
+        raise UnsupportedOperationError(
+            f"the artifact format (docs/format.md, section 1) does not hold this model: {error}"
+        ) from error
     return TrainingArtifact(native, model, beta, loss, captured.input_shape)

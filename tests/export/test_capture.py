@@ -135,6 +135,11 @@ REFUSED = {
         r"bn: a batch norm with momentum=None.*0.1",
         bn=nn.BatchNorm2d(3, momentum=None),
     ),
+    "batch norm with a momentum that the format does not hold": Refused(
+        lambda m, x: m.bn(m.conv(x)),
+        r"format .* does not hold this model: .*at byte",
+        bn=nn.BatchNorm2d(3, momentum=1.5),
+    ),
     "batch norm without statistics": Refused(
         lambda m, x: m.bn(m.conv(x)),
         r"without running statistics.*GroupNorm",
