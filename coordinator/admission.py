@@ -1,19 +1,44 @@
-"""Which devices may take part in a round: those whose memory holds the training of today's state.
+"""Which devices may take part in a round: those that can receive and train today's state.
 
-The plan is made once per state. As the state gets sparser its plan shrinks, and devices that were refused are admitted.
+The plan is made once per state. As the state gets sparser it needs less, and devices that were refused are admitted.
 """
+
+from dataclasses import dataclass
 
 from sparsyfed.edge_runtime import State, plan
 from sparsyfed.edge_runtime.artifact import Artifact
+from sparsyfed.edge_runtime.messages import MAX_BLOCKS, MIN_BLOCK_BYTES
 
 
-def needed_bytes(artifact: Artifact, state: State, batch_size: int) -> int:
-    """Bytes of arena that one device needs to train `state` with batches of `batch_size` examples."""
-    return plan(artifact, state, batch_size=batch_size).arena_bytes
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a device must have: bytes of arena for a training session, and of a block that it can buffer."""
 
+    memory_bytes: int
+    block_bytes: int
 
-def refusal(needed: int, declared: int) -> str | None:
-    """Why a device that declares `declared` bytes is refused, or None if it is admitted."""
-    if declared >= needed:
+    def refusal(self, memory_bytes: int, block_bytes: int) -> str | None:
+        """Why a device that declares so much is refused, or None if it is admitted."""
+        if memory_bytes < self.memory_bytes:
+            return f"training this state needs {self.memory_bytes} bytes, the device declares {memory_bytes} bytes"
+        if block_bytes < self.block_bytes:
+            return (
+                f"this state takes blocks of {self.block_bytes} bytes to send, the device or "
+                f"[transfer] block_bytes allows {block_bytes} bytes"
+            )
         return None
-    return f"training this state needs {needed} bytes, the device declares {declared} bytes"
+
+
+def needs_of(artifact: Artifact, state: State, batch_size: int) -> Needs:
+    """What training `state` with batches of `batch_size` examples needs."""
+    largest = max(len(artifact.encode()), len(state.encode()))
+    return Needs(
+        memory_bytes=plan(artifact, state, batch_size=batch_size).arena_bytes,
+        block_bytes=least_block_bytes(largest),
+    )
+
+
+def least_block_bytes(size: int) -> int:
+    """The least power of two of bytes in which at most MAX_BLOCKS blocks hold an object of `size` bytes."""
+    least = max(MIN_BLOCK_BYTES, -(-size // MAX_BLOCKS))
+    return 1 << (least - 1).bit_length()

@@ -24,6 +24,7 @@ class Device:
 
     boot: str
     memory_bytes: int
+    block_bytes: int
     online: bool
     refused: str | None = None  # the refusal last reported
 

@@ -7,7 +7,6 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, get_args, get_type_hints
 
 from sparsyfed.coordinator.schedule import learning_rate
@@ -21,9 +20,7 @@ from sparsyfed.edge_runtime.json_message import (
     refuse,
     text,
 )
-from sparsyfed.edge_runtime.messages import MAX_BLOCK_BYTES, MIN_BLOCK_BYTES, Name
-
-Budget = str | Mapping[str, int]
+from sparsyfed.edge_runtime.messages import BlockBytes, Budget, Name
 
 _MAX_COUNT = 2**32 - 1
 _MAX_SECONDS = 1e9
@@ -43,15 +40,6 @@ def _devices(name: str, value: object) -> object:
     return integer(1, _MAX_COUNT)(name, value)
 
 
-def _budget(name: str, value: object) -> object:
-    if isinstance(value, str):
-        return choice("global", "erk")(name, value)
-    if not isinstance(value, Mapping) or not value:
-        raise refuse(name, value, '"global", "erk" or a table of counts by layer name')
-    count = integer(0, _MAX_COUNT)
-    return MappingProxyType({key: count(f"{name}.{key}", item) for key, item in value.items()})
-
-
 _seconds = number(0, _MAX_SECONDS, above=True)
 _line = text(500)
 
@@ -62,28 +50,20 @@ class JobConfig:
 
     name: Name  # identifies the job in messages and in the store
     rounds: Annotated[int, integer(1, 2**31 - 1)]
-    seed: Annotated[int, integer(0, 2**63 - 1)] = (
-        0  # of initialisation, device selection and shuffling
-    )
+    seed: Annotated[int, integer(0, 2**63 - 1)] = 0  # of initialisation, selection, shuffling
     model: Annotated[str | None, optional(_line)] = None  # built-in name or package.module:function
     # Shape of one example for a model of one's own; by default that of the held-out data.
     input_shape: Annotated[
         tuple[int, ...] | None, optional(indices(3, integer(1, 2**31 - 1), least=1))
     ] = None
-    loss: Annotated[str, choice("cross_entropy", "mse")] = (
-        "cross_entropy"  # of a model; an artifact has its own
-    )
+    # Of a model; an artifact has its own.
+    loss: Annotated[str, choice("cross_entropy", "mse")] = "cross_entropy"
     artifact: Annotated[Path | None, optional(_path)] = None  # a compiled .sfd file
-    state: Annotated[Path | None, optional(_path)] = (
-        None  # initial .sfs file, needed with an artifact
-    )
-    beta: Annotated[float, number(1, 16)] = (
-        1.25  # exponent of the power-propagation; of a model only
-    )
+    # Initial .sfs file, needed with an artifact.
+    state: Annotated[Path | None, optional(_path)] = None
+    beta: Annotated[float, number(1, 16)] = 1.25  # exponent of a model; an artifact has its own
     sparsity: Annotated[float, number(0, 1, below=True)] = 0.95  # share of prunable weights at zero
-    budget: Annotated[Budget, _budget] = (
-        "global"  # global ranking, "erk" shares, or counts by layer name
-    )
+    budget: Budget = "global"  # global ranking, "erk" shares, or counts by layer name
     first_round: Annotated[str, choice("dense", "presparsified")] = "dense"
 
 
@@ -91,10 +71,9 @@ class JobConfig:
 class TrainingConfig:
     """`[training]`: what a device does in a round."""
 
-    learning_rate: Annotated[float, number(0, 1e6, above=True)]  # at the first round
-    final_learning_rate: Annotated[float | None, optional(number(0, 1e6, above=True))] = (
-        None  # default: the same
-    )
+    # Where the decay begins; it ends at the other one in the last round. Default: no decay.
+    learning_rate: Annotated[float, number(0, 1e6, above=True)]
+    final_learning_rate: Annotated[float | None, optional(number(0, 1e6, above=True))] = None
     batch_size: Annotated[int, integer(1, 65_535)] = 16
     epochs: Annotated[int, integer(1, 1_000)] = 1
     weight_decay: Annotated[float, number(0, 1e6)] = 1e-3
@@ -104,28 +83,21 @@ class TrainingConfig:
 class RoundConfig:
     """`[round]`: how a round is run."""
 
-    devices_per_round: Annotated[int | None, _devices] = (
-        None  # goal; "all" (None here) is every admitted device
-    )
+    # Updates that are wanted; "all" (None here) is one of every admitted device.
+    devices_per_round: Annotated[int | None, _devices] = None
     over_selection: Annotated[float, number(1, 10)] = 1.3  # offers per wanted update
-    quorum: Annotated[float, number(0, 1, above=True)] = (
-        0.8  # share of the goal that suffices at the deadline
-    )
+    # Share of the wanted updates that suffices at the deadline.
+    quorum: Annotated[float, number(0, 1, above=True)] = 0.8
     deadline_s: Annotated[float, _seconds] = 600.0  # from the first offer of an attempt
     offer_timeout_s: Annotated[float, _seconds] = 30.0  # an unanswered offer goes to another device
-    minimum_devices: Annotated[int, integer(1, _MAX_COUNT)] = (
-        1  # wait for this many before the first round
-    )
+    # Wait for this many before the first round.
+    minimum_devices: Annotated[int, integer(1, _MAX_COUNT)] = 1
     register_timeout_s: Annotated[float, _seconds] = 300.0  # wait at most this long for devices
-    retry_delay_s: Annotated[float, number(0, _MAX_SECONDS)] = (
-        5.0  # between a failed attempt and the next
-    )
-    maximum_attempts: Annotated[int, integer(1, _MAX_COUNT)] = (
-        5  # of one round, before the job gives up
-    )
-    norm_bound: Annotated[float, number(1, 1e9)] = (
-        10.0  # an update's norm may be this many times its base's
-    )
+    # Between a failed attempt and the next.
+    retry_delay_s: Annotated[float, number(0, _MAX_SECONDS)] = 5.0
+    # Of one round, before the job gives up.
+    maximum_attempts: Annotated[int, integer(1, _MAX_COUNT)] = 5
+    norm_bound: Annotated[float, number(1, 1e9)] = 10.0  # of an update, in norms of its base
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,9 +112,7 @@ class BrokerConfig:
 class TransferConfig:
     """`[transfer]`: how objects travel."""
 
-    block_bytes: Annotated[int, integer(MIN_BLOCK_BYTES, MAX_BLOCK_BYTES)] = (
-        65536  # a device may ask for less
-    )
+    block_bytes: BlockBytes = 65536  # a device may ask for less
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

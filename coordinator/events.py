@@ -6,6 +6,7 @@ Actions are carried out in the order given: what goes to the journal stands befo
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sparsyfed.coordinator.admission import Needs
 from sparsyfed.edge_runtime.messages import ControlKind, ReceiptStatus
 
 # ---- events ----
@@ -18,6 +19,7 @@ class DeviceHello:
     device: str
     boot: str
     memory_bytes: int
+    block_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +63,9 @@ class UpdateInspected:
 
 @dataclass(frozen=True, slots=True)
 class RoundAggregated:
-    """The new state is in the journal. `needed_bytes` is what training it takes on a device."""
+    """The new state is in the journal. `needs` is what training it takes on a device."""
 
-    needed_bytes: int
+    needs: Needs
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,6 @@ from sparsyfed.edge_runtime.transfer import UpdatePart
 
 logger = logging.getLogger(__name__)
 
-MAX_DEVICES = 100_000
 MAX_COMPLAINTS = 10  # lines about malformed messages ...
 COMPLAINT_PERIOD_S = 10.0  # ... in so many seconds
 
@@ -50,7 +49,6 @@ class Inbox:
         self._link = link
         self._outbox = outbox
         self._complaints = Complaints(clock)
-        self._devices: set[str] = set()
         self._reports: dict[str, Report] = {}
         self._unacknowledged: Received | None = None
         self._inspected: tuple[Report, bytes] | None = None
@@ -113,11 +111,8 @@ class Inbox:
 
     def _hello(self, device: str, hello: Hello) -> Event:
         require_sender(device, hello.device)
-        if device not in self._devices and len(self._devices) >= MAX_DEVICES:
-            raise FormatError(f"device {device}: {MAX_DEVICES} devices have said hello already")
-        self._devices.add(device)
-        self._outbox.know_device(device, hello.block_bytes)
-        return DeviceHello(device, hello.boot, hello.memory_bytes)
+        block_bytes = self._outbox.know_device(device, hello.block_bytes)
+        return DeviceHello(device, hello.boot, hello.memory_bytes, block_bytes)
 
     def _report(self, device: str, report: Report) -> Event | None:
         if report.job != self._job:

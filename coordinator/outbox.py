@@ -7,6 +7,7 @@ from sparsyfed.coordinator.events import SendControl, SendOffer, SendReceipt
 from sparsyfed.coordinator.mqtt import BrokerLink
 from sparsyfed.coordinator.objects import ObjectServer
 from sparsyfed.edge_runtime import messages
+from sparsyfed.edge_runtime.errors import FormatError
 from sparsyfed.edge_runtime.messages import (
     BlockRequest,
     Control,
@@ -20,6 +21,8 @@ from sparsyfed.edge_runtime.messages import (
 )
 
 logger = logging.getLogger(__name__)
+
+MAX_DEVICES = 100_000
 
 
 class Outbox:
@@ -39,9 +42,15 @@ class Outbox:
         self._state = state
         self._objects = ObjectServer(self._artifact, state)
 
-    def know_device(self, device: str, block_bytes: int) -> None:
-        """Remember the largest block that a device can take."""
+    def know_device(self, device: str, block_bytes: int) -> int:
+        """The bytes of the largest block that the device will be sent, which is remembered.
+
+        Raises FormatError if too many devices are known already.
+        """
+        if device not in self._block_bytes and len(self._block_bytes) >= MAX_DEVICES:
+            raise FormatError(f"device {device}: {MAX_DEVICES} devices have said hello already")
         self._block_bytes[device] = min(block_bytes, self._config.transfer.block_bytes)
+        return self._block_bytes[device]
 
     def knows(self, device: str) -> bool:
         """Whether this device has said hello since the coordinator started."""
@@ -87,7 +96,7 @@ class Outbox:
             learning_rate=self._config.learning_rate(action.round),
             weight_decay=training.weight_decay,
             sparsity=job.sparsity,
-            budget=job.budget if isinstance(job.budget, str) else dict(job.budget),
+            budget=job.budget,
             seed=job.seed,
             deadline_s=action.deadline_s,
         )

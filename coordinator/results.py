@@ -13,10 +13,9 @@ class RoundFinished:
     """A finished round. Bytes are MQTT payloads that the coordinator sent (down) and received (up)."""
 
     round: int
-    accuracy: (
-        float | None
-    )  # of the new state on the held-out data; None without it, or for a regression
-    loss: float | None  # likewise
+    # Of the new state on the held-out data; None without it, accuracy also for a regression.
+    accuracy: float | None
+    loss: float | None
     density_down: float  # of the state that the devices trained
     bytes_down: int
     bytes_up: int

@@ -8,7 +8,7 @@ Everything is idempotent on (round, device, attempt): any message may be lost, l
 
 from collections.abc import Iterable
 
-from sparsyfed.coordinator.admission import refusal
+from sparsyfed.coordinator.admission import Needs
 from sparsyfed.coordinator.attempt import (
     COMMITTED,
     DECLINED,
@@ -38,7 +38,6 @@ from sparsyfed.coordinator.events import (
     OfferAnswered,
     OpenAttempt,
     OpenRound,
-    ReceiptStatus,
     RefuseDevice,
     RoundAggregated,
     SendControl,
@@ -49,12 +48,13 @@ from sparsyfed.coordinator.events import (
     UpdateReported,
 )
 from sparsyfed.coordinator.selection import draw_order, offer_count, quorum_count
+from sparsyfed.edge_runtime.messages import ReceiptStatus
 
 
 class RoundMachine:
     """Runs rounds `round_number` .. `rounds`.
 
-    `needed_bytes` is what training today's state takes on a device; `now` is the time at the start, in seconds on
+    `needs` is what training today's state takes on a device; `now` is the time at the start, in seconds on
     the clock of the Tick events; `resume` is the attempt that the journal left open, which goes on with a fresh
     deadline: its committed updates stand, its other devices are offered the same work as soon as they say hello.
     """
@@ -67,17 +67,17 @@ class RoundMachine:
         seed: int,
         round_number: int,
         attempt: int,
-        needed_bytes: int,
+        needs: Needs,
         now: float,
         resume: OpenRound | None = None,
     ) -> None:
         self._settings = settings
         self._rounds = rounds
         self._seed = seed
-        self._needed = needed_bytes
+        self._needs = needs
         self._now = now
         self._devices: dict[str, Device] = {}
-        self._attempt: Attempt | None = None
+        self._attempt = Attempt(goal=0, quorum=0, deadline=now)  # none is open yet
         # The last update of each device that counted: its receipt may have been lost.
         self._receipts: dict[str, tuple[int, int, str]] = {}
         self._wanted = max(settings.minimum_devices, self._least_devices())
@@ -136,19 +136,21 @@ class RoundMachine:
     def _hello(self, event: DeviceHello) -> list[Action]:
         known = self._devices.get(event.device)
         refused = known.refused if known is not None else None
-        self._devices[event.device] = Device(event.boot, event.memory_bytes, True, refused)
+        self._devices[event.device] = Device(
+            event.boot, event.memory_bytes, event.block_bytes, online=True, refused=refused
+        )
         if self.phase is Phase.FINISHED:
             return [SendControl(event.device, "finish")]
         actions = self._new_refusals([event.device])
-        if self.phase is not Phase.COLLECTING or self._attempt is None:
-            return actions  # the next Tick sees whether there are enough
-        offer = self._attempt.offers.get(event.device)
-        if offer is not None and offer.status in (OPEN, LOST):
-            actions.append(self._offer_again(event.device, offer))
-        return actions
+        offer = self._offer_of(event.device, self.round, self.attempt)
+        if offer is None or offer.status not in (OPEN, LOST):
+            return actions  # while waiting, the next Tick sees whether there are enough
+        reason = self._devices[event.device].refused
+        if reason is not None:  # it declares less than when it was drawn
+            return actions + self._drop(event.device, offer, DECLINED, reason)
+        return [*actions, self._offer_again(event.device, offer)]
 
     def _offer_again(self, device: str, offer: DeviceOffer) -> Action:
-        assert self._attempt is not None
         boot = self._devices[device].boot
         restarted = offer.boot is not None and offer.boot != boot
         if restarted or offer.status == LOST:
@@ -159,7 +161,6 @@ class RoundMachine:
         return self._send_offer(device, offer)
 
     def _send_offer(self, device: str, offer: DeviceOffer) -> Action:
-        assert self._attempt is not None
         offer.send_again = self._now + self._settings.offer_timeout_s / 3
         left = max(self._attempt.deadline - self._now, 0.001)
         return SendOffer(device, self.round, self.attempt, left)
@@ -176,8 +177,11 @@ class RoundMachine:
         return [
             name
             for name, device in self._devices.items()
-            if device.online and refusal(self._needed, device.memory_bytes) is None
+            if device.online and self._refusal(device) is None
         ]
+
+    def _refusal(self, device: Device) -> str | None:
+        return self._needs.refusal(device.memory_bytes, device.block_bytes)
 
     def _heard_of(self, name: str) -> None:
         if name in self._devices:
@@ -187,7 +191,7 @@ class RoundMachine:
         actions: list[Action] = []
         for name in devices:
             device = self._devices[name]
-            reason = refusal(self._needed, device.memory_bytes)
+            reason = self._refusal(device)
             if reason is not None and reason != device.refused:
                 actions.append(RefuseDevice(name, reason))
             device.refused = reason
@@ -212,7 +216,6 @@ class RoundMachine:
         return [opened, *(self._new_offer(device) for device in chosen)]
 
     def _new_offer(self, device: str) -> Action:
-        assert self._attempt is not None
         answer_by = self._now + self._settings.offer_timeout_s
         offer = DeviceOffer(OPEN, boot=self._devices[device].boot, answer_by=answer_by)
         self._attempt.add(device, offer)
@@ -220,7 +223,6 @@ class RoundMachine:
 
     def _wait(self, wanted: int, delay: float) -> None:
         self.phase = Phase.WAITING
-        self._attempt = None
         self._wanted = wanted
         self._not_before = self._now + delay
         self._give_up = self._not_before + self._settings.register_timeout_s
@@ -236,7 +238,6 @@ class RoundMachine:
         """What the device was offered, if that round and attempt are the ones that collect now."""
         if (self.phase, self.round, self.attempt) != (Phase.COLLECTING, round_number, attempt):
             return None
-        assert self._attempt is not None
         return self._attempt.offers.get(device)
 
     def _answered(self, event: OfferAnswered) -> list[Action]:
@@ -246,14 +247,12 @@ class RoundMachine:
             return []
         if not event.accept:
             return self._drop(event.device, offer, DECLINED, event.reason)
-        assert self._attempt is not None
         self._attempt.move(offer, OPEN)
         offer.answered = True
         return []
 
     def _drop(self, device: str, offer: DeviceOffer, status: str, reason: str) -> list[Action]:
         """Take a device out of the attempt and offer its place to one that is free."""
-        assert self._attempt is not None
         self._attempt.move(offer, status)
         offer.reason = reason
         actions: list[Action] = [DropDevice(self.round, self.attempt, device, status, reason)]
@@ -289,7 +288,6 @@ class RoundMachine:
         if event.problem is not None:
             dropped = self._drop(report.device, offer, REJECTED, event.problem)
             return [dropped[0], self._receipt(report, "rejected", event.problem), *dropped[1:]]
-        assert self._attempt is not None
         self._attempt.move(offer, COMMITTED)
         self._receipts[report.device] = (report.round, report.attempt, report.sha256)
         return [CommitUpdate(report), self._receipt(report, "commit"), *self._close_if_done()]
@@ -312,7 +310,6 @@ class RoundMachine:
         if self.phase is not Phase.COLLECTING:
             return []
         actions: list[Action] = []
-        assert self._attempt is not None
         attempt = self._attempt
         for name in attempt.with_status(OPEN):
             offer = attempt.offers[name]
@@ -334,7 +331,7 @@ class RoundMachine:
         online = sum(device.online for device in self._devices.values())
         reason = (
             f"round {self.round}: after {self._settings.register_timeout_s:g} s got "
-            f"{len(self._eligible())} devices with enough memory ({online} online), "
+            f"{len(self._eligible())} devices that can train it ({online} online), "
             f"wanted {self._wanted}"
         )
         self.phase = Phase.FAILED
@@ -345,7 +342,6 @@ class RoundMachine:
     def _close_if_done(self) -> list[Action]:
         if self.phase is not Phase.COLLECTING:
             return []
-        assert self._attempt is not None
         count = self._attempt.counts[COMMITTED]
         over = self._now >= self._attempt.deadline or not self._attempt.counts[OPEN]
         if count >= self._attempt.goal or (over and count >= self._attempt.quorum):
@@ -356,14 +352,12 @@ class RoundMachine:
         return self._retry() if over else []
 
     def _stop_open(self, reason: str) -> list[Action]:
-        assert self._attempt is not None
         return [
             SendControl(name, "abort", self.round, self.attempt, reason)
             for name in self._attempt.with_status(OPEN)
         ]
 
     def _retry(self) -> list[Action]:
-        assert self._attempt is not None
         reason = self._attempt.shortfall()
         for device in self._attempt.with_status(COMMITTED):
             del self._receipts[device]
@@ -373,7 +367,6 @@ class RoundMachine:
         ]
         if self.attempt >= self._last_attempt:
             self.phase = Phase.FAILED
-            self._attempt = None
             text = f"round {self.round}, attempt {self.attempt}, the last one: {reason}"
             return [*actions, FailJob(text)]
         self.attempt += 1
@@ -383,12 +376,11 @@ class RoundMachine:
     def _aggregated(self, event: RoundAggregated) -> list[Action]:
         if self.phase is not Phase.AGGREGATING:
             return []
-        self._needed = event.needed_bytes
+        self._needs = event.needs
         self.round, self.attempt = self.round + 1, 1
         self._last_attempt = self._settings.maximum_attempts
         if self.round > self._rounds:
             self.phase = Phase.FINISHED
-            self._attempt = None
             finish = [SendControl(device, "finish") for device in sorted(self._devices)]
             return [FinishJob(), *finish]
         self._wait(self._least_devices(), 0.0)

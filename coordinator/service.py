@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from sparsyfed.coordinator import events
-from sparsyfed.coordinator.admission import needed_bytes
+from sparsyfed.coordinator.admission import needs_of
 from sparsyfed.coordinator.aggregation import FederatedAverage, UpdateRules
 from sparsyfed.coordinator.attempt import Phase
 from sparsyfed.coordinator.config import Configuration
@@ -105,23 +105,20 @@ class Service:
         progress = store.progress()
         self._started = clock()
         self._before = store.spent(progress.round)
-        state = self._load_state(progress.round)
+        state = State.decode(store.state(progress.round))
         self._machine = RoundMachine(
             config.round,
             rounds=config.job.rounds,
             seed=config.job.seed,
             round_number=progress.round,
             attempt=progress.attempt,
-            needed_bytes=needed_bytes(artifact, state, config.training.batch_size),
+            needs=needs_of(artifact, state, config.training.batch_size),
             now=clock(),
             resume=progress.open,
         )
         self._outbox = Outbox(config, link, artifact.encode(), boot)
         self._inbox = Inbox(config, link, self._outbox, clock)
         self._begin_round(state)
-
-    def _load_state(self, round_number: int) -> State:
-        return State.decode(self._store.state(round_number))
 
     def _begin_round(self, state: State) -> None:
         encoded = self._store.state(state.round)
@@ -251,7 +248,7 @@ class Service:
         self._begin_round(state)
         if self._on_round is not None:
             self._on_round(finished)
-        return events.RoundAggregated(needed_bytes(self._artifact, state, batch_size))
+        return events.RoundAggregated(needs_of(self._artifact, state, batch_size))
 
 
 def _new_boot() -> str:

@@ -63,7 +63,7 @@ def test_the_example_names_every_key_with_its_default(tmp_path: Path) -> None:
         ("job", "name", "a/b", r"\[job\] name: got 'a/b', wanted a name"),
         ("job", "sparsity", 1.0, r"\[job\] sparsity: got 1.0, wanted a finite number >= 0 and < 1"),
         ("job", "budget", "even", r"\[job\] budget: got 'even', wanted one of global, erk"),
-        ("job", "budget", {"a": -1}, r"\[job\] budget.a: got -1"),
+        ("job", "budget", {"a": -1}, r"\[job\] budget\['a'\]: got -1"),
         ("job", "first_round", "sparse", r"\[job\] first_round: got 'sparse'"),
         ("job", "speed", 3, r"\[job\] speed: got an unknown key, wanted one of name, rounds"),
         ("job", "artifact", "a.sfd", "got both, wanted exactly one"),

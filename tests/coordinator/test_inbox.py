@@ -92,7 +92,7 @@ def test_messages_become_events_and_are_acknowledged_after_they_were_dealt_with(
     arrive(link, messages.ANSWER, OfferAnswer("another", 1, 1, accept=True).to_json())
     arrive(link, messages.STATE, Online("a", "b", online=False).to_json())
     first = link.arriving[0]
-    assert inbox.receive(0) == [DeviceHello("a", "b", 1000)]
+    assert inbox.receive(0) == [DeviceHello("a", "b", 1000, 1024)]
     assert link.acknowledged == []
     assert inbox.receive(0) == [OfferAnswered("a", 1, 1, accept=True)]
     assert link.acknowledged == [first]

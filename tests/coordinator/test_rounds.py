@@ -7,6 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
+from sparsyfed.coordinator.admission import Needs
 from sparsyfed.coordinator.attempt import Phase
 from sparsyfed.coordinator.config import RoundConfig
 from sparsyfed.coordinator.events import (
@@ -39,6 +40,8 @@ from sparsyfed.coordinator.rounds import RoundMachine
 from sparsyfed.coordinator.selection import draw_order, offer_count, quorum_count
 
 NEEDED = 1000
+BLOCK = 512
+NEEDS = Needs(NEEDED, BLOCK)
 T = TypeVar("T")
 
 
@@ -60,14 +63,16 @@ def machine_of(now: float = 0.0, resume: OpenRound | None = None, **settings: An
         seed=7,
         round_number=1,
         attempt=1,
-        needed_bytes=NEEDED,
+        needs=NEEDS,
         now=now,
         resume=resume,
     )
 
 
-def hello(device: str, boot: str = "b", memory: int = NEEDED) -> DeviceHello:
-    return DeviceHello(device, boot, memory)
+def hello(
+    device: str, boot: str = "b", memory: int = NEEDED, block_bytes: int = BLOCK
+) -> DeviceHello:
+    return DeviceHello(device, boot, memory, block_bytes)
 
 
 def report_of(
@@ -114,7 +119,7 @@ def test_a_whole_job() -> None:
         assert isinstance(committed, CommitUpdate)
         assert receipt.status == "commit"
         assert aggregate == Aggregate(round_number, 1, ("a", "b", "c"))
-        actions = machine.handle(RoundAggregated(NEEDED))
+        actions = machine.handle(RoundAggregated(NEEDS))
     assert actions[0] == FinishJob()
     assert actions[1:] == [SendControl(device, "finish") for device in "abc"]
     assert machine.handle(hello("late")) == [SendControl("late", "finish")]
@@ -125,7 +130,7 @@ def test_next_round_is_announced_then_opened() -> None:
     start(machine, "abc")
     for device in "abc":
         commit(machine, device)
-    announced, opened, *_ = machine.handle(RoundAggregated(NEEDED))
+    announced, opened, *_ = machine.handle(RoundAggregated(NEEDS))
     assert announced == AnnounceRound(2)
     assert isinstance(opened, OpenAttempt)
     assert (opened.round, opened.attempt) == (2, 1)
@@ -212,7 +217,7 @@ def test_a_duplicate_report_is_answered_again_and_not_counted_again() -> None:
     assert other.status == "rejected"
     for device in "bc":
         commit(machine, device)
-    machine.handle(RoundAggregated(NEEDED))
+    machine.handle(RoundAggregated(NEEDS))
     (receipt,) = machine.handle(report_of("a"))
     assert receipt.status == "commit"
 
@@ -249,15 +254,28 @@ def test_devices_with_too_little_memory_wait_for_a_sparser_state() -> None:
     start(machine, "ab")
     commit(machine, "a")
     commit(machine, "b")
-    opened = of_type(machine.handle(RoundAggregated(500)), OpenAttempt)[0]
+    opened = of_type(machine.handle(RoundAggregated(Needs(500, BLOCK))), OpenAttempt)[0]
     assert sorted(opened.devices) == ["a", "b", "small"]
+
+
+def test_a_device_whose_blocks_are_too_small_for_the_state_is_not_offered_work() -> None:
+    machine = machine_of()
+    (refused,) = machine.handle(hello("tiny", block_bytes=BLOCK - 1))
+    assert refused.device == "tiny"
+    assert "takes blocks of 512 bytes" in refused.reason
+    opened = of_type(start(machine, "abc"), OpenAttempt)[0]
+    assert sorted(opened.devices) == ["a", "b", "c"]
+    refused, dropped = machine.handle(hello("a", boot="next", block_bytes=BLOCK - 1))
+    assert isinstance(refused, RefuseDevice)
+    assert (dropped.device, dropped.status, dropped.reason) == ("a", "declined", refused.reason)
+    assert machine.handle(Tick(3.0)) == [SendOffer(name, 1, 1, 57.0) for name in "bc"]
 
 
 def test_too_few_devices_end_the_job_with_the_numbers() -> None:
     machine = machine_of()
     start(machine, "ab")
     (failed,) = of_type(machine.handle(Tick(30.0)), FailJob)
-    assert "got 2 devices with enough memory (2 online), wanted 3" in failed.reason
+    assert "got 2 devices that can train it (2 online), wanted 3" in failed.reason
 
 
 def test_a_round_that_fails_too_often_ends_the_job() -> None:
@@ -296,7 +314,7 @@ def test_restart_gives_the_devices_of_before_a_while_to_come_back() -> None:
     machine = machine_of(resume=left)
     start(machine, "acd")
     assert isinstance(commit(machine, "d")[-1], Aggregate)
-    assert machine.handle(RoundAggregated(NEEDED)) == [AnnounceRound(2)]  # b is on its way
+    assert machine.handle(RoundAggregated(NEEDS)) == [AnnounceRound(2)]  # b is on its way
     machine.handle(hello("b"))
     opened = machine.handle(Tick(0.1))[0]
     assert sorted(opened.devices) == ["a", "b", "c", "d"]
@@ -304,7 +322,7 @@ def test_restart_gives_the_devices_of_before_a_while_to_come_back() -> None:
     machine = machine_of(resume=left)
     start(machine, "acd")
     commit(machine, "d")
-    machine.handle(RoundAggregated(NEEDED))
+    machine.handle(RoundAggregated(NEEDS))
     assert machine.handle(Tick(8.9)) == []
     opened = machine.handle(Tick(9.0))[0]
     assert sorted(opened.devices) == ["a", "c", "d"]
@@ -367,7 +385,7 @@ class Federation(RuleBasedStateMachine):
                 maximum_attempts=2,
             ),
             rounds=ROUNDS, seed=3, round_number=self.round, attempt=self.attempt,
-            needed_bytes=self.needed, now=self.now, resume=resume,
+            needs=Needs(self.needed, BLOCK), now=self.now, resume=resume,
         )  # fmt: skip
 
     def feed(self, event: Event, *, inspection: Inspection | None = None) -> None:
@@ -436,7 +454,7 @@ class Federation(RuleBasedStateMachine):
                 self.open = None
                 self.round, self.attempt = self.round + 1, 1
                 self.needed = 400
-                return RoundAggregated(self.needed)
+                return RoundAggregated(Needs(self.needed, BLOCK))
             case FinishJob():
                 self.finished = True
             case FailJob():

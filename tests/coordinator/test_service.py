@@ -139,7 +139,7 @@ def test_devices_without_the_memory_end_the_job_with_a_clear_error(
     stop = threading.Event()
     devices = start_devices(tmp_path, broker, stop, memory_bytes=100)
     try:
-        with pytest.raises(JobFailedError, match=r"got 0 devices with enough memory \(2 online\)"):
+        with pytest.raises(JobFailedError, match=r"got 0 devices that can train it \(2 online\)"):
             coordinator.run(config)
     finally:
         stop.set()
