@@ -43,16 +43,21 @@ CREATE TABLE committed (
 CREATE TABLE spent (round INTEGER PRIMARY KEY, down INTEGER NOT NULL, up INTEGER NOT NULL, seconds REAL NOT NULL);
 CREATE TABLE metric (round INTEGER PRIMARY KEY, content TEXT NOT NULL);
 CREATE TABLE device (
-    device TEXT PRIMARY KEY, rounds INTEGER NOT NULL, planned INTEGER NOT NULL, peak TEXT NOT NULL, latest TEXT NOT NULL
+    device TEXT PRIMARY KEY, planned INTEGER NOT NULL, peak TEXT NOT NULL, latest TEXT NOT NULL
 ) WITHOUT ROWID;
 """
 
 _DEVICE_REPORT = """
-INSERT INTO device VALUES (?, 1, ?, ?, ?) ON CONFLICT (device) DO UPDATE SET
-    rounds = rounds + 1,
+INSERT INTO device VALUES (?, ?, ?, ?) ON CONFLICT (device) DO UPDATE SET
     latest = excluded.latest,
     peak = CASE WHEN excluded.planned > planned THEN excluded.peak ELSE peak END,
     planned = max(planned, excluded.planned)
+"""
+
+# An update of an attempt that failed was committed and does not count.
+_DEVICE_RESULTS = """
+SELECT device, count(*), peak, latest FROM device JOIN committed USING (device) JOIN attempt USING (round, attempt)
+WHERE status = 'done' GROUP BY device ORDER BY device
 """
 
 
@@ -318,8 +323,7 @@ class Store:
         return tuple(RoundFinished(**json.loads(content)) for (content,) in rows)
 
     def devices(self) -> tuple[DeviceResult, ...]:
-        """The devices that had an update counted, sorted."""
-        rows = self._rows("SELECT device, rounds, peak, latest FROM device ORDER BY device")
+        """The devices whose updates are in finished rounds, sorted."""
         return tuple(
             DeviceResult(
                 id=device,
@@ -327,7 +331,7 @@ class Store:
                 peak=TrainingReport(**json.loads(peak)),
                 latest=TrainingReport(**json.loads(latest)),
             )
-            for device, rounds, peak, latest in rows
+            for device, rounds, peak, latest in self._rows(_DEVICE_RESULTS)
         )
 
 

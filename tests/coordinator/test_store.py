@@ -193,8 +193,13 @@ def test_parts_of_another_update_replace_those_of_the_first(tmp_path: Path) -> N
 def test_device_results_hold_the_largest_and_the_latest_round(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         for number, planned in ((1, 900), (2, 300), (3, 200)):
+            store.open_attempt(OpenAttempt(number, 1, 1, 1, ("a", "b")))
             store.commit(report("a", number), b"u", training(number, planned))
-        (device,) = store.devices()
+            store.finish_round(number, 1, b"state", figures(number), keep_states=2)
+        store.open_attempt(OpenAttempt(4, 1, 2, 2, ("a", "b")))
+        store.commit(report("b", 4), b"u", training(4, 100))
+        store.fail_attempt(4, 1, "no quorum")
+        (device,) = store.devices()  # nothing of b counts
         assert (device.id, device.rounds) == ("a", 3)
         assert device.peak == training(1, 900)
         assert device.latest == training(3, 200)
