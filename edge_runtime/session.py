@@ -352,7 +352,7 @@ def inputs(x: BufferLike, tensor: Tensor) -> tuple[memoryview, int]:
 def require_rate(name: str, rate: float) -> None:
     """Raise InputError unless a rate is finite in float32 and not negative."""
     if not (math.isfinite(ctypes.c_float(rate).value) and rate >= 0):
-        raise InputError(f"got {name} {rate}, wanted a finite number, 0 or more")
+        raise InputError(f"got {name} {rate}, wanted a finite float32, 0 or more")
 
 
 def copy_array(typecode: str, place: int | None, count: int) -> array[Any]:

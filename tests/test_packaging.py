@@ -6,14 +6,13 @@ import subprocess
 import sys
 import venv
 import zipfile
-from array import array
 from pathlib import Path
 
+import numpy as np
 import pytest
+from model_strategies import random_model
 
-from sparsyfed.edge_runtime import Artifact, DenseTensor, Session, SparseTensor, State
-from sparsyfed.edge_runtime.artifact import Operation, Parameter, Tensor
-from sparsyfed.edge_runtime.format import Loss, OperationKind, ParameterKind
+from sparsyfed.edge_runtime import Session
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,18 +21,22 @@ TRAIN = """
 import importlib.util, json, sys
 from array import array
 from pathlib import Path
-from sparsyfed.edge_runtime import Session, State
+from sparsyfed.edge_runtime import Session, SparseUpdate, State, plan
 
 for name in ("torch", "numpy", "scipy", "paho"):
     assert importlib.util.find_spec(name) is None, name
 folder = Path(sys.argv[1])
 x = array("f", (folder / "x").read_bytes())
 y = array("i", (folder / "y").read_bytes())
-with Session.open(folder / "m.sfd", State.load(folder / "m.sfs"), batch_size=4) as session:
+state = State.load(folder / "m.sfs")
+planned = plan(folder / "m.sfd", state, batch_size=4)
+with Session.open(folder / "m.sfd", state, batch_size=4) as session:
     losses = [session.step(x, y, learning_rate=0.1, weight_decay=1e-3) for _ in range(2)]
-    update = session.update(sparsity=0.5).encode().hex()
+    update = session.update(sparsity=0.5).encode()
+    assert session.memory.arena_peak_bytes == planned.arena_bytes
+assert SparseUpdate.decode(update, base=state).encode() == update
 import sparsyfed
-print(json.dumps({"losses": losses, "update": update, "place": sparsyfed.__file__}))
+print(json.dumps({"losses": losses, "update": update.hex(), "place": sparsyfed.__file__}))
 """
 
 
@@ -83,38 +86,6 @@ def test_every_module_and_data_file_of_the_folders_is_in_the_wheel(wheel: Path) 
         assert not [path for path in sources if f"sparsyfed/{path}" not in names]
 
 
-def small_model() -> tuple[Artifact, State]:
-    """A perceptron 6 -> 5 -> 3 with half of its weights stored."""
-    weights = {"first": (5, 6), "last": (3, 5)}
-    parameters: list[Parameter] = []
-    tensors: list[SparseTensor | DenseTensor] = []
-    for name, (rows, columns) in weights.items():
-        parameters.append(
-            Parameter(ParameterKind.WEIGHT, 2, (rows, columns, 1, 1), f"{name}.weight")
-        )
-        parameters.append(Parameter(ParameterKind.DENSE, 1, (rows, 1, 1, 1), f"{name}.bias"))
-        values = array("f", [(i % 7 - 3) / 4 * (i % 2) for i in range(rows * columns)])
-        tensors.append(
-            SparseTensor.from_dense(f"{name}.weight", rows, columns, values, keep_zeros=False)
-        )
-        tensors.append(DenseTensor(f"{name}.bias", ParameterKind.DENSE, array("f", [0.1] * rows)))
-    operations = (
-        Operation(OperationKind.LINEAR, (0,), 1, "first", weight=0, bias=1),
-        Operation(OperationKind.RELU, (1,), 2, "relu"),
-        Operation(OperationKind.LINEAR, (2,), 3, "last", weight=2, bias=3),
-    )
-    sizes = (6, 5, 5, 3)
-    artifact = Artifact(
-        tuple(parameters),
-        tuple(Tensor(size, 1, 1, 1) for size in sizes),
-        operations,
-        Loss.CROSS_ENTROPY,
-        3,
-        1.25,
-    )
-    return artifact, State(tuple(tensors))
-
-
 def environment_python(folder: Path) -> Path:
     venv.create(folder, with_pip=False, symlinks=True)
     return folder / "bin" / "python"
@@ -125,13 +96,12 @@ def test_the_wheel_alone_trains_without_torch_and_numpy(wheel: Path, tmp_path: P
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
     subprocess.run([*pip, "install", "--quiet", "--no-index", str(wheel)], check=True)
 
-    artifact, state = small_model()
-    artifact.save(tmp_path / "m.sfd")
-    state.save(tmp_path / "m.sfs")
-    x = array("f", [(i * 5 % 11 - 5) / 3 for i in range(4 * 6)])
-    y = array("i", [0, 1, 2, 1])
-    (tmp_path / "x").write_bytes(x)
-    (tmp_path / "y").write_bytes(y)
+    model = random_model("residual", 1, 0.5)
+    x, y = model.batch(np.random.default_rng(1), 4)
+    model.artifact.save(tmp_path / "m.sfd")
+    model.state.save(tmp_path / "m.sfs")
+    (tmp_path / "x").write_bytes(x.tobytes())
+    (tmp_path / "y").write_bytes(y.tobytes())
 
     environment = {
         name: value
@@ -150,7 +120,7 @@ def test_the_wheel_alone_trains_without_torch_and_numpy(wheel: Path, tmp_path: P
     result = json.loads(answer.stdout)
 
     assert Path(result["place"]).is_relative_to(tmp_path / "empty")
-    with Session.open(artifact, state, batch_size=4) as session:
+    with Session.open(model.artifact, model.state, batch_size=4) as session:
         losses = [session.step(x, y, learning_rate=0.1, weight_decay=1e-3) for _ in range(2)]
         update = session.update(sparsity=0.5).encode()
     assert losses[1] < losses[0]

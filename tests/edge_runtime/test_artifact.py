@@ -2,10 +2,10 @@ import dataclasses
 import itertools
 import struct
 import tracemalloc
-import zlib
 from pathlib import Path
 
 import pytest
+from checksums import sealed
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,15 +13,7 @@ from sparsyfed.edge_runtime.artifact import Artifact, Operation, Parameter, Tens
 from sparsyfed.edge_runtime.errors import FormatError, InputError
 from sparsyfed.edge_runtime.format import Loss, OperationKind, ParameterKind
 
-CRC_OFFSET = 12
 MINOR_OFFSET = 6
-
-
-def with_checksum(data: bytearray) -> bytes:
-    """The bytes with a checksum that fits, so that a reader looks at the fields."""
-    data[CRC_OFFSET : CRC_OFFSET + 4] = bytes(4)
-    struct.pack_into("<I", data, CRC_OFFSET, zlib.crc32(data))
-    return bytes(data)
 
 
 @st.composite
@@ -96,7 +88,7 @@ def test_changed_fields_are_refused_or_mean_what_they_say(
         place = data.draw(st.integers(0, len(changed) - 1))
         if place not in (MINOR_OFFSET, MINOR_OFFSET + 1):
             changed[place] = data.draw(st.integers(0, 255))
-    encoded = with_checksum(changed)
+    encoded = sealed(changed)
     try:
         artifact = Artifact.decode(encoded)
     except FormatError:
@@ -124,7 +116,7 @@ def test_error_says_where_and_what(classifier: Artifact) -> None:
     changed = bytearray(classifier.encode())
     changed[22] = 9
     with pytest.raises(FormatError, match=r"at byte 22: got 9, wanted"):
-        Artifact.decode(with_checksum(changed))
+        Artifact.decode(sealed(changed))
 
 
 def test_numbers_over_their_field_raise_input_error(classifier: Artifact) -> None:
@@ -140,7 +132,7 @@ def test_numbers_over_their_field_raise_input_error(classifier: Artifact) -> Non
 def test_repeated_parameter_names_are_refused(classifier: Artifact) -> None:
     changed = bytearray(classifier.encode().replace(b"norm.bias", b"head.bias"))
     with pytest.raises(FormatError, match=r"head\.bias"):
-        Artifact.decode(with_checksum(changed))
+        Artifact.decode(sealed(changed))
     bias = dataclasses.replace(classifier.parameters[3], name="head.bias")
     parameters = (*classifier.parameters[:3], bias, *classifier.parameters[4:])
     with pytest.raises(InputError, match=r"head\.bias"):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import zlib
 from typing import Any
 
 import pytest
+from checksums import sealed
 
 from sparsyfed.edge_runtime.artifact import Artifact, Operation, Parameter, Tensor
 from sparsyfed.edge_runtime.errors import FormatError
@@ -390,10 +390,3 @@ def test_holes_reserved_bytes_and_bad_names_are_refused(
     offset %= len(data)
     data[offset : offset + len(written)] = written
     refused_at(sealed(data), offset if position is None else position)
-
-
-def sealed(data: bytearray) -> bytes:
-    """The bytes with the right checksum."""
-    data[12:16] = bytes(4)
-    data[12:16] = zlib.crc32(data).to_bytes(4, "little")
-    return bytes(data)

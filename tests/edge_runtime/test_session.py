@@ -1,10 +1,6 @@
 import math
-import random
-import subprocess
-import sys
-import tracemalloc
+import re
 from array import array
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +17,7 @@ from sparsyfed.edge_runtime.errors import (
 )
 from sparsyfed.edge_runtime.format import Loss, OperationKind, ParameterKind
 from sparsyfed.edge_runtime.plan import plan
-from sparsyfed.edge_runtime.session import Session
+from sparsyfed.edge_runtime.session import MeasuredMemory, Session
 from sparsyfed.edge_runtime.state import SparseTensor, State
 from sparsyfed.edge_runtime.update import SparseUpdate
 
@@ -74,40 +70,6 @@ def test_step_is_sgd_with_weight_decay(classifier: Artifact, sparse_state: State
         g = np.frombuffer(gradient, np.float32)
         expected = v - np.float32(rate) * (g + np.float32(decay) * v)
         np.testing.assert_allclose(after[name], expected, rtol=1e-6, atol=1e-7)
-
-
-@pytest.mark.parametrize("name", ["first.bias", "depthwise.weight", "head.weight", "norm.weight"])
-def test_gradients_are_the_slope_of_the_loss(
-    classifier: Artifact, dense_state: State, name: str
-) -> None:
-    # A batch norm cancels a bias before it, hence its slope is zero; the others have one.
-    x, y = images(4)
-    place = [tensor.name for tensor in dense_state.tensors].index(name)
-    with Session.open(classifier, dense_state, batch_size=4) as session:
-        gradient = session.gradients(x, y)[1][name]
-    for entry in range(0, len(gradient), 5):
-        losses = []
-        for shift in (-1e-2, 1e-2):
-            arrays = [array("f", tensor.value) for tensor in dense_state.tensors]
-            arrays[place][entry] += shift
-            with Session.open(classifier, dense_state.with_values(arrays), 4) as session:
-                losses.append(session.gradients(x, y)[0])
-        assert math.isclose(
-            (losses[1] - losses[0]) / 2e-2, gradient[entry], rel_tol=0.05, abs_tol=2e-3
-        )
-
-
-def test_zeros_of_v_stay_zero_where_the_support_is_dense(
-    classifier: Artifact, dense_state: State
-) -> None:
-    arrays = [array("f", tensor.value) for tensor in dense_state.tensors]
-    arrays[0][::3] = array("f", bytes(4 * len(arrays[0][::3])))
-    x, y = images(8)
-    with Session.open(classifier, dense_state.with_values(arrays), 8) as session:
-        for _ in range(5):
-            session.step(x, y, learning_rate=0.5, weight_decay=1e-3)
-        trained = session.state().tensors[0].value
-    assert all((v == 0.0) == (place % 3 == 0) for place, v in enumerate(trained))
 
 
 def test_same_input_gives_the_same_bytes(classifier: Artifact, sparse_state: State) -> None:
@@ -202,62 +164,6 @@ def test_regression_trains_and_counts_no_right_answers(
         assert session.evaluate(x, y)[0] < 0.8 * first
 
 
-def test_counters_add_up_to_the_plan(classifier: Artifact, sparse_state: State) -> None:
-    x, y = images(4)
-    macs = plan(classifier, sparse_state, 4).macs
-    with Session.open(classifier, sparse_state, batch_size=4) as session:
-        for _ in range(3):
-            session.step(x, y, learning_rate=0.1)
-        session.step(x[:2], y[:2], learning_rate=0.1)
-        counters = session.counters
-    assert counters.steps == 4
-    assert 2 * counters.forward == 7 * macs.forward
-    assert 2 * counters.d_input == 7 * macs.d_input
-    assert 2 * counters.d_weight == 7 * macs.d_weight
-    assert counters.evaluation == 0
-
-
-def largest(state: State, keep: int) -> set[tuple[str, int]]:
-    """Layer and place of the `keep` largest |v| that are not zero, ties to the lower position."""
-    entries = [
-        (-abs(value), layer, place)
-        for layer, tensor in enumerate(state.tensors)
-        if isinstance(tensor, SparseTensor)
-        for place, value in enumerate(tensor.value)
-        if value
-    ]
-    return {(state.tensors[layer].name, place) for _, layer, place in sorted(entries)[:keep]}
-
-
-def kept(update: SparseUpdate, state: State) -> set[tuple[str, int]]:
-    """Layer and place in the state of the entries of an update; their values must be equal."""
-    places = set()
-    for tensor, source in zip(update.tensors, state.tensors, strict=True):
-        if isinstance(tensor, SparseTensor) and isinstance(source, SparseTensor):
-            for row in range(tensor.rows):
-                stored = source.column[source.row_pointer[row] : source.row_pointer[row + 1]]
-                for entry in range(tensor.row_pointer[row], tensor.row_pointer[row + 1]):
-                    place = source.row_pointer[row] + stored.index(tensor.column[entry])
-                    assert tensor.value[entry] == source.value[place]
-                    places.add((tensor.name, place))
-        else:
-            assert tensor == source
-    return places
-
-
-@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.7, 0.95])
-def test_update_is_the_global_top_k(
-    classifier: Artifact, sparse_state: State, sparsity: float
-) -> None:
-    tied = [array("f", [round(v, 1) for v in tensor.value]) for tensor in sparse_state.tensors]
-    state = sparse_state.with_values(tied)
-    with Session.open(classifier, state, batch_size=4) as session:
-        update = session.update(sparsity)
-    assert kept(update, state) == largest(state, 120 - round(sparsity * 120))
-    assert (update.round, update.support_id) == (state.round, state.support_id)
-    assert SparseUpdate.decode(update.encode(), base=state) == update
-
-
 @pytest.mark.parametrize("budget", ["erk", {"first.weight": 5, "head.weight": 2}])
 def test_update_follows_layer_budgets(
     classifier: Artifact, dense_state: State, budget: str | dict[str, int]
@@ -265,18 +171,13 @@ def test_update_follows_layer_budgets(
     counts = keep_counts(classifier.parameters, 0.8, budget)
     with Session.open(classifier, dense_state, batch_size=4) as session:
         update = session.update(0.8, budget, round=12)
+        assert session.update(0.8).round == dense_state.round
     assert update.round == 12
+    assert SparseUpdate.decode(update.encode(), base=dense_state) == update
     for tensor, source, count in zip(update.tensors, dense_state.tensors, counts, strict=True):
         if isinstance(tensor, SparseTensor):
             assert tensor.count == count
             assert min(map(abs, tensor.value)) == sorted(map(abs, source.value))[-count]
-
-
-def test_update_leaves_zeros_out(classifier: Artifact, dense_state: State) -> None:
-    arrays = [array("f", tensor.value) for tensor in dense_state.tensors]
-    arrays[0] = array("f", bytes(4 * len(arrays[0])))
-    with Session.open(classifier, dense_state.with_values(arrays), 4) as session:
-        assert session.update(0.0).nonzeros == 120 - 72
 
 
 BAD_BATCHES: dict[str, tuple[Any, Any, str]] = {
@@ -311,6 +212,16 @@ BAD_BATCHES: dict[str, tuple[Any, Any, str]] = {
     ),
     "infinite": (np.full((2, 2, 6, 5), np.inf, np.float32), np.zeros(2, np.int32), "not finite"),
     "label too high": (np.zeros((2, 2, 6, 5), np.float32), np.array([0, 3], np.int32), "label"),
+    "label beyond 32 bits": (
+        np.zeros((2, 2, 6, 5), np.float32),
+        np.array([0, 2**32], np.int64),
+        "label",
+    ),
+    "off its alignment": (
+        memoryview(bytearray(4 * 120 + 4))[1:-3].cast("f"),
+        np.zeros(2, np.int32),
+        "no multiple of 4",
+    ),
     "label below zero": (np.zeros((2, 2, 6, 5), np.float32), np.array([-1, 0], np.int64), "label"),
 }
 
@@ -320,7 +231,10 @@ def test_bad_batch_is_refused_and_the_session_goes_on(
     classifier: Artifact, sparse_state: State, case: str
 ) -> None:
     x, y, message = BAD_BATCHES[case]
-    with Session.open(classifier, sparse_state, batch_size=4) as session:
+    with (
+        Session.open(classifier, sparse_state, batch_size=4) as session,
+        Session.open(classifier, sparse_state, batch_size=4) as untouched,
+    ):
         with pytest.raises(InputError, match=message):
             session.step(x, y, learning_rate=0.1)
         with pytest.raises(InputError, match=message):
@@ -330,7 +244,10 @@ def test_bad_batch_is_refused_and_the_session_goes_on(
                 session.evaluate(x, y)
         assert session.state() == sparse_state
         assert session.counters.steps == 0
-        assert math.isfinite(session.step(*images(4), learning_rate=0.1))
+        assert session.step(*images(4), learning_rate=0.1) == untouched.step(
+            *images(4), learning_rate=0.1
+        )
+        assert session.state() == untouched.state()
 
 
 @pytest.mark.parametrize(
@@ -352,24 +269,48 @@ def test_bad_targets_are_refused(
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
-@pytest.mark.parametrize("rate", [-0.1, math.nan, math.inf])
+@pytest.mark.parametrize("rate", [-0.1, math.nan, math.inf, 1e39])
 def test_rates_out_of_range_are_refused(
     classifier: Artifact, sparse_state: State, name: str, rate: float
 ) -> None:
     rates: dict[str, Any] = {"learning_rate": 0.1, "weight_decay": 0.0, name: rate}
     with Session.open(classifier, sparse_state, batch_size=4) as session:
-        with pytest.raises(InputError, match=f"got {name} {rate}"):
+        with pytest.raises(InputError, match=re.escape(f"got {name} {rate}")):
             session.step(*images(4), **rates)
         assert session.state() == sparse_state
 
 
-def test_diverged_step_is_not_applied(regression: Artifact, regression_state: State) -> None:
+@pytest.mark.parametrize(
+    ("scale", "learning_rate", "weight_decay"),
+    [(1e30, 0.1, 0.0), (1.0, 3e38, 3e38)],
+    ids=["the loss overflows", "the new values overflow"],
+)
+def test_a_step_that_diverges_changes_nothing(
+    regression: Artifact,
+    regression_state: State,
+    scale: float,
+    learning_rate: float,
+    weight_decay: float,
+) -> None:
     x, y = points(4)
+    large = x * np.float32(scale)
     with Session.open(regression, regression_state, batch_size=4) as session:
         with pytest.raises(DivergedError, match="lower the learning rate"):
-            session.step(x * np.float32(1e30), y, learning_rate=0.1)
+            session.step(large, y, learning_rate=learning_rate, weight_decay=weight_decay)
         assert session.state() == regression_state
+        assert session.counters.steps == 0
         assert math.isfinite(session.step(x, y, learning_rate=0.1))
+
+
+def test_a_step_whose_statistics_overflow_changes_nothing(
+    classifier: Artifact, sparse_state: State
+) -> None:
+    x, y = images(4)
+    with Session.open(classifier, sparse_state, batch_size=4) as session:
+        with pytest.raises(DivergedError):
+            session.step(x * np.float32(1e30), y, learning_rate=0.0)
+        assert session.state() == sparse_state
+        assert session.step(x, y, learning_rate=0.1) > 0
 
 
 @pytest.mark.parametrize(
@@ -396,13 +337,10 @@ def test_arena_has_the_planned_size_and_is_used_to_its_end(
     planned = plan(classifier, dense_state, 4).arena_bytes
     with Session.open(classifier, dense_state, batch_size=4) as session:
         session.step(*images(4), learning_rate=0.1)
-        assert session.memory.arena_bytes == planned
-        assert planned - 64 <= session.memory.arena_peak_bytes <= planned
-        assert session.memory.stack_peak_bytes is None
+        assert session.memory == MeasuredMemory(planned, planned, None)
     with Session.open(classifier, dense_state, 4, arena_bytes=planned + 10_000) as session:
         session.step(*images(4), learning_rate=0.1)
-        assert session.memory.arena_bytes == planned + 10_000
-        assert session.memory.arena_peak_bytes <= planned
+        assert session.memory == MeasuredMemory(planned + 10_000, planned, None)
 
 
 def test_smaller_arena_is_refused(classifier: Artifact, sparse_state: State) -> None:
@@ -456,40 +394,3 @@ def test_two_sessions_do_not_touch_each_other(classifier: Artifact, sparse_state
         one.step(x, y, learning_rate=0.5)
         assert other.state() == sparse_state
         assert one.state() != sparse_state
-
-
-def test_step_allocates_nothing_of_the_size_of_the_model() -> None:
-    generator = random.Random(0)
-    model = wide_model()
-    numbers = array("f", [generator.gauss(0, 0.1) for _ in range(140_000)])
-    weight = SparseTensor.from_dense("wide.weight", 2, 70_000, numbers, keep_zeros=True)
-    x, y = np.zeros((2, 70_000), np.float32), np.zeros((2, 2), np.float32)
-    with Session.open(model, State((weight,)), batch_size=2) as session:
-        session.step(x, y, learning_rate=0.1)
-        tracemalloc.start()
-        try:
-            session.step(x, y, learning_rate=0.1)
-            peak = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-    assert peak < 8192
-
-
-def test_trains_where_neither_numpy_nor_torch_can_be_imported(
-    classifier: Artifact, sparse_state: State, tmp_path: Path
-) -> None:
-    classifier.save(tmp_path / "model.sfd")
-    sparse_state.save(tmp_path / "state.sfs")
-    program = """
-import sys
-for name in ("numpy", "scipy", "torch"):
-    sys.modules[name] = None
-from array import array
-from sparsyfed.edge_runtime import Session, SparseUpdate, State, plan
-state = State.load("state.sfs")
-print(plan("model.sfd", state, 2))
-with Session.open("model.sfd", state, batch_size=2) as session:
-    session.step(array("f", [0.5]) * 120, array("i", [0, 2]), learning_rate=0.1)
-    SparseUpdate.decode(session.update(0.9).encode(), base=state)
-"""
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=60)

@@ -3,12 +3,12 @@ import hashlib
 import math
 import struct
 import tracemalloc
-import zlib
 from array import array
 from pathlib import Path
 
 import numpy as np
 import pytest
+from checksums import sealed
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,18 +16,10 @@ from sparsyfed.edge_runtime.errors import FormatError, InputError
 from sparsyfed.edge_runtime.format import ParameterKind
 from sparsyfed.edge_runtime.state import DenseTensor, SparseTensor, State
 
-CRC_OFFSET = 36
 MINOR_OFFSET = 4
 FLAGS_OFFSET = 6
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
-
-
-def with_checksum(data: bytearray) -> bytes:
-    """The bytes with a checksum that fits, so that a reader looks at the fields."""
-    data[CRC_OFFSET : CRC_OFFSET + 4] = bytes(4)
-    struct.pack_into("<I", data, CRC_OFFSET, zlib.crc32(data))
-    return bytes(data)
 
 
 @st.composite
@@ -85,7 +77,7 @@ def test_changed_fields_are_refused_or_mean_what_they_say(
         place = data.draw(st.integers(0, len(changed) - 1))
         if place != MINOR_OFFSET:
             changed[place] = data.draw(st.integers(0, 255))
-    encoded = with_checksum(changed)
+    encoded = sealed(changed)
     try:
         decoded = State.decode(encoded)
     except FormatError:
@@ -112,7 +104,7 @@ def test_bytes_of_a_known_state() -> None:
     support = hashlib.sha256(index).digest()[:8]
     header = b"SFDV" + struct.pack("<HHI", 0x0100, 0x0101, 7) + support
     header += struct.pack("<IIBBHII", 6, 3, 0, 0, 2, len(index), 0)
-    expected = with_checksum(bytearray(header + table + index + values + names))
+    expected = sealed(bytearray(header + table + index + values + names))
     state = State((weight, bias), round=7)
     assert state.encode() == expected
     assert state.support_id == support
@@ -122,20 +114,20 @@ def test_state_without_names_gets_numbered_ones() -> None:
     state = State((DenseTensor("b", ParameterKind.DENSE, array("f", [1.0])),))
     data = bytearray(state.encode()[: -4 - len("b")])
     struct.pack_into("<H", data, FLAGS_OFFSET, 1)
-    assert State.decode(with_checksum(data)).tensors[0].name == "tensor_0"
+    assert State.decode(sealed(data)).tensors[0].name == "tensor_0"
 
 
 def test_wrong_support_id_is_refused(sparse_state: State) -> None:
     changed = bytearray(sparse_state.encode())
     changed[12] ^= 1
     with pytest.raises(FormatError, match="support id"):
-        State.decode(with_checksum(changed))
+        State.decode(sealed(changed))
 
 
 def test_repeated_names_are_refused(sparse_state: State) -> None:
     data = sparse_state.encode().replace(b"head.bias", b"norm.bias")
     with pytest.raises(FormatError, match=r"norm\.bias"):
-        State.decode(with_checksum(bytearray(data)))
+        State.decode(sealed(bytearray(data)))
     with pytest.raises(InputError, match=r"norm\.bias"):
         State((*sparse_state.tensors, sparse_state.tensors[3]))
 
@@ -144,7 +136,7 @@ def test_an_update_is_no_state(sparse_state: State) -> None:
     changed = bytearray(sparse_state.encode())
     changed[FLAGS_OFFSET] = 2
     with pytest.raises(FormatError, match="got update bytes, wanted those of state"):
-        State.decode(with_checksum(changed))
+        State.decode(sealed(changed))
 
 
 @given(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import zlib
 from array import array
 
 import pytest
+from checksums import sealed
 
 from sparsyfed.edge_runtime import format as layout
 from sparsyfed.edge_runtime.errors import FormatError
@@ -27,13 +27,6 @@ STATE = State(
     )
 )
 SPARSE_ENTRY, DENSE_ENTRY, POINTERS, COLUMNS, VALUES, NAMES, END = 40, 56, 72, 88, 96, 116, 123
-
-
-def sealed(data: bytearray) -> bytes:
-    """The bytes with the right checksum."""
-    data[36:40] = bytes(4)
-    data[36:40] = zlib.crc32(data).to_bytes(4, "little")
-    return bytes(data)
 
 
 def refused_at(data: bytes, position: int) -> None:
