@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from model_strategies import ARCHITECTURES, random_model
 
+from sparsyfed.edge_runtime._native import Target
 from sparsyfed.edge_runtime.format import Loss
 
 ROOT = Path(__file__).parents[2]
@@ -59,8 +60,8 @@ def test_twenty_steps_give_the_same_update(target: str, host_program: Path, tmp_
         model.state.save(tmp_path / "model.sfs")
         size = model.artifact.tensors[0].size
         outputs = model.artifact.tensors[model.artifact.output].size
-        target = 1 if model.artifact.loss is Loss.CROSS_ENTROPY else 3
-        numbers = (size, outputs, 5, 20, model.state.nonzeros // 2, target)
+        wanted = Target.INT32 if model.artifact.loss is Loss.CROSS_ENTROPY else Target.FLOAT32
+        numbers = (size, outputs, 5, 20, model.state.nonzeros // 2, int(wanted))
         arguments = ["model.sfd", "model.sfs", *map(str, numbers)]
         results = [
             subprocess.run(
