@@ -40,9 +40,9 @@ class DemoRun:
 def build_report(run: DemoRun) -> dict[str, Any]:
     """The report as plain values for JSON. Bytes, counts of multiply-adds and rounds are integers.
 
-    Of a device, `first_round` is the round with the largest plan, `last_round` the latest;
-    `planned_arena_bytes` and `arena_peak_bytes` are those of the former, `multiply_adds` those of
-    the latter.
+    Of a device, `largest_round` is the round with the largest plan, the first of equals, and
+    `last_round` the latest. `planned_arena_bytes` and `arena_peak_bytes` are those of the former,
+    `multiply_adds` is the sum over the kinds of the latter.
     """
     sparse = [entry.accuracy for entry in run.result.rounds if entry.accuracy is not None]
     dense = [entry.accuracy for entry in run.dense]
@@ -88,18 +88,18 @@ def _round(entry: RoundFinished) -> dict[str, Any]:
 
 
 def _device(entry: DeviceResult, profile: DeviceProfile) -> dict[str, Any]:
-    first, last = entry.peak.to_mapping(), entry.latest.to_mapping()
+    largest, last = entry.peak.to_mapping(), entry.latest.to_mapping()
     return {
         "id": entry.id,
         "profile": profile.name,
         "memory_bytes": profile.memory_bytes,
         "rounds": entry.rounds,
         "examples": last["examples"],
-        "planned_arena_bytes": first["planned_arena_bytes"],
-        "arena_peak_bytes": first["arena_peak_bytes"],
+        "planned_arena_bytes": largest["planned_arena_bytes"],
+        "arena_peak_bytes": largest["arena_peak_bytes"],
         "peak_rss_bytes": last["peak_rss_bytes"],
-        "multiply_adds": last["multiply_adds"],
-        "first_round": first,
+        "multiply_adds": sum(last["multiply_adds"].values()),
+        "largest_round": largest,
         "last_round": last,
     }
 
@@ -136,14 +136,14 @@ def summary(report: Mapping[str, Any], folder: Path) -> str:
     """The result in a few lines."""
     devices, dense = report["devices"], report["dense_update_bytes"]
     largest = max((entry["update_bytes"] for entry in report["rounds"][1:]), default=0)
-    first = max(device["first_round"]["planned_arena_bytes"] for device in devices)
+    most = max(device["largest_round"]["planned_arena_bytes"] for device in devices)
     last = max(device["last_round"]["planned_arena_bytes"] for device in devices)
     exact = all(
         device[name]["planned_arena_bytes"] == device[name]["arena_peak_bytes"]
         for device in devices
-        for name in ("first_round", "last_round")
+        for name in ("largest_round", "last_round")
     )
-    done = sum(sum(device["multiply_adds"].values()) for device in devices)
+    done = sum(device["multiply_adds"] for device in devices)
     whole = sum(report["dense_reference"]["rounds"][-1]["multiply_adds"].values())
     reference = f"dense FedAvg {report['dense_reference_accuracy']:.1%}"
     how = report["accuracy_definition"]
@@ -155,7 +155,7 @@ def summary(report: Mapping[str, Any], folder: Path) -> str:
         )
     verdict = "equals the plan to the byte" if exact else "DIFFERS from the plan"
     lines.append(
-        f"memory          {byte_text(first)} in the first round, {byte_text(last)} in the last; "
+        f"memory          {byte_text(most)} in the largest round, {byte_text(last)} in the last; "
         f"measured {verdict}"
     )
     lines.append(

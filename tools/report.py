@@ -74,7 +74,7 @@ def _numbers(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """The key numbers: value, what it is, what it stands against."""
     devices = report["devices"]
     update = report["rounds"][-1]["update_bytes"]
-    done = sum(sum(device["last_round"]["multiply_adds"].values()) for device in devices)
+    done = sum(device["multiply_adds"] for device in devices)
     dense = sum(report["dense_reference"]["rounds"][-1]["multiply_adds"].values())
     return [
         (
@@ -101,14 +101,14 @@ def _numbers(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _memory_comparison(devices: Sequence[Mapping[str, Any]]) -> str:
-    first = max(device["first_round"]["planned_arena_bytes"] for device in devices)
+    most = max(device["largest_round"]["planned_arena_bytes"] for device in devices)
     exact = all(
         device[training]["planned_arena_bytes"] == device[training]["arena_peak_bytes"]
         for device in devices
-        for training in ("first_round", "last_round")
+        for training in ("largest_round", "last_round")
     )
     verdict = "equals the plan to the byte" if exact else "differs from the plan, see the table"
-    return f"{byte_text(first)} in the first round; measured {verdict}"
+    return f"{byte_text(most)} in the largest round; measured {verdict}"
 
 
 def _number(value: str, name: str, comparison: str) -> str:
@@ -124,16 +124,16 @@ def _device_table(report: Mapping[str, Any]) -> str:
             device["id"],
             f"{device['examples']:,}",
             f"{device['memory_bytes']:,}",
-            f"{device['first_round']['planned_arena_bytes']:,}",
-            f"{device['first_round']['arena_peak_bytes']:,}",
+            f"{device['largest_round']['planned_arena_bytes']:,}",
+            f"{device['largest_round']['arena_peak_bytes']:,}",
             f"{device['last_round']['planned_arena_bytes']:,}",
             f"{device['last_round']['arena_peak_bytes']:,}",
             _optional_bytes(device["peak_rss_bytes"]),
-            count_text(sum(device["multiply_adds"].values())),
+            count_text(device["multiply_adds"]),
         ]
         for device in report["devices"]
     ]
-    heading = ["device", "windows", "declared memory", "planned, first round", "measured"]
+    heading = ["device", "windows", "declared memory", "planned, largest round", "measured"]
     heading += ["planned, last round", "measured", "process peak", "multiply-adds"]
     note = (
         "Memory in bytes; planned and measured are the arena of the training session. Process "

@@ -96,7 +96,7 @@ def draw_all(report: Report) -> list[Plot]:
         _plot(
             report,
             "Memory",
-            "Arena of one device in its first and its last round: what the plan said before "
+            "Arena of one device in the round that took most and in its last: what the plan said before "
             "anything ran, and what the session then touched.",
             _memory,
         ),
@@ -196,8 +196,8 @@ def _bytes(axes: Axes, report: Report) -> None:
 def _memory(axes: Axes, report: Report) -> None:
     devices = report["devices"]
     series = [
-        ("first round, planned", "first_round", "planned_arena_bytes", DENSE),
-        ("first round, measured", "first_round", "arena_peak_bytes", FOURTH),
+        ("largest round, planned", "largest_round", "planned_arena_bytes", DENSE),
+        ("largest round, measured", "largest_round", "arena_peak_bytes", FOURTH),
         ("last round, planned", "last_round", "planned_arena_bytes", THIRD),
         ("last round, measured", "last_round", "arena_peak_bytes", SPARSE),
     ]
@@ -240,7 +240,7 @@ def _multiply_adds(axes: Axes, report: Report) -> None:
     dense = report["dense_reference"]["rounds"][-1]["multiply_adds"]
     bars = {
         "dense FedAvg": dense,
-        "first round": _total(report, "first_round"),
+        "largest round": _total(report, "largest_round"),
         "last round": _total(report, "last_round"),
     }
     kinds = {

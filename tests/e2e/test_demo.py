@@ -43,6 +43,20 @@ def report(out: Path) -> dict[str, Any]:
     return content
 
 
+def test_readers_find_plain_numbers_under_the_agreed_names(report: dict[str, Any]) -> None:
+    integers = [report["dense_update_bytes"]]
+    numbers = [report["final_accuracy"], report["dense_reference_accuracy"]]
+    for entry in report["rounds"]:
+        integers += [entry[key] for key in ("round", "bytes_down", "bytes_up", "devices")]
+        numbers += [entry[key] for key in ("accuracy", "density_down", "seconds")]
+    for device in report["devices"]:
+        assert device["id"].startswith("watch-")
+        integers += [device[key] for key in ("planned_arena_bytes", "arena_peak_bytes")]
+        integers += [device[key] for key in ("peak_rss_bytes", "multiply_adds", "examples")]
+    assert {type(value) for value in integers} == {int}
+    assert {type(value) for value in numbers} == {float}
+
+
 def test_every_round_had_every_device(report: dict[str, Any]) -> None:
     assert [entry["round"] for entry in report["rounds"]] == list(range(1, ROUNDS + 1))
     for entry in report["rounds"]:
@@ -71,7 +85,9 @@ def test_measured_memory_is_the_planned_memory(report: dict[str, Any]) -> None:
         )
         assert device["planned_arena_bytes"] <= device["memory_bytes"]
         assert device["peak_rss_bytes"] > device["planned_arena_bytes"]
-        assert sum(device["multiply_adds"].values()) > 0
+        done = device["last_round"]["multiply_adds"]
+        assert device["multiply_adds"] == done["forward"] + done["d_input"] + done["d_weight"] > 0
+        assert device["multiply_adds"] < sum(device["largest_round"]["multiply_adds"].values())
     assert sum(device["examples"] for device in report["devices"]) == 1693 - 364
 
 
