@@ -10,7 +10,7 @@ from sparsyfed.devices.profiles import DeviceProfile
 from sparsyfed.edge_runtime.artifact import Artifact, Parameter
 from sparsyfed.edge_runtime.errors import InputError
 from sparsyfed.edge_runtime.format import ParameterKind
-from sparsyfed.edge_runtime.plan import MultiplyAdds, plan
+from sparsyfed.edge_runtime.plan import MemoryPlan, MultiplyAdds, plan
 from sparsyfed.edge_runtime.state import DenseTensor, SparseTensor, State
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
@@ -21,10 +21,8 @@ DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 class Fit:
     """One batch size at one density.
 
-    `arena_bytes` is exact, `parts` is what is alive at the fullest step.
-
-    `estimated_seconds` a step is multiply-adds over the profile's estimate of their rate; None
-    where it has none.
+    `arena_bytes` is exact, `parts` is what is alive at the fullest step. `estimated_seconds` a step
+    is multiply-adds over the profile's estimate of their rate; None where it has none.
     """
 
     batch_size: int
@@ -35,6 +33,23 @@ class Fit:
     parts: dict[str, int]
     multiply_adds: MultiplyAdds
     estimated_seconds: float | None
+
+    @classmethod
+    def of_plan(
+        cls, planned: MemoryPlan, profile: DeviceProfile, *, density: float, nonzeros: int
+    ) -> "Fit":
+        """How a plan for a state of this density fits a device."""
+        rate = profile.multiply_adds_per_second
+        return cls(
+            batch_size=planned.batch_size,
+            density=density,
+            nonzeros=nonzeros,
+            arena_bytes=planned.arena_bytes,
+            fits=planned.arena_bytes <= profile.memory_bytes,
+            parts=planned.parts,
+            multiply_adds=planned.macs,
+            estimated_seconds=planned.macs.total / rate if rate else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,24 +88,16 @@ def feasibility(
             (density, state.nonzeros, plan(structure, encoded, batch_size))
             for batch_size in batch_sizes
         ]
-    results = []
-    for profile in profiles:
-        rate = profile.multiply_adds_per_second
-        fits = tuple(
-            Fit(
-                batch_size=planned.batch_size,
-                density=density,
-                nonzeros=nonzeros,
-                arena_bytes=planned.arena_bytes,
-                fits=planned.arena_bytes <= profile.memory_bytes,
-                parts=planned.parts,
-                multiply_adds=planned.macs,
-                estimated_seconds=planned.macs.total / rate if rate else None,
-            )
-            for density, nonzeros, planned in plans
+    return tuple(
+        Feasibility(
+            profile,
+            tuple(
+                Fit.of_plan(planned, profile, density=density, nonzeros=nonzeros)
+                for density, nonzeros, planned in plans
+            ),
         )
-        results.append(Feasibility(profile, fits))
-    return tuple(results)
+        for profile in profiles
+    )
 
 
 def evenly_spread_state(artifact: Artifact, density: float) -> State:

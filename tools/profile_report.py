@@ -45,24 +45,15 @@ def profile_model(
         )
     trained = State.load(state)
     plans = [plan(model, trained, size) for size in sizes]
-    results = []
-    for item in chosen:
-        rate = item.multiply_adds_per_second
-        fits = tuple(
-            Fit(
-                batch_size=planned.batch_size,
-                density=trained.density,
-                nonzeros=trained.nonzeros,
-                arena_bytes=planned.arena_bytes,
-                fits=planned.arena_bytes <= item.memory_bytes,
-                parts=planned.parts,
-                multiply_adds=planned.macs,
-                estimated_seconds=planned.macs.total / rate if rate else None,
-            )
-            for planned in plans
+    density, nonzeros = trained.density, trained.nonzeros
+    results = tuple(
+        Feasibility(
+            item,
+            tuple(Fit.of_plan(each, item, density=density, nonzeros=nonzeros) for each in plans),
         )
-        results.append(Feasibility(item, fits))
-    return ModelProfile(model, batch_size, tuple(results))
+        for item in chosen
+    )
+    return ModelProfile(model, batch_size, results)
 
 
 def profile_json(result: ModelProfile) -> str:
