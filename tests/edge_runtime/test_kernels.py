@@ -22,12 +22,13 @@ from model_strategies import (
     random_state,
 )
 from numpy.typing import NDArray
+from odd_models import odd_model
 from operation_cases import OPERATION_CASES, TIE_CASES, operation_case, tie_case
 
 from sparsyfed.edge_runtime.artifact import Artifact, Operation, Tensor
 from sparsyfed.edge_runtime.budget import keep_counts
 from sparsyfed.edge_runtime.format import Loss, OperationKind, ParameterKind
-from sparsyfed.edge_runtime.plan import plan
+from sparsyfed.edge_runtime.plan import MultiplyAdds, plan
 from sparsyfed.edge_runtime.reference import ReferenceModel
 from sparsyfed.edge_runtime.session import Session
 from sparsyfed.edge_runtime.state import SparseTensor
@@ -125,7 +126,9 @@ def assert_close(got: Any, wanted: Any, bound: float, what: str, floor: float = 
     assert error <= bound * scale, f"{what}: error {error:.3g} of {scale:.3g}"
 
 
-def assert_same_gradients(case: Case, batch_size: int | None = None) -> None:
+def assert_same_gradients(
+    case: Case, batch_size: int | None = None, bound: float = GRADIENT_BOUND
+) -> None:
     model, x, y = case.model, case.x, case.y
     reference = ReferenceModel(model.artifact, model.state)
     wanted_loss, wanted = reference.gradients(x, y)
@@ -140,7 +143,7 @@ def assert_same_gradients(case: Case, batch_size: int | None = None) -> None:
         if parameter.kind is not ParameterKind.STATISTIC:
             gradient = wanted[parameter.name]
             at_support = gradient if support is None else gradient[support]
-            assert_close(got[parameter.name], at_support, GRADIENT_BOUND, parameter.name, floor)
+            assert_close(got[parameter.name], at_support, bound, parameter.name, floor)
 
 
 def assert_same_values(session: Session, reference: ReferenceModel, bound: float) -> None:
@@ -165,6 +168,18 @@ def test_each_operation_has_the_gradients_of_the_reference(case: str, density: f
 @pytest.mark.parametrize("case", TIE_CASES)
 def test_ties_and_edges_are_decided_as_in_the_reference(case: str) -> None:
     assert_same_gradients(Case(*tie_case(case)))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_odd_geometry_has_the_gradients_and_the_evaluation_of_the_reference(seed: int) -> None:
+    case = clear_case(states_of(odd_model(seed), (1.0, 0.5)[seed % 4 // 2]), 3)
+    # Norms over two or three values, one after the other, make much of rounding.
+    assert_same_gradients(case, batch_size=4, bound=10 * GRADIENT_BOUND)
+    wanted = ReferenceModel(case.model.artifact, case.model.state).evaluate(case.x, case.y)
+    with Session.open(case.model.artifact, case.model.state, 4) as session:
+        loss, correct = session.evaluate(case.x, case.y)
+    assert_close(loss, wanted[0], 1e-5, "loss", floor=0.1)
+    assert correct == wanted[1]
 
 
 @pytest.mark.parametrize("empty", [False, True], ids=["", "empty layer"])
@@ -327,11 +342,18 @@ def test_the_plan_is_what_a_session_uses_and_does(architecture: str, density: fl
             counters = session.counters
             assert session.memory.arena_bytes == planned.arena_bytes
             assert session.memory.arena_peak_bytes == planned.arena_bytes
-        done = (counters.forward, counters.d_input, counters.d_weight)
         macs = (planned.macs.forward, planned.macs.d_input, planned.macs.d_weight)
         assert macs == tuple(batch_size * work for work in brute_force_work(model))
+        done = (counters.forward, counters.d_input, counters.d_weight)
         assert done == tuple(3 * work for work in macs)
         assert (counters.steps, counters.evaluation) == (3, planned.macs.forward)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_plan_counts_the_work_of_odd_geometry(seed: int) -> None:
+    model = states_of(odd_model(seed), 0.5)(seed)
+    work = MultiplyAdds(*(3 * count for count in brute_force_work(model)))
+    assert plan(model.artifact, model.state, 3).macs == work
 
 
 def test_partial_batches_count_their_own_work() -> None:
