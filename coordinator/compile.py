@@ -1,5 +1,6 @@
-"""Artifact and first state of a job that names a model. The only module here that reaches export, and torch with it."""
+"""Artifact and first state of a named model. The only module here that reaches export, and torch with it."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,38 @@ from sparsyfed.edge_runtime.errors import ConfigurationError
 def compile_job(config: Configuration) -> tuple[Artifact, State]:
     """Artifact of `[job] model` and its initial state, dense or presparsified as `first_round` says.
 
+    Raises what `compile_model` raises.
+    """
+    job = config.job
+    assert job.model is not None
+    return compile_model(
+        job.model,
+        input_shape=job.input_shape or _held_out_shape(config.evaluation.x),
+        beta=job.beta,
+        loss=job.loss,
+        sparsity=job.sparsity if job.first_round == "presparsified" else 0.0,
+        budget=job.budget,
+        seed=job.seed,
+    )
+
+
+def compile_model(
+    name: str,
+    *,
+    seed: int,
+    input_shape: Sequence[int] | None = None,
+    beta: float = 1.25,
+    loss: str = "cross_entropy",
+    sparsity: float = 0.0,
+    budget: str | Mapping[str, int] = "global",
+) -> tuple[Artifact, State]:
+    """Artifact of a model and its initial state of this sparsity, for round 1.
+
+    `name` is a built-in name or package.module:function; `input_shape` is that of one example and needed for the
+    latter. `seed` also seeds PyTorch, since a function may draw values while it builds the model.
+
     Raises ConfigurationError without the extra `export` and where model or shape can't be found,
-    UnsupportedOperationError for a model that the runtime can't train.
+    UnsupportedOperationError for a model that the runtime can't train, InputError for a wrong number.
     """
     try:
         import torch  # noqa: PLC0415 - only a job that names a model needs it
@@ -21,27 +52,22 @@ def compile_job(config: Configuration) -> tuple[Artifact, State]:
         from sparsyfed import export  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ConfigurationError(
-            f"[job] model: compiling a model needs {error.name}: "
+            f"compiling a model needs {error.name}: "
             "pip install 'sparsyfed-edge[export]', or name a compiled artifact"
         ) from error
-    job = config.job
-    assert job.model is not None
-    model = export.models.load_model(job.model)
-    shape = job.input_shape or _held_out_shape(config.evaluation.x)
-    if shape is not None:
-        example = torch.zeros(1, *shape)
-    elif ":" not in job.model:
-        example = export.models.example_input(job.model)
+    torch.manual_seed(seed)
+    model = export.models.load_model(name)
+    if input_shape is not None:
+        example = torch.zeros(1, *input_shape)
+    elif ":" not in name:
+        example = export.models.example_input(name)
     else:
         raise ConfigurationError(
-            f"[job] input_shape: got nothing, wanted the shape of one example of {job.model}"
+            f"the shape of one example of {name} is not known: --input-shape, or [job] input_shape"
         )
-    artifact = export.compile(model, example, beta=job.beta, loss=job.loss)
-    sparsity = job.sparsity if job.first_round == "presparsified" else 0.0
-    state = export.initial_state(
-        model, beta=job.beta, sparsity=sparsity, seed=job.seed, budget=job.budget
-    )
-    return artifact.native, state
+    artifact = export.compile(model, example, beta=beta, loss=loss).native
+    state = export.initial_state(model, beta=beta, sparsity=sparsity, seed=seed, budget=budget)
+    return artifact, State(state.tensors, round=1)
 
 
 def _held_out_shape(path: Path | None) -> tuple[int, ...] | None:

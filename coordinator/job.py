@@ -46,16 +46,11 @@ def prepare(config: Configuration, store: Store) -> Artifact:
 
 
 def _begin(config: Configuration) -> tuple[Artifact, State]:
-    job = config.job
-    if job.model is not None:
-        artifact, state = compile_job(config)
-    else:
-        artifact, state = _load(config)
-    return artifact, State(state.tensors, round=1)
+    return compile_job(config) if config.job.model is not None else _load(config)
 
 
 def _load(config: Configuration) -> tuple[Artifact, State]:
-    """The artifact and the state that the configuration names, the state cut to the sparsity if so configured."""
+    """The artifact and the state that the configuration names, for round 1, cut to the sparsity if so configured."""
     job = config.job
     assert job.artifact is not None
     assert job.state is not None
@@ -64,9 +59,9 @@ def _load(config: Configuration) -> tuple[Artifact, State]:
         state = State.load(job.state)
         # Opening a session checks that the two belong together; its Top-K is the one that devices use.
         with Session.open(artifact, state, batch_size=1) as session:
-            if job.first_round == "dense":
-                return artifact, state
-            return artifact, State(session.update(job.sparsity, job.budget).tensors)
+            if job.first_round == "presparsified":
+                state = State(session.update(job.sparsity, job.budget).tensors)
+            return artifact, State(state.tensors, round=1)
     except OSError as error:
         raise ConfigurationError(f"[job] artifact, state: {error}") from error
     except (FormatError, InputError, MismatchError) as error:

@@ -6,12 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import sparsyfed
-from sparsyfed import export
-from sparsyfed.edge_runtime import SparseTensor, State
-from sparsyfed.edge_runtime.errors import ConfigurationError
+from sparsyfed.coordinator.compile import compile_model
+from sparsyfed.edge_runtime import SparseTensor
 from sparsyfed.edge_runtime.files import write_atomic
 
 ARTIFACT_NAME = "model.sfd"
@@ -32,27 +29,23 @@ def export_files(
 ) -> dict[str, Any]:
     """Compiles a model, writes model.sfd, initial.sfs and manifest.json, returns the manifest.
 
-    `model` is a built-in name or package.module:function; `input_shape` is that of one example and
-    needed for the latter. `seed` also seeds PyTorch while the model is built.
-    Raises ConfigurationError, UnsupportedOperationError or InputError for what can't be exported.
+    The arguments and errors are those of `compile_model`.
     """
-    torch.manual_seed(seed)
-    module = export.models.load_model(model)
-    if input_shape is not None:
-        example = torch.zeros(1, *input_shape)
-    elif ":" not in model:
-        example = export.models.example_input(model)
-    else:
-        raise ConfigurationError(f"the shape of one example of {model} is not known: --input-shape")
-    compiled = export.compile(module, example, beta=beta, loss=loss)
-    initial = export.initial_state(module, beta=beta, sparsity=sparsity, seed=seed, budget=budget)
-    state = State(initial.tensors, round=1)
+    artifact, state = compile_model(
+        model,
+        seed=seed,
+        input_shape=input_shape,
+        beta=beta,
+        loss=loss,
+        sparsity=sparsity,
+        budget=budget,
+    )
     folder.mkdir(parents=True, exist_ok=True)
-    files = {ARTIFACT_NAME: compiled.encode(), STATE_NAME: state.encode()}
+    files = {ARTIFACT_NAME: artifact.encode(), STATE_NAME: state.encode()}
     manifest: dict[str, Any] = {
         "sparsyfed": sparsyfed.__version__,
         "model": model,
-        "input_shape": list(compiled.input_shape),
+        "input_shape": list(artifact.tensors[0].shape),
         "beta": beta,
         "loss": loss,
         "seed": seed,

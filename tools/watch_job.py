@@ -1,11 +1,12 @@
 """The two systems that the demo compares, on the smartwatch data: SparsyFed and dense FedAvg."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
 
-from sparsyfed import export
+from sparsyfed.coordinator.compile import compile_model
 from sparsyfed.devices.dataset import Dataset
 from sparsyfed.devices.virtual import VirtualDevice
 from sparsyfed.edge_runtime import Artifact, DenseTensor, State
@@ -39,10 +40,7 @@ def compile_watch(beta: float, seed: int, sparsity: float = 0.0) -> tuple[Artifa
 
     The state is dense, or holds the Top-K of the initial |v| at this sparsity.
     """
-    model = export.models.load_model(MODEL)
-    compiled = export.compile(model, export.models.example_input(MODEL), beta=beta)
-    state = export.initial_state(model, beta=beta, seed=seed, sparsity=sparsity)
-    return compiled.native, State(state.tensors, round=1)
+    return compile_model(MODEL, seed=seed, beta=beta, sparsity=sparsity)
 
 
 def run_virtually(
@@ -61,14 +59,11 @@ def run_virtually(
     """
     torch.set_num_threads(1)
     artifact, state = compile_watch(beta, job.seed, start_sparsity)
-    held_out = Dataset(folders["held-out"])
-    datasets = {name: Dataset(path) for name, path in folders.items() if name != "held-out"}
-    devices = [VirtualDevice(name, dataset, memory_bytes) for name, dataset in datasets.items()]
-    try:
+    with ExitStack() as stack:
+        data = {name: stack.enter_context(closing(Dataset(path))) for name, path in folders.items()}
+        held_out = data.pop("held-out")
+        devices = [VirtualDevice(name, dataset, memory_bytes) for name, dataset in data.items()]
         yield from run_federation(artifact, state, job, devices, held_out, workers=workers)
-    finally:
-        for dataset in (held_out, *datasets.values()):
-            dataset.close()
 
 
 def final_accuracy(accuracies: Sequence[float]) -> float:
