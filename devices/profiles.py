@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsyfed.edge_runtime.errors import ConfigurationError
-from sparsyfed.edge_runtime.messages import MAX_BLOCK_BYTES, MIN_BLOCK_BYTES
+from sparsyfed.edge_runtime.messages import MAX_BLOCK_BYTES, MIN_BLOCK_BYTES, NAME
 
 _UNITS = {
     "": 1,
@@ -110,7 +110,7 @@ def _parse_profiles(where: str, text: str) -> dict[str, DeviceProfile]:
 
 
 def _parse_profile(where: str, name: str, content: object) -> DeviceProfile:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+    if not NAME.fullmatch(name):
         raise ConfigurationError(f"{where}: a name has letters, digits, '.', '_', '-', at most 64")
     if not isinstance(content, dict):
         raise ConfigurationError(f"{where}: got {content!r:.80}, wanted a table [{name}]")

@@ -59,7 +59,8 @@ HASH_LIST_INDEX = 0xFFFF_FFFF
 
 _UINT32 = 2**32 - 1
 _UINT63 = 2**63 - 1
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+"""Of a job, a device, a profile: what may stand in a topic."""
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
@@ -90,7 +91,7 @@ def parse_topic(topic: str) -> tuple[str, str]:
     """
     prefix = f"{TOPIC_PREFIX}/d/"
     device, _, leaf = topic.removeprefix(prefix).partition("/")
-    if not topic.startswith(prefix) or not leaf or not _NAME.fullmatch(device):
+    if not topic.startswith(prefix) or not leaf or not NAME.fullmatch(device):
         raise FormatError(f"topic: got {topic[:120]!r}, wanted {prefix}<device>/<leaf>")
     return device, leaf
 
@@ -113,7 +114,7 @@ def _budget(name: str, value: object) -> object:
     return {layer(name, key): count(f"{name}[{key!r}]", item) for key, item in value.items()}
 
 
-_name = matching(_NAME, "a name of letters, digits, '.', '_', '-', at most 64 characters")
+_name = matching(NAME, "a name of letters, digits, '.', '_', '-', at most 64 characters")
 _sha256 = matching(_SHA256, "64 lower-case hexadecimal digits")
 _reason = text(MAX_REASON_CHARACTERS)
 
