@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sparsyfed.coordinator.config import EvaluationConfig
 from sparsyfed.edge_runtime import Artifact, Session, State
 from sparsyfed.edge_runtime.errors import ConfigurationError
+from sparsyfed.edge_runtime.format import Loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class HeldOutData:
             raise ConfigurationError(
                 f"[evaluation] x: got examples of shape {x.shape[1:]}, the model wants {shape}"
             )
+        _require_targets(y, artifact)
         return cls(x, y)
 
     def evaluate(
@@ -46,6 +48,21 @@ class HeldOutData:
         with Session.open(artifact, state, batch_size=batch_size) as session:
             loss, correct = session.evaluate(self.x.data, self.y.data)
         return loss, None if correct is None else correct / len(self.x)
+
+
+def _require_targets(y: NDArray[Any], artifact: Artifact) -> None:
+    """Raise ConfigurationError here, not after the first round, for targets that the model can't have."""
+    outputs = artifact.tensors[artifact.output].size
+    if artifact.loss is Loss.CROSS_ENTROPY:
+        fit = y.ndim == 1 and y.dtype != np.float32 and y.min() >= 0 and y.max() < outputs
+        wanted = f"one label from 0 to {outputs - 1} an example"
+    else:
+        fit = y.dtype == np.float32 and y.size == len(y) * outputs
+        wanted = f"{outputs} float32 values an example"
+    if not fit:
+        raise ConfigurationError(
+            f"[evaluation] y: got {y.dtype} of shape {y.shape} from {y.min()} to {y.max()}, wanted {wanted}"
+        )
 
 
 def _read(path: Path, key: str, kinds: tuple[np.dtype[Any], ...]) -> NDArray[Any]:

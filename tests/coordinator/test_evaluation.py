@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from sparsyfed.coordinator.config import EvaluationConfig
 from sparsyfed.coordinator.evaluation import HeldOutData
 from sparsyfed.edge_runtime import Artifact, ConfigurationError, State
 from sparsyfed.edge_runtime.container import DenseTensor, SparseTensor
+from sparsyfed.edge_runtime.format import Loss
 
 
 def save(folder: Path, x: Any, y: Any) -> EvaluationConfig:
@@ -55,6 +57,14 @@ def test_no_files_no_data(artifact: Artifact) -> None:
             np.zeros(2, np.int32),
             r"shape \(7,\), the model wants \(6,\)",
         ),
+        (
+            np.zeros((2, 6), np.float32),
+            np.array([0, 3]),
+            "from 0 to 3, wanted one label from 0 to 2",
+        ),
+        (np.zeros((2, 6), np.float32), np.array([0, -1]), "from -1 to 0, wanted one label"),
+        (np.zeros((2, 6), np.float32), np.zeros((2, 1), np.int64), r"shape \(2, 1\) .* wanted one"),
+        (np.zeros((2, 6), np.float32), np.zeros(2, np.float32), "got float32 .* wanted one label"),
     ],
 )
 def test_bad_data_is_named(
@@ -62,6 +72,15 @@ def test_bad_data_is_named(
 ) -> None:
     with pytest.raises(ConfigurationError, match=message):
         HeldOutData.load(save(tmp_path, x, y), artifact)
+
+
+def test_targets_of_a_regression_are_values(tmp_path: Path, artifact: Artifact) -> None:
+    regression = replace(artifact, loss=Loss.MEAN_SQUARED_ERROR)
+    x = np.zeros((2, 6), np.float32)
+    assert HeldOutData.load(save(tmp_path, x, np.zeros((2, 3), np.float32)), regression) is not None
+    for y in (np.zeros((2, 2), np.float32), np.zeros((2, 3), np.int32)):
+        with pytest.raises(ConfigurationError, match="wanted 3 float32 values an example"):
+            HeldOutData.load(save(tmp_path, x, y), regression)
 
 
 def test_a_pickle_is_not_read(tmp_path: Path, artifact: Artifact) -> None:
