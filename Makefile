@@ -31,7 +31,7 @@ check: $(NATIVE) ## style, types, layers, and the C core under the project's war
 	$(BIN)/lint-imports
 	$(BIN)/cmake -S . -B build/developer -D SFD_DEVELOPER=ON > build/developer.log
 	$(BIN)/cmake --build build/developer
-	@if command -v clang-format > /dev/null; then clang-format --dry-run --Werror $(C_SOURCES); \
+	@if command -v clang-format > /dev/null; then clang-format --dry-run --Werror $(C_SOURCES) tests/c/*.[ch]; \
 	else echo "clang-format is not installed: the layout of the C sources was not checked"; fi
 
 bench: $(NATIVE) ## measure time and memory of this machine

@@ -19,12 +19,12 @@
 #define CODES 19u
 
 /* The promise that the condition states is broken: say which, and stop. */
-#define PROMISE(condition)                                                              \
-    do {                                                                                \
-        if (!(condition)) {                                                             \
-            fprintf(stderr, "%s:%d: broken: %s\n", __FILE__, __LINE__, #condition);     \
-            exit(1);                                                                    \
-        }                                                                               \
+#define PROMISE(condition)                                                          \
+    do {                                                                            \
+        if (!(condition)) {                                                         \
+            fprintf(stderr, "%s:%d: broken: %s\n", __FILE__, __LINE__, #condition); \
+            exit(1);                                                                \
+        }                                                                           \
     } while (0)
 
 struct tally {
@@ -70,8 +70,7 @@ static float *make_input(uint64_t *random, size_t count)
     return x;
 }
 
-static void check_encoding(struct sfd_session *session, const struct bytes *state,
-                           uint64_t *random)
+static void check_encoding(struct sfd_session *session, const struct bytes *state, uint64_t *random)
 {
     const uint32_t keep = (uint32_t)below(random, 200);
     struct sfd_problem problem = {0, 0, 0};
@@ -264,8 +263,8 @@ static void print_tally(const char *name, uint64_t count, const struct tally *ta
 int main(int argc, char **argv)
 {
     static const char *const names[FILES] = {"artifact", "state", "update"};
-    static int (*const run[FILES])(const struct bytes *, uint64_t *, struct tally *) = {
-        run_artifact, run_state, run_update};
+    static int (*const run[FILES])(const struct bytes *, uint64_t *,
+                                   struct tally *) = {run_artifact, run_state, run_update};
     struct bytes files[FILES];
     uint64_t random, count;
 

@@ -6,12 +6,12 @@
 
 static int failures;
 
-#define EXPECT(condition)                                                      \
-    do {                                                                       \
-        if (!(condition)) {                                                    \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);    \
-            failures++;                                                        \
-        }                                                                      \
+#define EXPECT(condition)                                                   \
+    do {                                                                    \
+        if (!(condition)) {                                                 \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+            failures++;                                                     \
+        }                                                                   \
     } while (0)
 
 static void test_crc32(void)
@@ -56,16 +56,17 @@ static void test_text(void)
     EXPECT(is_text("layer1.0.conv.weight"));
     EXPECT(is_text("\xc2\x80 \xdf\xbf \xe0\xa0\x80 \xed\x9f\xbf \xee\x80\x80 \xef\xbf\xbf"));
     EXPECT(is_text("\xf0\x90\x80\x80 \xf4\x8f\xbf\xbf"));
-    EXPECT(!is_text("\x80"));                 /* continuation alone */
-    EXPECT(!is_text("\xc0\xaf"));             /* overlong, two bytes */
-    EXPECT(!is_text("\xc1\xbf"));             /* overlong, two bytes */
-    EXPECT(!is_text("\xe0\x9f\xbf"));         /* overlong, three bytes */
-    EXPECT(!is_text("\xf0\x8f\xbf\xbf"));     /* overlong, four bytes */
-    EXPECT(!is_text("\xed\xa0\x80"));         /* surrogate */
-    EXPECT(!is_text("\xf4\x90\x80\x80"));     /* past U+10FFFF */
-    EXPECT(!is_text("\xf5\x80\x80\x80"));     /* no lead byte */
-    EXPECT(!is_text("\xe2\x82"));             /* cut off */
-    EXPECT(!is_text("\xe2\x82" "a"));         /* broken in the middle */
+    EXPECT(!is_text("\x80"));             /* continuation alone */
+    EXPECT(!is_text("\xc0\xaf"));         /* overlong, two bytes */
+    EXPECT(!is_text("\xc1\xbf"));         /* overlong, two bytes */
+    EXPECT(!is_text("\xe0\x9f\xbf"));     /* overlong, three bytes */
+    EXPECT(!is_text("\xf0\x8f\xbf\xbf")); /* overlong, four bytes */
+    EXPECT(!is_text("\xed\xa0\x80"));     /* surrogate */
+    EXPECT(!is_text("\xf4\x90\x80\x80")); /* past U+10FFFF */
+    EXPECT(!is_text("\xf5\x80\x80\x80")); /* no lead byte */
+    EXPECT(!is_text("\xe2\x82"));         /* cut off */
+    EXPECT(!is_text("\xe2\x82"
+                    "a")); /* broken in the middle */
     EXPECT(!is_text("a\nb"));
     EXPECT(!is_text("a\x1b[31m"));
     EXPECT(!is_text("\x7f"));

@@ -42,7 +42,7 @@ needs_compiler = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def counter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     library = tmp_path_factory.mktemp("counter") / "allocation_counter.so"
-    source = HERE / "allocation_counter.c"
+    source = HERE.parent / "c" / "allocation_counter.c"
     subprocess.run([COMPILER, "-O1", "-shared", "-fPIC", "-o", library, source], check=True)
     return library
 

@@ -27,11 +27,20 @@ void allocation_counter_start(size_t large_from)
     counting = 1;
 }
 
-void allocation_counter_stop(void) { counting = 0; }
+void allocation_counter_stop(void)
+{
+    counting = 0;
+}
 
-size_t allocation_counter_large(void) { return large; }
+size_t allocation_counter_large(void)
+{
+    return large;
+}
 
-size_t allocation_counter_bytes(void) { return total; }
+size_t allocation_counter_bytes(void)
+{
+    return total;
+}
 
 void *malloc(size_t size)
 {
@@ -57,7 +66,10 @@ void *memalign(size_t alignment, size_t size)
     return __libc_memalign(alignment, size);
 }
 
-void *aligned_alloc(size_t alignment, size_t size) { return memalign(alignment, size); }
+void *aligned_alloc(size_t alignment, size_t size)
+{
+    return memalign(alignment, size);
+}
 
 int posix_memalign(void **block, size_t alignment, size_t size)
 {
