@@ -110,6 +110,13 @@ def test_bytes_of_a_known_state() -> None:
     assert state.support_id == support
 
 
+def test_a_state_is_encoded_once() -> None:
+    state = State((DenseTensor("b", ParameterKind.DENSE, array("f", [1.0])),))
+    assert state.encode() is state.encode()
+    changed = state.with_values([array("f", [2.0])])
+    assert State.decode(changed.encode()) == changed
+
+
 def test_state_without_names_gets_numbered_ones() -> None:
     state = State((DenseTensor("b", ParameterKind.DENSE, array("f", [1.0])),))
     data = bytearray(state.encode()[: -4 - len("b")])
