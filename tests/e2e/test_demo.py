@@ -121,7 +121,7 @@ def test_the_page_is_there_and_needs_nothing_else(out: Path) -> None:
 
 
 def test_nothing_is_left_running(out: Path, report: dict[str, Any]) -> None:
-    started = b"sparsyfed-demo-"
+    started = str(out / "scratch").encode()  # in the arguments of every process of this demo
     left = [
         path.parent.name
         for path in Path("/proc").glob("[0-9]*/cmdline")
