@@ -22,9 +22,10 @@ def code_blocks(document: str) -> list[str]:
 
 
 def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
-    (block,) = code_blocks("README.md")
+    training, serving = code_blocks("README.md")
+    export.initial_state(export.models.load_model("watch_cnn")).save(tmp_path / "trained.sfs")
     result = subprocess.run(
-        [sys.executable, "-c", block],
+        [sys.executable, "-c", training + serving],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
