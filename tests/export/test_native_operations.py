@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from user_models import Forward, Model, lowered
 
 from sparsyfed import export
 from sparsyfed.edge_runtime import Artifact, Session
@@ -23,24 +24,6 @@ from sparsyfed.edge_runtime.format import (
 torch.set_num_threads(1)
 
 Kind = OperationKind
-Forward = Callable[[Any, Tensor], Any]
-
-
-class Model(nn.Module):
-    """A user's model: any layers, any forward."""
-
-    def __init__(self, forward: Forward, **layers: nn.Module) -> None:
-        super().__init__()
-        self.run = forward
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.run(self, x)
-
-
-def lowered(model: nn.Module, *shape: int, loss: str = "mse") -> Artifact:
-    return export.compile(model, torch.zeros(1, *shape), loss=loss).native
 
 
 def kinds(artifact: Artifact) -> list[OperationKind]:
