@@ -25,7 +25,7 @@ class InputError(SparsyFedError, ValueError):
 
 
 class DivergedError(SparsyFedError, ArithmeticError):
-    """Loss or gradient is not finite; the step was not applied."""
+    """Loss, gradient or what a step would store is not finite; the step was not applied."""
 
 
 class MismatchError(SparsyFedError, ValueError):

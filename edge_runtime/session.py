@@ -156,7 +156,7 @@ class Session:
         `x` is a C-contiguous float32 buffer of shape (n, *input shape), or flat; n from 1 to the
         batch size. `y` is int32 or int64 of shape (n,) for cross-entropy, float32 with n outputs
         for mean squared error. Raises InputError for anything else and for values not finite,
-        DivergedError when loss or gradient is not finite.
+        DivergedError when the loss, a gradient or a new value is not finite.
         """
         require_rate("learning_rate", learning_rate)
         require_rate("weight_decay", weight_decay)
