@@ -125,7 +125,8 @@ def reference(model: nn.Module, beta: float = 1.25) -> nn.Module:
     """Return a copy of `model` that computes as a training device does, its weights taken as v.
 
     Each Conv1d, Conv2d and Linear (grouped ones included) becomes its pruned form; names in the state dict stay.
-    Dropout modules get probability 0, because devices do not drop out. The mode (train or eval) is kept.
+    Dropout modules get probability 0, because devices do not drop out. The mode (train or eval) is kept. The density
+    of a layer is that of its nonzeros; a device counts what its state stores, zeros too if a state stores any.
 
     Raises UnsupportedOperationError for shared or frozen parameters, for subclasses of these layers and for padding
     modes other than "zeros".
