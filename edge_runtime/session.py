@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sparsyfed.edge_runtime.buffers import BufferLike
 
 BACKENDS = ("native",)
+DEFAULT_ARENA_LIMIT = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +105,11 @@ class Session:
     ) -> Session:
         """Session for training `state` with batches of up to `batch_size` examples.
 
-        The arena has the planned size, or `arena_bytes`. Raises FormatError for a malformed
-        artifact or state, MismatchError when they don't belong together, ArenaError when the arena
-        is smaller than planned or the system does not give it, BackendError when the backend is not
-        there.
+        The arena has `arena_bytes`, or the planned size where that is not over
+        DEFAULT_ARENA_LIMIT: an artifact from elsewhere can't take more without being asked to.
+        Raises FormatError for a malformed artifact or state, MismatchError when they don't belong
+        together, ArenaError when the arena is smaller than planned or the system does not give it,
+        BackendError when the backend is not there.
         """
         if backend not in BACKENDS:
             raise BackendError(f"got backend {backend!r}, available: {', '.join(BACKENDS)}")
@@ -115,6 +117,13 @@ class Session:
         state_bytes = state.encode() if isinstance(state, State) else state
         wanted = plan(structure, state_bytes, batch_size).arena_bytes
         if arena_bytes is None:
+            if wanted > DEFAULT_ARENA_LIMIT:
+                raise ArenaError(
+                    f"batch size {batch_size} wants an arena of {wanted} bytes, by default it has "
+                    f"{DEFAULT_ARENA_LIMIT} at most: give arena_bytes={wanted} to take so much",
+                    got=DEFAULT_ARENA_LIMIT,
+                    wanted=wanted,
+                )
             arena_bytes = wanted
         if arena_bytes < wanted:
             raise ArenaError(

@@ -1,9 +1,9 @@
 /* Batch, group and layer normalisation of interleaved images.
  *
- * y = weight * (x - mean) / deviation + bias. With t = dy * weight and h = (x - mean) / deviation over
- * the m elements that are normalised together: dx = (t - mean(t) - h * mean(t * h)) / deviation. dx may
- * be dy itself unless it is added to. Group and layer norm have statistics per image: they work on up to
- * LANES images at a time, whose values lie side by side. */
+ * y = weight * (x - mean) / deviation + bias. With t = dy * weight and h = (x - mean) / deviation
+ * over the m elements that are normalised together: dx = (t - mean(t) - h * mean(t * h)) /
+ * deviation. dx may be dy itself unless it is added to. Group and layer norm have statistics per
+ * image: they work on up to LANES images at a time, whose values lie side by side. */
 #include "sfd_internal.h"
 
 #define LANES 8u
@@ -72,7 +72,9 @@ void sfd_batch_norm_moments(const struct sfd_view *x, uint32_t n, float *moments
 
     for (channel = 0u; channel < x->channels; ++channel) {
         const float *in = x->data + (size_t)channel * x->channel_stride;
-        float mean = sum_shifted(in, count, 0.0f, 0) / (float)count;
+        /* Shifted by one of the values: the mean of equal values is exact, and that of values far
+         * from zero keeps its digits. */
+        float mean = in[0] + sum_shifted(in, count, in[0], 0) / (float)count;
         moments[channel] = mean;
         moments[x->channels + channel] = sum_shifted(in, count, mean, 1) / (float)count;
     }
@@ -136,12 +138,12 @@ static inline void set_moments(const float *x, uint32_t elements, uint32_t n, ui
         uint32_t end = elements - start < RUN ? elements : start + RUN;
         for (e = start; e < end; ++e)
             for (j = 0u; j < lanes; ++j)
-                part[j] += x[(size_t)e * n + j];
+                part[j] += x[(size_t)e * n + j] - x[j];
         for (j = 0u; j < lanes; ++j)
             sum[j] += part[j];
     }
     for (j = 0u; j < lanes; ++j)
-        mean[j] = sum[j] / (float)elements;
+        mean[j] = x[j] + sum[j] / (float)elements;
     for (start = 0u; start < elements; start += RUN) {
         float part[LANES] = {0.0f};
         uint32_t end = elements - start < RUN ? elements : start + RUN;

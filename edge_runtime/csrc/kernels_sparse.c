@@ -1,9 +1,9 @@
 /* Portable sparse kernels: convolution and linear over the nonzeros of the weight.
  *
- * The images of a batch are interleaved: the n values of one pixel lie side by side, so that a row of
- * pixels is one run of floats and each nonzero does a long, plain loop whatever the image's size. Each
- * output element is the sum over the nonzeros of its row in CSR order, so that the result does not
- * depend on how a loop is vectorised. */
+ * The images of a batch are interleaved: the n values of one pixel lie side by side, so that a row
+ * of pixels is one run of floats and each nonzero does a long, plain loop whatever the image's
+ * size. Each output element is the sum over the nonzeros of its row in CSR order, so that the
+ * result does not depend on how a loop is vectorised. */
 #include "sfd_internal.h"
 
 /* Partial sums of a dot product: fixed, so that the order of additions is the same everywhere. */

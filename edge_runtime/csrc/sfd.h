@@ -11,6 +11,9 @@
  *     sfd_step(session, x, y, SFD_TARGET_INT32, 16, 0.1f, 1e-3f, &loss);
  *     sfd_update_encode(session, &keep, 1, round, update, capacity, &update_bytes);
  *
+ * The arena needs memory without a declared type (malloc, mmap, a linker section), or a build with
+ * -fno-strict-aliasing: the core keeps integers and floats in it.
+ *
  * Each function returns SFD_OK or a negative sfd_error. A function that fails leaves the model as
  * it was. */
 #ifndef SFD_H
@@ -40,13 +43,13 @@
     X(ERR_STRUCTURE, -6, "a field holds a value that the format does not allow")                 \
     X(ERR_LIMIT, -7, "a size is over what this library accepts")                                 \
     X(ERR_ARENA, -8, "the arena or workspace is too small")                                      \
-    X(ERR_MISMATCH, -9, "the state does not belong to this artifact")                            \
+    X(ERR_MISMATCH, -9, "state and artifact, or update and base, do not belong together")        \
     X(ERR_INDEX, -10, "a sparse index is out of range or not in rising order")                   \
     X(ERR_VALUE, -11, "a stored value is not finite")                                            \
     X(ERR_INPUT, -12, "the batch holds a value that is not finite")                              \
     X(ERR_LABEL, -13, "a label is outside the classes of the model")                             \
-    X(ERR_DIVERGED, -14, "loss or gradient is not finite: the step was not applied")             \
-    X(ERR_BATCH, -15, "the batch is empty or larger than the session was planned for")           \
+    X(ERR_DIVERGED, -14, "loss, gradient or new value is not finite: the step was not applied")  \
+    X(ERR_BATCH, -15, "the batch is empty, or larger than planned for or supported")             \
     X(ERR_SUPPORT, -16, "the update holds an entry outside the support of its base")             \
     X(ERR_CODEC, -17, "the codec or value type is not known to this library")                    \
     X(ERR_CAPACITY, -18, "the output buffer is too small")

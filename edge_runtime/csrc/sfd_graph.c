@@ -274,10 +274,14 @@ static int check_norm(struct check *check)
 
 static int check_pool(const struct check *check)
 {
+    const struct sfd_operation *pool = &check->operation;
     const uint32_t channels = check->output.channels;
+    const uint64_t area = (uint64_t)pool->kernel_h * pool->kernel_w;
 
     return require(check, channels == check->input.channels, SFD_AT_OUTPUT, channels,
                    check->input.channels) &&
+           require(check, pool->kind != SFD_OPERATION_MAX_POOL || area <= SFD_MAX_WINDOW,
+                   SFD_AT_KERNEL, (uint32_t)area, SFD_MAX_WINDOW) &&
            ((check->uses & USES_WINDOW) != 0 ? check_window(check) : check_ranks(check));
 }
 

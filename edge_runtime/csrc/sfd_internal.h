@@ -88,8 +88,8 @@ struct sfd_support {
     uint32_t rows, columns, count, index_width;
 };
 
-/* A batch of n images, interleaved: the n values of a pixel lie side by side, pixels follow in rows.
- * Strides are in floats, so that a layout with borders fits the same kernels. */
+/* A batch of n images, interleaved: the n values of a pixel lie side by side, pixels follow in
+ * rows. Strides are in floats, so that a layout with borders fits the same kernels. */
 struct sfd_view {
     float *data;
     uint32_t channels, height, width;
@@ -169,7 +169,7 @@ void sfd_lifetimes_plan(struct sfd_session *session, uint64_t tables_bytes);
 /* Elements of a tensor over a full batch. */
 uint64_t sfd_batch_elements(const struct sfd_session *session, uint32_t tensor);
 
-/* sfd_placement.c: list the regions and place them. SFD_ERR_LIMIT when the arena would pass 4 GiB. */
+/* sfd_placement.c: list the regions and place them. SFD_ERR_LIMIT over SFD_ARENA_LIMIT. */
 int sfd_memory_plan(struct sfd_session *session, uint64_t tables_bytes, struct sfd_plan *plan);
 
 /* Entries of a layer's input that are kept for the weight gradient: ceil(size * support /
@@ -251,8 +251,8 @@ void sfd_batch_norm_backward(const struct sfd_view *x, uint32_t n, const float *
                              int accumulate, float *d_weight, float *d_bias);
 
 /* Group and layer norm: `sets` of `elements` consecutive elements of an image are normalised, each
- * `span` of them share an affine coefficient, and the next set's coefficients begin `affine_step` on.
- * moments: for each set the n means, then the n inverse deviations. */
+ * `span` of them share an affine coefficient, and the next set's coefficients begin `affine_step`
+ * on. moments: for each set the n means, then the n inverse deviations. */
 struct sfd_norm {
     uint32_t sets, elements, span, affine_step;
 };

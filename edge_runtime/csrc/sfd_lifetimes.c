@@ -113,13 +113,14 @@ static void plan_persistent(struct sfd_session *session, uint64_t tables_bytes)
     }
 }
 
-/* Channels of a packed input that the backward unpacks at a time: all of a small image, one of a large
- * one, so that finding the nonzeros of each block costs little beside multiplying them. */
+/* A linear layer takes each element as a channel. */
 static uint32_t input_channels(const struct sfd_operation *operation, const struct sfd_value *in)
 {
     return operation->kind == SFD_OPERATION_LINEAR ? in->size : in->channels;
 }
 
+/* All channels of a small image, one of a large one, so that finding the nonzeros of each block
+ * costs little beside multiplying them. */
 uint32_t sfd_block_channels(const struct sfd_session *session,
                             const struct sfd_operation *operation)
 {

@@ -78,8 +78,7 @@ static int check_support(const uint8_t *update, const struct sfd_entry *part, co
             }
             if (b == base_end || sfd_container_column(base, whole, b) != column) {
                 return sfd_fail(problem, SFD_ERR_SUPPORT,
-                                part->column_offset + (size_t)k * part->index_width, column,
-                                b == base_end ? SFD_NONE : sfd_container_column(base, whole, b));
+                                part->column_offset + (size_t)k * part->index_width, column, 0u);
             }
             b++;
         }

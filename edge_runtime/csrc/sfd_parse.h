@@ -11,6 +11,7 @@
 /* Limits that keep every later product and sum inside 64 bits. */
 #define SFD_MAX_TENSOR_SIZE (UINT32_C(1) << 26)
 #define SFD_MAX_PARAMETER_SIZE UINT32_C(0x7fffffff)
+#define SFD_MAX_WINDOW 65536u /* of a max pool: its winner is kept as a 16-bit place */
 
 struct sfd_artifact_view {
     const uint8_t *bytes;

@@ -79,7 +79,8 @@ static int check_batch(const struct sfd_session *session, const float *x, const 
 {
     const struct sfd_value *output;
 
-    if (session == NULL || x == NULL || y == NULL)
+    if (session == NULL || x == NULL || y == NULL || (uintptr_t)x % sizeof *x != 0u ||
+        (uintptr_t)y % (target == SFD_TARGET_INT64 ? 8u : 4u) != 0u)
         return SFD_ERR_ARGUMENT;
     output = &session->values[session->output];
     if (n == 0u || n > session->batch)
@@ -281,19 +282,24 @@ int sfd_counters(const struct sfd_session *session, struct sfd_counters *counter
 
 void sfd_arena_paint(void *arena, size_t arena_bytes)
 {
-    uint32_t *word = arena;
+    const uint32_t paint = PAINT;
+    uint8_t *byte = arena;
     size_t i;
 
-    for (i = 0u; i < arena_bytes / sizeof *word; ++i)
-        word[i] = PAINT;
+    for (i = 0u; i + sizeof paint <= arena_bytes; i += sizeof paint)
+        memcpy(byte + i, &paint, sizeof paint);
 }
 
 size_t sfd_arena_touched(const void *arena, size_t arena_bytes)
 {
-    const uint32_t *word = arena;
-    size_t words = arena_bytes / sizeof *word;
+    const uint8_t *byte = arena;
+    size_t end = arena_bytes / sizeof(uint32_t) * sizeof(uint32_t);
 
-    while (words > 0u && word[words - 1u] == PAINT)
-        --words;
-    return words * sizeof *word;
+    for (; end > 0u; end -= sizeof(uint32_t)) {
+        uint32_t word;
+        memcpy(&word, byte + end - sizeof word, sizeof word);
+        if (word != PAINT)
+            break;
+    }
+    return end;
 }

@@ -102,6 +102,9 @@ LAYER_NORM = single(
     OTHER.LAYER_NORM, (4, 3, 3), (4, 3, 3), vector(DENSE, 9), weight=0, normalized=9, epsilon=0.125
 )
 MAX_POOL = with_linear(single(OTHER.MAX_POOL, (4, 9, 8), (4, 5, 9), **WINDOW))
+WIDE_MAX_POOL = with_linear(
+    single(OTHER.MAX_POOL, (1, 512, 256), (1, 2, 1), kernel=(256, 256), stride=(256, 256))
+)
 AVERAGE_POOL = with_linear(
     single(OTHER.AVERAGE_POOL, (4, 9, 8), (4, 5, 9), flags=FLAG_COUNT_PADDING, **WINDOW)
 )
@@ -193,6 +196,7 @@ def test_the_rules_allow_what_the_format_has(artifact: Artifact) -> None:
         (MAX_POOL, {"padding": (1, 2)}, PADDING + 2),
         (MAX_POOL, {"dilation": (1, 1)}, DILATION),
         (MAX_POOL, {"flags": FLAG_COUNT_PADDING}, FLAGS),
+        (WIDE_MAX_POOL, {"kernel": (257, 256)}, KERNEL),
         (AVERAGE_POOL, {"flags": FLAG_GELU_TANH}, FLAGS),
         (AVERAGE_POOL, {"kernel": (12, 2), "padding": (1, 1)}, KERNEL),
         (ADAPTIVE, {"kernel": (1, 1)}, KERNEL),

@@ -394,3 +394,14 @@ def test_two_sessions_do_not_touch_each_other(classifier: Artifact, sparse_state
         one.step(x, y, learning_rate=0.5)
         assert other.state() == sparse_state
         assert one.state() != sparse_state
+
+
+def test_an_arena_over_the_default_limit_must_be_asked_for(
+    monkeypatch: pytest.MonkeyPatch, classifier: Artifact, sparse_state: State
+) -> None:
+    wanted = plan(classifier, sparse_state, 4).arena_bytes
+    monkeypatch.setattr("sparsyfed.edge_runtime.session.DEFAULT_ARENA_LIMIT", wanted - 1)
+    with pytest.raises(ArenaError, match=f"arena_bytes={wanted}"):
+        Session.open(classifier, sparse_state, batch_size=4)
+    with Session.open(classifier, sparse_state, batch_size=4, arena_bytes=wanted) as session:
+        assert session.memory.arena_bytes == wanted
