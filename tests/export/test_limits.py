@@ -25,7 +25,8 @@ def test_the_last_cell_of_the_widest_window_of_a_max_pool_gets_its_gradient() ->
     state = export.initial_state(model)
     oracle = export.reference(model, beta=1.25)
     export.load_state(oracle, state)
-    nn.functional.cross_entropy(oracle(torch.from_numpy(x)), torch.from_numpy(y).long()).backward()
+    loss = nn.functional.cross_entropy(oracle(torch.from_numpy(x)), torch.from_numpy(y).long())
+    loss.backward()  # type: ignore[no-untyped-call]
     artifact = export.compile(model, torch.from_numpy(x)).native
     with Session.open(artifact, state, batch_size=2) as session:
         _, gradients = session.gradients(x, y)
