@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from sparsyfed.coordinator.config import Configuration
+from sparsyfed.coordinator.evaluation import map_array
 from sparsyfed.edge_runtime import Artifact, State
 from sparsyfed.edge_runtime.errors import ConfigurationError
 
@@ -73,8 +72,4 @@ def compile_model(
 def _held_out_shape(path: Path | None) -> tuple[int, ...] | None:
     if path is None:
         return None
-    try:
-        shape: tuple[int, ...] = np.load(path, mmap_mode="r", allow_pickle=False).shape[1:]
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"[evaluation] x: {path}: {error}") from error
-    return shape
+    return map_array(path, "x").shape[1:]

@@ -65,13 +65,24 @@ def _require_targets(y: NDArray[Any], artifact: Artifact) -> None:
         )
 
 
-def _read(path: Path, key: str, kinds: tuple[np.dtype[Any], ...]) -> NDArray[Any]:
+def map_array(path: Path, key: str) -> NDArray[Any]:
+    """The array of a `.npy` file, mapped; `key` of [evaluation] named it. Raises ConfigurationError."""
     try:
-        data = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"[evaluation] {key}: {path}: {error}") from error
-    if not isinstance(data, np.ndarray) or data.dtype not in kinds or data.ndim == 0:
-        got = getattr(data, "dtype", type(data).__name__)
+        return np.lib.format.open_memmap(path, mode="r")
+    except OSError as error:
+        raise ConfigurationError(f"[evaluation] {key}: {path}: {error.strerror}") from error
+    except ValueError as error:
+        # What NumPy says is for programmers, and of no help here.
+        raise ConfigurationError(
+            f"[evaluation] {key}: {path}: got another kind of file, or a part of one, "
+            "wanted an array of numbers that numpy.save wrote (.npy)"
+        ) from error
+
+
+def _read(path: Path, key: str, kinds: tuple[np.dtype[Any], ...]) -> NDArray[Any]:
+    data = map_array(path, key)
+    if data.dtype not in kinds or data.ndim == 0:
         wanted = " or ".join(str(kind) for kind in kinds)
+        got = data.dtype if data.ndim else "a single number"
         raise ConfigurationError(f"[evaluation] {key}: {path}: got {got}, wanted {wanted}")
-    return np.ascontiguousarray(data)
+    return np.array(data, order="C")

@@ -1,13 +1,14 @@
 """A job made ready: its artifact, its rules, and the journal that holds where it stands."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sparsyfed.coordinator.compile import compile_job
 from sparsyfed.coordinator.config import Configuration
+from sparsyfed.coordinator.evaluation import HeldOutData
 from sparsyfed.coordinator.store import Store
 from sparsyfed.edge_runtime import Artifact, Session, State
 from sparsyfed.edge_runtime.errors import (
@@ -20,17 +21,21 @@ from sparsyfed.edge_runtime.transfer import sha256_hex
 
 logger = logging.getLogger(__name__)
 
+Content = TypeVar("Content")
+
 
 def prepare(config: Configuration, store: Store) -> Artifact:
     """Artifact of the job; a new job is compiled or loaded and journalled with its first state.
 
     A job that the store holds goes on as it is: nothing is compiled again. Raises ConfigurationError if the store
-    holds a job with other settings.
+    holds a job with other settings, or the held-out data of a new one can't be used.
     """
     wanted = _identity(config)
     stored = store.job()
     if stored is None:
         artifact, state = _begin(config)
+        # Before the job is journalled: settings that were wrong at the first start can be mended.
+        HeldOutData.load(config.evaluation, artifact)
         store.begin_job(wanted, artifact.encode(), state.encode())
         logger.info("job %s: new, %d rounds", config.job.name, config.job.rounds)
         return artifact
@@ -41,7 +46,10 @@ def prepare(config: Configuration, store: Store) -> Artifact:
                 f"{config.store.directory}: holds a job with {key} = {identity.get(key)!r}, "
                 f"got {wanted.get(key)!r}: give the job another [store] directory"
             )
-    logger.info("job %s: going on with round %d", config.job.name, store.progress().round)
+    if store.is_done():
+        logger.info("job %s is already done (%d rounds)", config.job.name, config.job.rounds)
+    else:
+        logger.info("job %s: going on with round %d", config.job.name, store.progress().round)
     return Artifact.decode(data)
 
 
@@ -54,19 +62,25 @@ def _load(config: Configuration) -> tuple[Artifact, State]:
     job = config.job
     assert job.artifact is not None
     assert job.state is not None
+    artifact = _decode("artifact", job.artifact, Artifact.decode)
+    state = _decode("state", job.state, State.decode)
     try:
-        artifact = Artifact.load(job.artifact)
-        state = State.load(job.state)
         # Opening a session checks that the two belong together; its Top-K is the one that devices use.
         with Session.open(artifact, state, batch_size=1) as session:
             if job.first_round == "presparsified":
                 state = State(session.update(job.sparsity, job.budget).tensors)
             return artifact, State(state.tensors, round=1)
-    except OSError as error:
-        raise ConfigurationError(f"[job] artifact, state: {error}") from error
     except (FormatError, InputError, MismatchError) as error:
         message = f"[job] artifact {job.artifact}, state {job.state}: {error}"
         raise ConfigurationError(message) from error
+
+
+def _decode(key: str, path: Path, decode: Callable[[bytes], Content]) -> Content:
+    """The content of the file that `key` names."""
+    try:
+        return decode(_read(key, path))
+    except (FormatError, InputError) as error:
+        raise ConfigurationError(f"[job] {key}: {path}: {error}") from error
 
 
 def _identity(config: Configuration) -> dict[str, Any]:
@@ -76,7 +90,7 @@ def _identity(config: Configuration) -> dict[str, Any]:
         for key in (field.name for field in fields(table)):
             value = getattr(table, key)
             if isinstance(value, Path):
-                identity[key] = _content(key, value)
+                identity[key] = sha256_hex(_read(key, value))
             elif isinstance(value, Mapping):
                 identity[key] = dict(value)
             else:
@@ -84,8 +98,8 @@ def _identity(config: Configuration) -> dict[str, Any]:
     return identity
 
 
-def _content(key: str, path: Path) -> str:
+def _read(key: str, path: Path) -> bytes:
     try:
-        return sha256_hex(path.read_bytes())
+        return path.read_bytes()
     except OSError as error:
-        raise ConfigurationError(f"[job] {key}: {error}") from error
+        raise ConfigurationError(f"[job] {key}: {path}: {error.strerror}") from error

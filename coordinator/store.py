@@ -6,6 +6,7 @@ count; a restart goes on from there. The average and the step to the next round 
 
 import fcntl
 import json
+import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -83,6 +84,8 @@ class Store:
     """The journal in a directory. One coordinator at a time may hold it; one thread may use it."""
 
     def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._is_new = not directory.exists()
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._lock = (directory / "lock").open("w")
@@ -102,8 +105,11 @@ class Store:
             raise ConfigurationError(f"{path}: {error}") from error
 
     def close(self) -> None:
-        """Close the file and let others have it."""
+        """Close the file and let others have it. A directory made for a job that never began is removed."""
+        unused = self._is_new and self.job() is None
         self._database.close()
+        if unused:
+            shutil.rmtree(self._directory)
         self._lock.close()
 
     def __enter__(self) -> Self:

@@ -168,7 +168,7 @@ class Artifact:
     def decode(cls, data: ReadableBuffer) -> Artifact:
         """Artifact of the bytes of a `.sfd` file.
 
-        Allocates at most 32 · len(data) bytes. Raises FormatError on anything malformed.
+        Allocates at most 32 · len(data) bytes and 64 KiB. Raises FormatError on anything malformed.
         """
         view = memoryview(data).cast("B")
         _native.check_artifact(view)

@@ -41,7 +41,7 @@ class State:
     def decode(cls, data: ReadableBuffer) -> State:
         """State of the bytes of a `.sfs` file.
 
-        Allocates at most 2 · len(data) bytes and 1 KiB for each tensor. Raises FormatError on
+        Allocates at most 2 · len(data) bytes, 1 KiB for each tensor and 64 KiB. Raises FormatError on
         anything malformed.
         """
         content = container.decode(Content.STATE, data)

@@ -36,7 +36,7 @@ class SparseUpdate:
         """Update of its bytes, checked against the state `base` that it was trained from.
 
         Names are those of `base`; without a base `tensor_0`, `tensor_1`, ...
-        Allocates at most 2 · len(data) bytes and 1 KiB for each tensor; the first time with `base`
+        Allocates at most 2 · len(data) bytes, 1 KiB for each tensor and 64 KiB; the first time with `base`
         its encoded bytes as well, which the base then keeps. Raises FormatError on anything
         malformed, MismatchError when a good update does not belong to `base`: other tensors,
         another support id, or an entry outside its support.

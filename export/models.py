@@ -2,8 +2,10 @@
 
 import importlib
 import inspect
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -208,7 +210,8 @@ def load_model(name: str, **arguments: Any) -> nn.Module:
 
     `arguments` are passed to the builder. The module must be importable from Python's path.
 
-    Raises ConfigurationError if there is no such model, or if it is not a torch.nn.Module.
+    Raises ConfigurationError if there is no such model, if the code of the module or the function
+    raises anything, which is named with its place, or if it returns no torch.nn.Module.
     """
     build = _built_in(name).build if ":" not in name else _imported(name)
     try:
@@ -217,7 +220,10 @@ def load_model(name: str, **arguments: Any) -> nn.Module:
         raise ConfigurationError(
             f"{name} does not take the arguments {arguments}: {error}"
         ) from error
-    model = build(**arguments)
+    try:
+        model = build(**arguments)
+    except Exception as error:
+        raise ConfigurationError(f"{name} raised {_described(error)}") from error
     if not isinstance(model, nn.Module):
         raise ConfigurationError(
             f"{name} returned a {type(model).__name__}; it must return a torch.nn.Module"
@@ -235,11 +241,26 @@ def _built_in(name: str) -> BuiltInModel:
 
 def _imported(name: str) -> Callable[..., Any]:
     module_name, _, function_name = name.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), function_name]):
+        raise ConfigurationError(f"got model {name!r}, wanted package.module:function")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigurationError(f"{name}: cannot import {module_name!r}: {error}") from error
+    except Exception as error:
+        message = f"{name}: cannot import {module_name!r}: {_described(error)}"
+        raise ConfigurationError(message) from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise ConfigurationError(f"{name}: {module_name} has no function {function_name!r}")
     return function  # type: ignore[no-any-return]
+
+
+def _described(error: Exception) -> str:
+    """Kind and text of an exception of a user's code, and the last place there that it came from."""
+    if isinstance(error, SyntaxError):
+        return f"SyntaxError: {error.msg} ({error.filename}:{error.lineno})"
+    text = f"{type(error).__name__}: {error}"
+    not_theirs = ("<frozen ", __file__, str(importlib.__file__), str(Path(torch.__file__).parent))
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"{frame.filename}:{frame.lineno}" for frame in frames]
+    theirs = [place for place in places if not place.startswith(not_theirs)]
+    return f"{text} ({theirs[-1]})" if theirs else text

@@ -125,7 +125,7 @@ class PrivateBroker:
         if not is_loopback(host) and not open_to_network:
             raise ConfigurationError(
                 f"{host} can be reached from other machines and the broker asks for no password: "
-                "listen on 127.0.0.1, or open it knowingly"
+                "listen on 127.0.0.1, or open it knowingly with --open-to-network"
             )
         if port is not None and not 0 < port < 65_536:
             raise ConfigurationError(f"a port lies between 1 and 65535, got {port}")

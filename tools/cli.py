@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import sparsyfed
@@ -29,6 +30,9 @@ EXTRAS = {
     "scipy": "coordinator",
     "torch": "export",
 }
+
+# Commands that import models of their user, who may keep them in the working directory.
+IMPORTING = ("export", "coordinator")
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -72,9 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     130: interrupted by the user.
     """
     parsed = build_parser().parse_args(arguments)
-    run: Callable[[argparse.Namespace], int] = parsed.run
     try:
-        return run(parsed)
+        return _run(parsed)
     except KeyboardInterrupt:
         return _complain(parsed.command, "interrupted", EXIT_INTERRUPTED)
     except (BackendError, DivergedError) as error:
@@ -83,16 +86,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(parsed.command, str(error), EXIT_BAD_INPUT)
     except BrokenPipeError:
         # The reader of our output, `head` for one, has gone: nothing more can be said to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return EXIT_FAILED
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        return _complain(parsed.command, f"{error.filename}: {error.strerror}", EXIT_BAD_INPUT)
+    except FileExistsError as error:
+        message = f"{error.filename} exists and is not a folder"
+        return _complain(parsed.command, message, EXIT_BAD_INPUT)
+    except OSError as error:
+        _drop_output()
+        reason = error.strerror or str(error)
+        if error.filename is None:
+            return _complain(parsed.command, reason, EXIT_FAILED)
+        return _complain(parsed.command, f"{error.filename}: {reason}", EXIT_BAD_INPUT)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in EXTRAS:
             raise
         advice = f"needs {missing}: pip install 'sparsyfed-edge[{EXTRAS[missing]}]'"
         return _complain(parsed.command, advice, EXIT_BAD_INPUT)
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    if parsed.command in IMPORTING:
+        sys.path.insert(0, str(Path.cwd()))
+    run: Callable[[argparse.Namespace], int] = parsed.run
+    code = run(parsed)
+    sys.stdout.flush()
+    return code
+
+
+def _drop_output() -> None:
+    """Drops what standard output can't take: the interpreter would try, and fail, at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(command: str, message: str, code: int) -> int:

@@ -47,7 +47,7 @@ class DemoSettings:
         if not 1 <= self.rounds <= 10_000:
             raise ConfigurationError(f"got {self.rounds} rounds, wanted 1 to 10000")
         if not 0 <= self.seed < 2**63:
-            raise ConfigurationError(f"got seed {self.seed}, wanted 0 or more")
+            raise ConfigurationError(f"got seed {self.seed}, wanted 0 or more, less than 2^63")
         if not 0.0 <= self.sparsity < 1.0:
             raise ConfigurationError(
                 f"got sparsity {self.sparsity}, wanted at least 0, less than 1"

@@ -9,6 +9,7 @@ from typing import Any
 import sparsyfed
 from sparsyfed.coordinator.compile import compile_model
 from sparsyfed.edge_runtime import SparseTensor
+from sparsyfed.edge_runtime.errors import ConfigurationError
 from sparsyfed.edge_runtime.files import write_atomic
 
 ARTIFACT_NAME = "model.sfd"
@@ -29,8 +30,10 @@ def export_files(
 ) -> dict[str, Any]:
     """Compiles a model, writes model.sfd, initial.sfs and manifest.json, returns the manifest.
 
-    The arguments and errors are those of `compile_model`.
+    The arguments and errors are those of `compile_model`; a negative seed is a ConfigurationError.
     """
+    if not 0 <= seed < 2**63:
+        raise ConfigurationError(f"got seed {seed}, wanted 0 or more, less than 2^63")
     artifact, state = compile_model(
         model,
         seed=seed,

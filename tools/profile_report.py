@@ -4,11 +4,15 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from sparsyfed.devices.feasibility import BATCH_SIZES, DENSITIES, Feasibility, Fit, feasibility
-from sparsyfed.devices.profiles import find_profile, list_profiles, parse_bytes
+from sparsyfed.devices.profiles import DeviceProfile, find_profile, list_profiles, parse_bytes
 from sparsyfed.edge_runtime import Artifact, State, plan
+from sparsyfed.edge_runtime.errors import FormatError
 from sparsyfed.tools.quantities import byte_text, count_text
+
+Content = TypeVar("Content", Artifact, State)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +40,14 @@ def profile_model(
     """
     chosen = list_profiles(profiles) if device == "all" else (find_profile(device, profiles),)
     if memory is not None:
-        chosen = tuple(replace(item, memory_bytes=parse_bytes(memory)) for item in chosen)
-    model = Artifact.load(artifact)
+        chosen = tuple(_with_memory(item, parse_bytes(memory)) for item in chosen)
+    model = _load(Artifact.load, artifact, "a training artifact")
     sizes = sorted({*BATCH_SIZES, batch_size})
     if state is None:
         return ModelProfile(
             model, batch_size, feasibility(model, chosen, batch_sizes=sizes, densities=DENSITIES)
         )
-    trained = State.load(state)
+    trained = _load(State.load, state, "a state")
     plans = [plan(model, trained, size) for size in sizes]
     density, nonzeros = trained.density, trained.nonzeros
     results = tuple(
@@ -54,6 +58,18 @@ def profile_model(
         for item in chosen
     )
     return ModelProfile(model, batch_size, results)
+
+
+def _with_memory(profile: DeviceProfile, memory_bytes: int) -> DeviceProfile:
+    source = {**profile.source, "memory_bytes": "given by --memory"}
+    return replace(profile, memory_bytes=memory_bytes, source=source)
+
+
+def _load(read: Callable[[str | Path], Content], path: str | Path, kind: str) -> Content:
+    try:
+        return read(path)
+    except FormatError as error:
+        raise FormatError(f"{path} is not {kind}: {error}") from error
 
 
 def profile_json(result: ModelProfile) -> str:
@@ -77,7 +93,8 @@ def profile_text(result: ModelProfile) -> str:
     head = f"{prunable:,} prunable weights; v, gradients and activations are 32-bit floats."
     one = len(result.devices) == 1
     fit_table = _one_device(result.devices[0]) if one else _all_devices(result.devices)
-    return "\n\n".join([head, fit_table, _memory_by_use(result), _work(result)])
+    parts = [head, fit_table, _memory_by_use(result), _work(result), _time(result)]
+    return "\n\n".join(part for part in parts if part is not None)
 
 
 def _one_device(item: Feasibility) -> str:
@@ -147,13 +164,39 @@ def _work(result: ModelProfile) -> str:
         "step": lambda fit: fit.multiply_adds.total,
     }
     rows = [[name, *(count_text(count(fit)) for fit in fits)] for name, count in kinds.items()]
-    for item in result.devices:
-        times = [fit.estimated_seconds for fit in item.fits if fit.batch_size == result.batch_size]
-        known = [f"{time:.3g} s" for time in times if time is not None]
-        if known:
-            rows.append([f"estimate, {item.profile.name}", *known])
     heading = ["multiply-adds", *(_density(fit.density) for fit in fits)]
-    return f"Work of one step, batch size {result.batch_size}, by density.\n{_table(heading, rows)}"
+    table = _table(heading, rows)
+    return f"Work of one step, batch size {result.batch_size}, by density.\n{table}"
+
+
+def _time(result: ModelProfile) -> str | None:
+    """Seconds of a step, at the batch size shown or the largest below it that fits."""
+    densities = _densities(result.devices[0])
+    rows = [
+        [
+            item.profile.name,
+            *(_step_time(item, density, result.batch_size) for density in densities),
+        ]
+        for item in result.devices
+        if item.profile.multiply_adds_per_second
+    ]
+    if not rows:
+        return None
+    heading = ["device", *map(_density, densities)]
+    return (
+        "Estimated seconds of one step, by density: multiply-adds by the profile's rate, at the "
+        f"largest batch size (in brackets) that fits, up to {result.batch_size}.\n"
+        f"{_table(heading, rows)}"
+    )
+
+
+def _step_time(item: Feasibility, density: float, largest: int) -> str:
+    seconds = {
+        fit.batch_size: fit.estimated_seconds
+        for fit in item.fits
+        if fit.fits and fit.density == density and fit.batch_size <= largest
+    }
+    return f"{seconds[max(seconds)]:.3g} ({max(seconds)})" if seconds else "-"
 
 
 def _detailed(result: ModelProfile) -> list[Fit]:

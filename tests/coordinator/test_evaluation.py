@@ -88,5 +88,19 @@ def test_a_pickle_is_not_read(tmp_path: Path, artifact: Artifact) -> None:
     np.save(tmp_path / "x.npy", pickled, allow_pickle=True)
     np.save(tmp_path / "y.npy", np.zeros(1, np.int32))
     config = EvaluationConfig(x=tmp_path / "x.npy", y=tmp_path / "y.npy")
-    with pytest.raises(ConfigurationError, match=r"x.npy"):
+    with pytest.raises(ConfigurationError, match=r"x.npy: got another kind of file.*numpy.save"):
+        HeldOutData.load(config, artifact)
+
+
+@pytest.mark.parametrize("content", [b"", b"a,b\n1,2\n", b"\x93NUMPY\x01\x00"])
+def test_another_kind_of_file_is_named_without_advice_to_load_pickles(
+    tmp_path: Path, artifact: Artifact, content: bytes
+) -> None:
+    config = save(tmp_path, np.zeros((1, 6), np.float32), np.zeros(1, np.int32))
+    (tmp_path / "x.npy").write_bytes(content)
+    with pytest.raises(ConfigurationError, match=r"x.npy: got another kind of file") as caught:
+        HeldOutData.load(config, artifact)
+    assert "pickle" not in str(caught.value)
+    (tmp_path / "x.npy").unlink()
+    with pytest.raises(ConfigurationError, match=r"x.npy: No such file or directory$"):
         HeldOutData.load(config, artifact)

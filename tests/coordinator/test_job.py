@@ -1,9 +1,11 @@
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sparsyfed.coordinator.config import Configuration
+from sparsyfed.coordinator.config import Configuration, EvaluationConfig
 from sparsyfed.coordinator.job import prepare
 from sparsyfed.coordinator.store import Store
 from sparsyfed.edge_runtime import Artifact, ConfigurationError, Session, State
@@ -68,10 +70,42 @@ def test_files_that_are_absent_or_do_not_belong_together_are_named(
     with Store(tmp_path / "store") as store:
         with pytest.raises(ConfigurationError, match=r"\[job\] artifact: .*absent.sfd"):
             prepare(configuration(tmp_path, **files | {"artifact": "absent.sfd"}), store)
+        for key, other in (("artifact", "a.sfs"), ("state", "a.sfd")):
+            with pytest.raises(ConfigurationError, match=rf"\[job\] {key}: .*{other}: got"):
+                prepare(configuration(tmp_path, **files | {key: other}), store)
         State(dense_state.tensors[:2], round=1).save(tmp_path / "a.sfs")
         with pytest.raises(ConfigurationError, match=r"\[job\] artifact .*a.sfd, state .*a.sfs: "):
             prepare(configuration(tmp_path, **files), store)
         assert store.job() is None
+    assert not (tmp_path / "store").exists()
+
+
+def test_held_out_data_is_checked_before_the_job_is_journalled(
+    tmp_path: Path, files: dict[str, str]
+) -> None:
+    config = configuration(tmp_path, **files)
+    absent = EvaluationConfig(x=tmp_path / "x.npy", y=tmp_path / "y.npy")
+    with Store(tmp_path / "store") as store:
+        with pytest.raises(ConfigurationError, match=r"\[evaluation\] x: .*x.npy"):
+            prepare(replace(config, evaluation=absent), store)
+        assert store.job() is None
+
+
+def test_a_job_that_is_done_is_called_so(
+    tmp_path: Path, files: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    config = configuration(tmp_path, **files)
+    with Store(tmp_path / "store") as store:
+        prepare(config, store)
+        prepare(config, store)
+        store.set_done()
+        prepare(config, store)
+    assert caplog.messages == [
+        "job j: new, 2 rounds",
+        "job j: going on with round 1",
+        "job j is already done (2 rounds)",
+    ]
 
 
 def test_a_named_model_is_compiled(tmp_path: Path) -> None:

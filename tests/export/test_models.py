@@ -70,7 +70,11 @@ def test_models_of_users_are_imported(tmp_path: Path, monkeypatch: pytest.Monkey
         "from torch import nn\n"
         "def tiny(width=3):\n    return nn.Linear(width, 2)\n"
         "def wrong():\n    return 5\n"
+        "def failing():\n    return {}['width']\n"
+        "def failing_in_torch():\n    return nn.Linear('a', 2)\n"
     )
+    (tmp_path / "broken_net_of_a_user.py").write_text("x = 1\ndef (\n")
+    (tmp_path / "importing_net_of_a_user.py").write_text("import no_such_module\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert isinstance(models.load_model("nets_of_a_user:tiny"), nn.Linear)
     assert models.load_model("nets_of_a_user:tiny", width=7).in_features == 7
@@ -78,6 +82,11 @@ def test_models_of_users_are_imported(tmp_path: Path, monkeypatch: pytest.Monkey
         "nets_of_a_user:wrong": "returned a int",
         "nets_of_a_user:absent": "no function 'absent'",
         "no_such_module:tiny": "cannot import 'no_such_module'",
+        ":tiny": "wanted package.module:function",
+        "nets_of_a_user:failing": r"KeyError: 'width' \(.*nets_of_a_user.py:7\)",
+        "nets_of_a_user:failing_in_torch": r"TypeError: .* \(.*nets_of_a_user.py:9\)",
+        "broken_net_of_a_user:tiny": r"SyntaxError: .* \(.*broken_net_of_a_user.py:2\)",
+        "importing_net_of_a_user:tiny": r"'no_such_module' \(.*importing_net_of_a_user.py:1\)",
         "watch": "no model 'watch'; use one of watch_cnn",
     }.items():
         with pytest.raises(ConfigurationError, match=message):

@@ -193,6 +193,22 @@ def test_profile_prints_tables_for_one_device_and_for_all(
     assert "gradients of weights" in everything
 
 
+def test_the_time_of_a_step_is_that_of_a_batch_that_fits(
+    exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(exported / "model.sfd")
+    arguments = ["profile", model, "--device", "cortex_m4f_256k", "--memory", "600kB"]
+    assert cli.main([*arguments, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["devices"]
+    fitting = [fit for fit in found["fits"] if fit["fits"] and fit["density"] == 0.5]
+    best = max(fitting, key=lambda fit: fit["batch_size"])
+    assert best["batch_size"] < 16
+    assert cli.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert f"{best['estimated_seconds']:.3g} ({best['batch_size']})" in text
+    assert "given by --memory" in text
+
+
 def test_a_reader_that_leaves_early_gets_no_traceback(exported: Path) -> None:
     profile = subprocess.Popen(
         program("profile", str(exported / "model.sfd"), "--device", "all", "--json"),

@@ -4,6 +4,7 @@
 
 import argparse
 import logging
+import ssl
 from pathlib import Path
 
 from sparsyfed.edge_runtime.errors import ConfigurationError
@@ -34,7 +35,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--profile", default="linux_host", help="kind of device (default: linux_host)"
     )
     start.add_argument("--profiles", type=Path, help="TOML file with profiles of your own")
-    start.add_argument("--memory", help="what training may take, such as 4MiB (default: profile's)")
+    start.add_argument(
+        "--memory",
+        help="what training may take, such as 4MiB; KiB, MiB, GiB, kB, MB, GB (default: profile's)",
+    )
     start.add_argument("--exit-on-finish", action="store_true", help="end when the job is over")
     start.add_argument("--tls-authority", type=Path, help="PEM file: who signed the broker's name")
     start.add_argument("--tls-certificate", type=Path, help="PEM file of this device")
@@ -51,26 +55,33 @@ def run(arguments: argparse.Namespace) -> int:
     host, port = broker_address(arguments.broker)
     profile = find_profile(arguments.profile, arguments.profiles)
     tls = None
+    for file in (arguments.tls_authority, arguments.tls_certificate, arguments.tls_key):
+        if file is not None:
+            file.open("rb").close()  # OpenSSL does not say which file is missing
     if arguments.tls_authority is not None:
         tls = TlsFiles(arguments.tls_authority, arguments.tls_certificate, arguments.tls_key)
     elif arguments.tls_certificate is not None or arguments.tls_key is not None:
         raise ConfigurationError("--tls-certificate and --tls-key need --tls-authority")
     memory = arguments.memory
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    run_device(
-        DeviceSettings(
-            device=arguments.id,
-            host=host,
-            port=port,
-            data=arguments.data,
-            directory=arguments.directory,
-            profile=profile,
-            memory_bytes=profile.memory_bytes if memory is None else parse_bytes(memory),
-            macs_per_second=profile.multiply_adds_per_second,
-            exit_on_finish=arguments.exit_on_finish,
-            tls=tls,
-        )
+    settings = DeviceSettings(
+        device=arguments.id,
+        host=host,
+        port=port,
+        data=arguments.data,
+        directory=arguments.directory,
+        profile=profile,
+        memory_bytes=profile.memory_bytes if memory is None else parse_bytes(memory),
+        macs_per_second=profile.multiply_adds_per_second,
+        exit_on_finish=arguments.exit_on_finish,
+        tls=tls,
     )
+    try:
+        run_device(settings)
+    except ssl.SSLError as error:
+        raise ConfigurationError(
+            f"TLS by the files of --tls-authority, --tls-certificate and --tls-key: {error}"
+        ) from error
     return 0
 
 

@@ -4,10 +4,12 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 SUMMARY = "compile a PyTorch model into an artifact and an initial state for devices"
 EXAMPLE = "sparsyfed export --model watch_cnn --out out"
+MAX_EXAMPLE_ELEMENTS = 2**26  # docs/format.md, limits
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +18,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         f"example:\n  {EXAMPLE}\n"
         "  sparsyfed export --model my_package.models:net --input-shape 3,32,32 --out out"
     )
-    parser.add_argument("--model", required=True, help="built-in model, or package.module:function")
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="built-in model, or package.module:function; found from the working directory, too",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the files")
     parser.add_argument(
         "--input-shape", type=_shape, help="of one example, such as 3,32,32; built-ins know theirs"
@@ -62,6 +68,10 @@ def _shape(text: str) -> tuple[int, ...]:
         shape = ()
     if not shape or min(shape) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, wanted sizes above 0 such as 3,32,32")
+    if math.prod(shape) > MAX_EXAMPLE_ELEMENTS:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, wanted at most {MAX_EXAMPLE_ELEMENTS:,} elements of one example"
+        )
     return shape
 
 

@@ -15,7 +15,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", type=Path, help="compiled model (.sfd)")
     parser.add_argument("--device", required=True, help='name of a profile, or "all"')
     parser.add_argument("--profiles", type=Path, help="TOML file with profiles of your own")
-    parser.add_argument("--memory", help="what training may take instead, such as 256KiB")
+    parser.add_argument(
+        "--memory", help="what training may take instead, such as 256KiB; KiB, MiB, GiB, kB, MB, GB"
+    )
     parser.add_argument(
         "--state", type=Path, help="plan for this state (.sfs) instead of evenly spread densities"
     )
