@@ -108,7 +108,9 @@ def test_an_absurd_shape_is_refused_before_anything_is_built(
     assert "at most 67,108,864 elements" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("file", "complaint"), [("notpem", "TLS"), ("absent", "absent: No such")])
+@pytest.mark.parametrize(
+    ("file", "complaint"), [("notpem", "notpem: not what PEM"), ("absent", "absent: No such")]
+)
 def test_files_for_tls_that_are_none(
     file: str, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,10 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     host, port = broker_address(arguments.broker)
     profile = find_profile(arguments.profile, arguments.profiles)
     tls = None
-    for file in (arguments.tls_authority, arguments.tls_certificate, arguments.tls_key):
-        if file is not None:
-            file.open("rb").close()  # OpenSSL does not say which file is missing
     if arguments.tls_authority is not None:
+        _check_tls_files(arguments)
         tls = TlsFiles(arguments.tls_authority, arguments.tls_certificate, arguments.tls_key)
     elif arguments.tls_certificate is not None or arguments.tls_key is not None:
         raise ConfigurationError("--tls-certificate and --tls-key need --tls-authority")
@@ -76,13 +74,25 @@ def run(arguments: argparse.Namespace) -> int:
         exit_on_finish=arguments.exit_on_finish,
         tls=tls,
     )
-    try:
-        run_device(settings)
-    except ssl.SSLError as error:
-        raise ConfigurationError(
-            f"TLS by the files of --tls-authority, --tls-certificate and --tls-key: {error}"
-        ) from error
+    run_device(settings)
     return 0
+
+
+def _check_tls_files(arguments: argparse.Namespace) -> None:
+    """Raises OSError for a file that can't be read, ConfigurationError for one that OpenSSL refuses."""
+    authority, certificate = arguments.tls_authority, arguments.tls_certificate
+    for file in (authority, certificate, arguments.tls_key):
+        if file is not None:
+            file.open("rb").close()  # OpenSSL does not name the file
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    option = f"--tls-authority {authority}"
+    try:
+        context.load_verify_locations(authority)
+        if certificate is not None:
+            option = f"--tls-certificate {certificate}, --tls-key {arguments.tls_key}"
+            context.load_cert_chain(certificate, arguments.tls_key)
+    except ssl.SSLError as error:
+        raise ConfigurationError(f"{option}: not what PEM files should be: {error}") from error
 
 
 def broker_address(text: str) -> tuple[str, int]:
