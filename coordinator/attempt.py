@@ -1,4 +1,4 @@
-"""What the round machine keeps: its phase, the devices, and the open attempt with what became of its offers."""
+"""What the round machine keeps: its phase, and the open attempt with what became of its offers."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,17 +16,6 @@ class Phase(Enum):
     AGGREGATING = "aggregating"
     FINISHED = "finished"
     FAILED = "failed"
-
-
-@dataclass(slots=True)
-class Device:
-    """A device that has said hello."""
-
-    boot: str
-    memory_bytes: int
-    block_bytes: int
-    online: bool
-    refused: str | None = None  # the refusal last reported
 
 
 @dataclass(slots=True)

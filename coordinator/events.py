@@ -171,7 +171,7 @@ class SendControl:
 
 @dataclass(frozen=True, slots=True)
 class RefuseDevice:
-    """A device is not admitted to this round; to be logged."""
+    """A device is not admitted to this round: to be logged, and told to the device."""
 
     device: str
     reason: str

@@ -3,7 +3,7 @@
 import logging
 
 from sparsyfed.coordinator.config import Configuration
-from sparsyfed.coordinator.events import SendControl, SendOffer, SendReceipt
+from sparsyfed.coordinator.events import RefuseDevice, SendControl, SendOffer, SendReceipt
 from sparsyfed.coordinator.mqtt import BrokerLink
 from sparsyfed.coordinator.objects import ObjectServer
 from sparsyfed.edge_runtime import messages
@@ -56,7 +56,7 @@ class Outbox:
         """Whether this device has said hello since the coordinator started."""
         return device in self._block_bytes
 
-    def send(self, action: SendOffer | SendReceipt | SendControl) -> None:
+    def send(self, action: SendOffer | SendReceipt | SendControl | RefuseDevice) -> None:
         """Send what the round machine asks for."""
         match action:
             case SendOffer():
@@ -78,6 +78,14 @@ class Outbox:
                     job=self._config.job.name,
                     round=action.round,
                     attempt=action.attempt,
+                    reason=printable_reason(action.reason),
+                )
+                self._publish(action.device, messages.CONTROL, control.to_json())
+            case RefuseDevice():
+                control = Control(
+                    kind="wait",
+                    job=self._config.job.name,
+                    round=self._round,
                     reason=printable_reason(action.reason),
                 )
                 self._publish(action.device, messages.CONTROL, control.to_json())

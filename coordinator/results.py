@@ -23,7 +23,7 @@ class RoundFinished:
     devices: int  # whose updates count
     examples: int  # of these devices
     attempts: int
-    seconds: float  # since the round before
+    seconds: float  # since the round before, while the coordinator ran
     learning_rate: float
 
     def to_mapping(self) -> dict[str, Any]:

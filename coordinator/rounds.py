@@ -6,8 +6,6 @@ passes with a quorum; then the committed updates are averaged (aggregate) and th
 Everything is idempotent on (round, device, attempt): any message may be lost, late or doubled.
 """
 
-from collections.abc import Iterable
-
 from sparsyfed.coordinator.admission import Needs
 from sparsyfed.coordinator.attempt import (
     COMMITTED,
@@ -16,7 +14,6 @@ from sparsyfed.coordinator.attempt import (
     OPEN,
     REJECTED,
     Attempt,
-    Device,
     DeviceOffer,
     Phase,
 )
@@ -38,7 +35,6 @@ from sparsyfed.coordinator.events import (
     OfferAnswered,
     OpenAttempt,
     OpenRound,
-    RefuseDevice,
     RoundAggregated,
     SendControl,
     SendOffer,
@@ -47,6 +43,7 @@ from sparsyfed.coordinator.events import (
     UpdateInspected,
     UpdateReported,
 )
+from sparsyfed.coordinator.fleet import Fleet
 from sparsyfed.coordinator.selection import draw_order, offer_count, quorum_count
 from sparsyfed.edge_runtime.messages import ReceiptStatus
 
@@ -74,9 +71,8 @@ class RoundMachine:
         self._settings = settings
         self._rounds = rounds
         self._seed = seed
-        self._needs = needs
         self._now = now
-        self._devices: dict[str, Device] = {}
+        self._fleet = Fleet(needs)
         self._attempt = Attempt(goal=0, quorum=0, deadline=now)  # none is open yet
         # The last update of each device that counted: its receipt may have been lost.
         self._receipts: dict[str, tuple[int, int, str]] = {}
@@ -113,6 +109,13 @@ class RoundMachine:
         offer = self._offer_of(device, round_number, attempt)
         return offer is not None and offer.status not in (COMMITTED, REJECTED)
 
+    def waits_for(self) -> str:
+        """What keeps the round from starting, in one line; only while it waits for devices."""
+        return (
+            f"round {self.round}: {len(self._fleet.eligible())} of {self._wanted} devices admitted "
+            f"({self._fleet.summary()}), giving up in {max(0.0, self._give_up - self._now):.0f} s"
+        )
+
     def handle(self, event: Event) -> list[Action]:
         """The actions that this event calls for, in order."""
         match event:
@@ -134,24 +137,20 @@ class RoundMachine:
     # ---- devices ----
 
     def _hello(self, event: DeviceHello) -> list[Action]:
-        known = self._devices.get(event.device)
-        refused = known.refused if known is not None else None
-        self._devices[event.device] = Device(
-            event.boot, event.memory_bytes, event.block_bytes, online=True, refused=refused
-        )
+        self._fleet.hello(event)
         if self.phase is Phase.FINISHED:
             return [SendControl(event.device, "finish")]
-        actions = self._new_refusals([event.device])
+        actions: list[Action] = [*self._fleet.new_refusals([event.device])]
         offer = self._offer_of(event.device, self.round, self.attempt)
         if offer is None or offer.status not in (OPEN, LOST):
             return actions  # while waiting, the next Tick sees whether there are enough
-        reason = self._devices[event.device].refused
+        reason = self._fleet.refusal(event.device)
         if reason is not None:  # it declares less than when it was drawn
             return actions + self._drop(event.device, offer, DECLINED, reason)
         return [*actions, self._offer_again(event.device, offer)]
 
     def _offer_again(self, device: str, offer: DeviceOffer) -> Action:
-        boot = self._devices[device].boot
+        boot = self._fleet.boot(device)
         restarted = offer.boot is not None and offer.boot != boot
         if restarted or offer.status == LOST:
             offer.answered = False
@@ -166,41 +165,14 @@ class RoundMachine:
         return SendOffer(device, self.round, self.attempt, left)
 
     def _offline(self, event: DeviceOffline) -> list[Action]:
-        # A will may arrive after the device's next program has said hello. A device that takes part keeps its
-        # place: it may come back before the deadline.
-        device = self._devices.get(event.device)
-        if device is not None and device.boot == event.boot:
-            device.online = False
+        # A device that takes part keeps its place: it may come back before the deadline.
+        self._fleet.offline(event.device, event.boot)
         return []
-
-    def _eligible(self) -> list[str]:
-        return [
-            name
-            for name, device in self._devices.items()
-            if device.online and self._refusal(device) is None
-        ]
-
-    def _refusal(self, device: Device) -> str | None:
-        return self._needs.refusal(device.memory_bytes, device.block_bytes)
-
-    def _heard_of(self, name: str) -> None:
-        if name in self._devices:
-            self._devices[name].online = True
-
-    def _new_refusals(self, devices: Iterable[str]) -> list[Action]:
-        actions: list[Action] = []
-        for name in devices:
-            device = self._devices[name]
-            reason = self._refusal(device)
-            if reason is not None and reason != device.refused:
-                actions.append(RefuseDevice(name, reason))
-            device.refused = reason
-        return actions
 
     # ---- an attempt opens ----
 
     def _open_if_ready(self) -> list[Action]:
-        eligible = self._eligible()
+        eligible = self._fleet.eligible()
         wanted_now = self._hoped_for if self._now < self._hope_until else self._wanted
         if self._now < self._not_before or len(eligible) < wanted_now:
             return []
@@ -217,7 +189,7 @@ class RoundMachine:
 
     def _new_offer(self, device: str) -> Action:
         answer_by = self._now + self._settings.offer_timeout_s
-        offer = DeviceOffer(OPEN, boot=self._devices[device].boot, answer_by=answer_by)
+        offer = DeviceOffer(OPEN, boot=self._fleet.boot(device), answer_by=answer_by)
         self._attempt.add(device, offer)
         return self._send_offer(device, offer)
 
@@ -241,12 +213,17 @@ class RoundMachine:
         return self._attempt.offers.get(device)
 
     def _answered(self, event: OfferAnswered) -> list[Action]:
-        self._heard_of(event.device)
+        self._fleet.set_online(event.device, online=True)
         offer = self._offer_of(event.device, event.round, event.attempt)
         if offer is None or offer.status not in (OPEN, LOST):
             return []
         if not event.accept:
-            return self._drop(event.device, offer, DECLINED, event.reason)
+            reason = event.reason
+            if offer.answered:
+                # It had taken the work, so its data or its disk is at fault: another try would end as this one.
+                self._fleet.leave_out(event.device)
+                reason += " (left out until it says hello again)"
+            return self._drop(event.device, offer, DECLINED, reason)
         self._attempt.move(offer, OPEN)
         offer.answered = True
         return []
@@ -257,7 +234,7 @@ class RoundMachine:
         offer.reason = reason
         actions: list[Action] = [DropDevice(self.round, self.attempt, device, status, reason)]
         if self._attempt.within_reach < self._attempt.goal:
-            free = set(self._eligible()) - set(self._attempt.offers)
+            free = set(self._fleet.eligible()) - set(self._attempt.offers)
             order = draw_order(free, seed=self._seed, round_number=self.round, attempt=self.attempt)
             for other in order[:1]:
                 actions.append(AddOffer(self.round, self.attempt, other))
@@ -265,7 +242,7 @@ class RoundMachine:
         return actions + self._close_if_done()
 
     def _reported(self, event: UpdateReported) -> list[Action]:
-        self._heard_of(event.device)
+        self._fleet.set_online(event.device, online=True)
         if self._receipts.get(event.device) == (event.round, event.attempt, event.sha256):
             return [self._receipt(event, "commit")]
         offer = self._offer_of(event.device, event.round, event.attempt)
@@ -315,12 +292,10 @@ class RoundMachine:
             offer = attempt.offers[name]
             if offer.answered or self.phase is not Phase.COLLECTING:
                 continue
-            device = self._devices.get(name)
             if self._now >= offer.answer_by:
-                if device is not None:
-                    device.online = False  # until it is heard of again
+                self._fleet.set_online(name, online=False)  # until it is heard of again
                 actions += self._drop(name, offer, LOST, "no answer to the offer")
-            elif self._now >= offer.send_again and device is not None and device.online:
+            elif self._now >= offer.send_again and self._fleet.is_online(name):
                 actions.append(self._send_offer(name, offer))
         return actions + self._close_if_done()
 
@@ -328,10 +303,9 @@ class RoundMachine:
         actions = self._open_if_ready()
         if self.phase is not Phase.WAITING or self._now < self._give_up:
             return actions
-        online = sum(device.online for device in self._devices.values())
         reason = (
             f"round {self.round}: after {self._settings.register_timeout_s:g} s got "
-            f"{len(self._eligible())} devices that can train it ({online} online), "
+            f"{len(self._fleet.eligible())} devices that can train it ({self._fleet.summary()}), "
             f"wanted {self._wanted}"
         )
         self.phase = Phase.FAILED
@@ -376,13 +350,13 @@ class RoundMachine:
     def _aggregated(self, event: RoundAggregated) -> list[Action]:
         if self.phase is not Phase.AGGREGATING:
             return []
-        self._needs = event.needs
+        self._fleet.needs = event.needs
         self.round, self.attempt = self.round + 1, 1
         self._last_attempt = self._settings.maximum_attempts
         if self.round > self._rounds:
             self.phase = Phase.FINISHED
-            finish = [SendControl(device, "finish") for device in sorted(self._devices)]
+            finish = [SendControl(device, "finish") for device in self._fleet.names()]
             return [FinishJob(), *finish]
         self._wait(self._least_devices(), 0.0)
-        refused = self._new_refusals(sorted(self._devices))
+        refused = self._fleet.new_refusals(self._fleet.names())
         return [AnnounceRound(self.round), *refused, *self._open_if_ready()]

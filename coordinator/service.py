@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S = 30.0
 POLL_S = 0.05
 FAREWELL_S = 5.0
+WAITING_PERIOD_S = 10.0  # between lines while too few devices are there
+SPENT_PERIOD_S = 5.0  # of bytes and seconds, so many at most are lost when the power is
 
 OnRound = Callable[[RoundFinished], None]
 
@@ -71,6 +73,11 @@ def run(
                 service.serve(on_round, asked)
                 link.forget_session()
                 store.set_done()
+        logger.info(
+            "job %s: the trained state is in %s; the same run with --state-out FILE writes it to a file",
+            config.job.name,
+            config.store.directory,
+        )
         return JobResult(
             name=config.job.name,
             artifact=artifact,
@@ -103,7 +110,7 @@ class Service:
             artifact, config.job.sparsity, config.job.budget, config.round.norm_bound
         )
         progress = store.progress()
-        self._started = clock()
+        self._started = self._spent_at = self._waiting_since = clock()
         self._before = store.spent(progress.round)
         state = State.decode(store.state(progress.round))
         self._machine = RoundMachine(
@@ -141,11 +148,22 @@ class Service:
             if now >= next_tick:
                 next_tick = now + POLL_S
                 self._feed(events.Tick(now))
+            self._look_after(now)
         # Those that did not say hello to this start of the coordinator: the broker keeps it for them.
         for device in self._store.devices():
             if not self._outbox.knows(device.id):
                 self._outbox.send(events.SendControl(device.id, "finish"))
         self._outbox.flush(FAREWELL_S)
+
+    def _look_after(self, now: float) -> None:
+        """What is due every few seconds: a line while too few devices are there, and the journal of what was spent."""
+        if self._machine.phase is not Phase.WAITING:
+            self._waiting_since = now
+        elif now - self._waiting_since >= WAITING_PERIOD_S:
+            self._waiting_since = now
+            logger.info("%s", self._machine.waits_for())
+        if now - self._spent_at >= SPENT_PERIOD_S:
+            self._journal_spent()
 
     def _feed(self, event: events.Event) -> None:
         waiting = [event]
@@ -167,6 +185,7 @@ class Service:
                 return self._aggregate(action)
             case events.RefuseDevice(device, reason):
                 logger.warning("round %d: %s not admitted: %s", self._machine.round, device, reason)
+                self._outbox.send(action)
             case events.FinishJob():
                 logger.info("job %s: done", self._config.job.name)
             case events.FailJob(reason):
@@ -207,6 +226,7 @@ class Service:
         )
 
     def _journal_spent(self) -> None:
+        self._spent_at = self._clock()
         self._store.spend(self._machine.round, self._spent())
 
     def _aggregate(self, action: events.Aggregate) -> events.Event:

@@ -119,7 +119,7 @@ _sha256 = matching(_SHA256, "64 lower-case hexadecimal digits")
 _reason = text(MAX_REASON_CHARACTERS)
 
 ReceiptStatus = Literal["missing", "commit", "late", "rejected"]
-ControlKind = Literal["finish", "hello", "abort"]
+ControlKind = Literal["finish", "hello", "abort", "wait"]
 
 Name = Annotated[str, _name]
 Sha256 = Annotated[str, _sha256]
@@ -316,8 +316,9 @@ class Receipt(Message):
 class Control(Message):
     """Order to a device: say "hello", "abort" the work in hand, or "finish" (the job is over).
 
-    The order is about the work that `job`, `round` and `attempt` name: it may arrive after the next
-    offer. What is None is any.
+    "wait" only tells that it is not admitted to the round, and the reason. The order is about the
+    work that `job`, `round` and `attempt` name: it may arrive after the next offer. What is None is
+    any.
     """
 
     kind: Annotated[ControlKind, choice(*get_args(ControlKind))]

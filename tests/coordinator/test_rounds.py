@@ -258,6 +258,62 @@ def test_devices_with_too_little_memory_wait_for_a_sparser_state() -> None:
     assert sorted(opened.devices) == ["a", "b", "small"]
 
 
+def test_a_refused_device_is_told_once_until_it_is_admitted_or_starts_again() -> None:
+    machine = machine_of(minimum_devices=2)
+    machine.handle(hello("small", memory=400))
+    for round_needs, refusals in ((Needs(900, BLOCK), 0), (Needs(300, BLOCK), 0)):
+        start(machine, "ab")
+        commit(machine, "a", machine.round)
+        commit(machine, "b", machine.round)
+        actions = machine.handle(RoundAggregated(round_needs))
+        assert len(of_type(actions, RefuseDevice)) == refusals
+    machine = machine_of()
+    for boot, refusals in (("first", 1), ("first", 0), ("second", 1)):
+        assert len(machine.handle(hello("small", boot, memory=400))) == refusals
+
+
+def test_a_device_that_could_not_do_its_work_is_left_out_until_it_says_hello_again() -> None:
+    machine = machine_of(quorum=1.0, minimum_devices=2)
+    start(machine, "abc")
+    for device in "abc":
+        machine.handle(OfferAnswered(device, 1, 1, accept=True))
+    commit(machine, "a")
+    machine.handle(OfferAnswered("b", 1, 1, accept=False, reason="nan in its data"))
+    dropped, failed = machine.handle(Tick(1.0)), machine.handle(Tick(60.0))
+    assert dropped == []
+    assert isinstance(failed[0], FailAttempt)
+    opened = of_type(machine.handle(Tick(62.0)), OpenAttempt)[0]
+    assert (opened.attempt, sorted(opened.devices)) == (2, ["a", "c"])
+    commit(machine, "a", 1, 2)
+    commit(machine, "c", 1, 2)
+    opened = of_type(machine.handle(RoundAggregated(NEEDS)), OpenAttempt)[0]
+    assert (opened.round, sorted(opened.devices)) == (2, ["a", "c"])
+
+
+def test_a_device_left_out_comes_back_with_its_hello() -> None:
+    machine = machine_of(minimum_devices=2)
+    start(machine, "abc")
+    machine.handle(OfferAnswered("b", 1, 1, accept=True))
+    (dropped,) = machine.handle(OfferAnswered("b", 1, 1, accept=False, reason="disk"))
+    assert dropped.reason == "disk (left out until it says hello again)"
+    assert machine.handle(hello("b")) == []  # this attempt goes on without it
+    commit(machine, "a")
+    commit(machine, "c")
+    opened = of_type(machine.handle(RoundAggregated(NEEDS)), OpenAttempt)[0]
+    assert sorted(opened.devices) == ["a", "b", "c"]
+
+
+def test_what_is_waited_for_names_numbers_reasons_and_the_time_left() -> None:
+    machine = machine_of()
+    start(machine, "ab")
+    machine.handle(hello("small", memory=1))
+    machine.handle(Tick(20.0))
+    assert machine.waits_for() == (
+        "round 1: 2 of 3 devices admitted (3 online; 1 refused, such as small: training this state "
+        "needs 1000 bytes, the device declares 1 bytes), giving up in 10 s"
+    )
+
+
 def test_a_device_whose_blocks_are_too_small_for_the_state_is_not_offered_work() -> None:
     machine = machine_of()
     (refused,) = machine.handle(hello("tiny", block_bytes=BLOCK - 1))

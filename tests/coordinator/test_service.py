@@ -1,6 +1,9 @@
+import logging
+import re
 import sqlite3
 import threading
-from contextlib import closing
+import time
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +90,17 @@ def wait_for_subscription(link: BrokerLink, topic: str) -> None:
 
 
 def test_a_job_from_its_first_offer_to_its_result(
-    tmp_path: Path, broker: PrivateBroker, artifact: Artifact, dense_state: State
+    tmp_path: Path,
+    broker: PrivateBroker,
+    artifact: Artifact,
+    dense_state: State,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     config = configuration(tmp_path, artifact, dense_state, broker.port)
     stop = threading.Event()
     devices = start_devices(tmp_path, broker, stop)
     finished: list[RoundFinished] = []
+    caplog.set_level(logging.INFO)
     try:
         result = coordinator.run(config, finished.append)
         for device in devices:
@@ -100,6 +108,7 @@ def test_a_job_from_its_first_offer_to_its_result(
             assert not device.is_alive()
     finally:
         stop.set()
+    assert any(f"the trained state is in {tmp_path / 'store'}" in text for text in caplog.messages)
     assert tuple(finished) == result.rounds
     assert [entry.round for entry in finished] == [1, 2]
     assert finished[0].density_down == 1.0
@@ -132,15 +141,30 @@ def test_a_job_from_its_first_offer_to_its_result(
     assert coordinator.run(config) == result
 
 
-def test_devices_without_the_memory_end_the_job_with_a_clear_error(
-    tmp_path: Path, broker: PrivateBroker, artifact: Artifact, dense_state: State
+def test_devices_without_the_memory_end_the_job_with_a_clear_error(  # noqa: PLR0917 - fixtures
+    tmp_path: Path,
+    broker: PrivateBroker,
+    artifact: Artifact,
+    dense_state: State,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(service, "WAITING_PERIOD_S", 1.0)
     config = configuration(tmp_path, artifact, dense_state, broker.port, register_timeout_s=3.0)
     stop = threading.Event()
     devices = start_devices(tmp_path, broker, stop, memory_bytes=100)
     try:
-        with pytest.raises(JobFailedError, match=r"got 0 devices that can train it \(2 online\)"):
+        with pytest.raises(
+            JobFailedError, match=r"got 0 devices that can train it \(2 online; 2 refused"
+        ):
             coordinator.run(config)
+        waiting = [text for text in caplog.messages if "of 2 devices admitted" in text]
+        assert re.match(
+            r"round 1: 0 of 2 .*2 refused, such as [ab]: .*, giving up in [0-3] s", waiting[-1]
+        )
+        told = [text for text in caplog.messages if "not admitted to round 1: training" in text]
+        assert len(told) == 2  # by each device, once
     finally:
         stop.set()
         for device in devices:
@@ -157,6 +181,43 @@ def test_stop_ends_the_run_and_frees_the_store(
         coordinator.run(config, stop=stop)
     with Store(config.store.directory) as store:
         assert store.progress().round == 1
+
+
+def test_what_a_round_takes_is_journalled_while_it_runs(
+    tmp_path: Path,
+    broker: PrivateBroker,
+    artifact: Artifact,
+    dense_state: State,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(service, "SPENT_PERIOD_S", 0.1)
+    config = configuration(tmp_path, artifact, dense_state, broker.port)
+    store_file = f"file:{config.store.directory / 'job.sqlite'}?mode=ro"
+    spent: list[tuple[int, float]] = []
+
+    def read_and_stop() -> None:
+        try:
+            for _ in range(200):
+                time.sleep(0.1)
+                with (
+                    suppress(sqlite3.OperationalError),
+                    closing(sqlite3.connect(store_file, uri=True)) as journal,
+                ):
+                    spent[:] = journal.execute("SELECT down, seconds FROM spent").fetchall()
+                if spent and spent[0][0]:
+                    return
+        finally:
+            stop.set()
+
+    stop = threading.Event()
+    reader = threading.Thread(target=read_and_stop)
+    reader.start()
+    with pytest.raises(KeyboardInterrupt):
+        coordinator.run(config, stop=stop)
+    reader.join()
+    ((down, seconds),) = spent  # as a loss of power would have left it
+    assert down > 0
+    assert seconds > 0.1
 
 
 def test_no_broker_is_an_error_with_its_address(
