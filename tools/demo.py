@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +20,18 @@ from sparsyfed.coordinator import Configuration, JobResult, RoundFinished
 from sparsyfed.devices.profiles import DeviceProfile, find_profile
 from sparsyfed.edge_runtime import State
 from sparsyfed.edge_runtime.errors import BackendError, ConfigurationError
+from sparsyfed.edge_runtime.messages import MultiplyAddsReport
 from sparsyfed.tools import watch_job
 from sparsyfed.tools.broker import PrivateBroker, find_mosquitto
 from sparsyfed.tools.demo_report import DemoRun, build_report, save_report, summary
 from sparsyfed.tools.device_processes import DeviceCommand, DeviceProcesses
 from sparsyfed.tools.in_process import FederatedJob, FinishedRound
 from sparsyfed.tools.live_table import RoundRow, RoundTable, SilentTable, round_table
+from sparsyfed.tools.reported_work import ReportedWork
 from sparsyfed.tools.watch_data import load_fleet
 
+ARTIFACT_NAME = "model.sfd"
+STATE_NAME = "trained.sfs"
 DEADLINE_S = 120.0
 WATCH_S = 0.25
 FAREWELL_S = 10.0
@@ -35,7 +39,7 @@ FAREWELL_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class DemoSettings:
-    """What the demo runs, and the folder for report.json, report.html and the logs."""
+    """What the demo runs, and the folder for the report, the trained model and the logs."""
 
     rounds: int
     seed: int
@@ -74,13 +78,14 @@ def run_demo(settings: DemoSettings, *, quiet: bool = False) -> dict[str, Any]:
             job = watch_job.sparse_job(settings.rounds, settings.seed, settings.sparsity)
             places = Places(work=Path(temporary), logs=logs, data=folders)
             start = settings.sparsity if settings.first_round == "presparsified" else 0.0
-            initial, result = _train_over_mqtt(job, start, places, table)
+            initial, result, work = _train_over_mqtt(job, start, places, table)
             dense = _train_dense(settings, profile, folders, table)
         run = DemoRun(
             job=job,
             profile=profile,
             initial=initial,
             result=result,
+            work=work,
             dense=tuple(dense),
             held_out_examples=len(fleet.held_out),
             seconds=time.monotonic() - started,
@@ -88,8 +93,12 @@ def run_demo(settings: DemoSettings, *, quiet: bool = False) -> dict[str, Any]:
         )
     report = build_report(run)
     save_report(report, settings.folder)
+    result.artifact.save(settings.folder / ARTIFACT_NAME)
+    result.state.save(settings.folder / STATE_NAME)
     if not quiet:
         print(summary(report, settings.folder))
+        model, state = settings.folder / ARTIFACT_NAME, settings.folder / STATE_NAME
+        print(f"trained model   {model} and {state}")
     return report
 
 
@@ -104,11 +113,14 @@ class Places:
 
 def _train_over_mqtt(
     job: FederatedJob, start_sparsity: float, places: Places, table: RoundTable
-) -> tuple[State, JobResult]:
-    """The initial state and the result of the job, run by one process a device."""
+) -> tuple[State, JobResult, tuple[MultiplyAddsReport, ...]]:
+    """The initial state, the result of the job, run by one process a device, and each round's work."""
     work = places.work
     names = [name for name in places.data if name != "held-out"]
-    with PrivateBroker(work / "broker") as broker:
+    with (
+        PrivateBroker(work / "broker") as broker,
+        ReportedWork(broker.host, broker.port) as reported,
+    ):
         commands = {
             name: DeviceCommand(
                 _device_arguments(name, broker, places.data[name], work / "devices" / name),
@@ -123,9 +135,17 @@ def _train_over_mqtt(
             artifact.save(work / "model.sfd")
             state.save(work / "initial.sfs")
             config = _configuration(job, len(names), broker, places.data["held-out"], work)
-            result = _coordinate(config, fleet, table)
+            counts: list[MultiplyAddsReport] = []
+
+            def show(finished: RoundFinished) -> None:
+                counts.append(reported.of_round(finished.round, len(names), FAREWELL_S))
+                table.add(_row(finished))
+                table.progress(f"round {finished.round} of {job.rounds} is done")
+
+            table.status("waiting for the devices")
+            result = _coordinate(config, fleet, show)
             fleet.wait(FAREWELL_S)
-    return state, result
+    return state, result, tuple(counts)
 
 
 def _device_arguments(name: str, broker: PrivateBroker, data: Path, directory: Path) -> list[str]:
@@ -175,7 +195,9 @@ def _configuration(
     )
 
 
-def _coordinate(config: Configuration, fleet: DeviceProcesses, table: RoundTable) -> JobResult:
+def _coordinate(
+    config: Configuration, fleet: DeviceProcesses, show: Callable[[RoundFinished], None]
+) -> JobResult:
     """Runs the job; a device that ends with an error ends it as well."""
     stop, over = threading.Event(), threading.Event()
 
@@ -184,14 +206,9 @@ def _coordinate(config: Configuration, fleet: DeviceProcesses, table: RoundTable
             if fleet.failed() is not None:
                 stop.set()
 
-    def show(finished: RoundFinished) -> None:
-        table.add(_row(finished))
-        table.progress(f"round {finished.round} of {config.job.rounds} is done")
-
     watcher = threading.Thread(target=watch, name="device watch")
     watcher.start()
     try:
-        table.status("waiting for the devices")
         return coordinator.run(config, show, stop=stop)
     except KeyboardInterrupt:
         problem = fleet.failed()

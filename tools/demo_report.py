@@ -13,6 +13,7 @@ from sparsyfed.coordinator import DeviceResult, JobResult, RoundFinished
 from sparsyfed.devices.profiles import DeviceProfile
 from sparsyfed.edge_runtime import State, plan
 from sparsyfed.edge_runtime.files import write_atomic
+from sparsyfed.edge_runtime.messages import MultiplyAddsReport
 from sparsyfed.tools import watch_job
 from sparsyfed.tools.in_process import FederatedJob, FinishedRound
 from sparsyfed.tools.machine import describe_machine
@@ -31,6 +32,7 @@ class DemoRun:
     profile: DeviceProfile
     initial: State
     result: JobResult
+    work: tuple[MultiplyAddsReport, ...]  # of all devices, by round
     dense: tuple[FinishedRound, ...]
     held_out_examples: int
     seconds: float
@@ -67,12 +69,16 @@ def build_report(run: DemoRun) -> dict[str, Any]:
             "artifact": artifact.identity,
         },
         "data": {"held_out_examples": run.held_out_examples},
-        "rounds": [_round(entry) for entry in run.result.rounds],
+        "rounds": [
+            {**_round(entry), "multiply_adds": asdict(work)}
+            for entry, work in zip(run.result.rounds, run.work, strict=True)
+        ],
         "devices": [_device(entry, run.profile) for entry in run.result.devices],
         "dense_reference": _dense(run),
+        "whole_run": _whole_run(run),
         "memory_parts": {
-            "first round": dict(plan(artifact, run.initial, run.job.batch_size).parts),
-            "after the last round": dict(plan(artifact, final, run.job.batch_size).parts),
+            "initial model": dict(plan(artifact, run.initial, run.job.batch_size).parts),
+            "trained model": dict(plan(artifact, final, run.job.batch_size).parts),
         },
     }
 
@@ -120,6 +126,22 @@ def _dense(run: DemoRun) -> dict[str, Any]:
     return {"beta": 1.0, **_settings(job), "rounds": rounds}
 
 
+def _whole_run(run: DemoRun) -> dict[str, int]:
+    """Totals of all rounds and devices; bytes both ways. Dense bytes are values alone, without messages."""
+    rounds = run.result.rounds
+    return {
+        "bytes": sum(entry.bytes_down + entry.bytes_up for entry in rounds),
+        "dense_bytes": sum(2 * entry.devices for entry in rounds)
+        * watch_job.dense_bytes(run.initial),
+        "multiply_adds": sum(map(_total, run.work)),
+        "dense_multiply_adds": sum(_total(entry.multiply_adds) for entry in run.dense),
+    }
+
+
+def _total(work: MultiplyAddsReport) -> int:
+    return work.forward + work.d_input + work.d_weight
+
+
 def _versions() -> dict[str, str]:
     versions = {"sparsyfed": sparsyfed.__version__, "python": platform.python_version()}
     return {**versions, **{name: metadata.version(name) for name in PACKAGES}}
@@ -161,6 +183,12 @@ def summary(report: Mapping[str, Any], folder: Path) -> str:
     lines.append(
         f"multiply-adds   {count_text(done)} in the last round, dense {count_text(whole)}: "
         f"{whole / done:.1f} times fewer"
+    )
+    total = report["whole_run"]
+    lines.append(
+        f"whole run       {byte_text(total['bytes'])} both ways, dense "
+        f"{byte_text(total['dense_bytes'])}; {count_text(total['multiply_adds'])} multiply-adds, "
+        f"dense {count_text(total['dense_multiply_adds'])}"
     )
     lines.append(f"report          {folder / 'report.html'}")
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """The demo's report as one HTML page that needs nothing but itself."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -27,7 +27,7 @@ p { margin: 0 0 .6rem; } .muted, figcaption { color: var(--muted); font-size: .9
   margin: 0; }
 .numbers strong { display: block; font-size: 1.55rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
 svg { display: block; width: 100%; height: auto; margin-top: .5rem; }
-.table { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .92rem;
+.table { overflow-x: auto; margin-bottom: .8rem; } table { border-collapse: collapse; width: 100%; font-size: .92rem;
   font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .7rem; text-align: right; border-bottom: 1px solid var(--grid);
   white-space: nowrap; }
@@ -50,7 +50,8 @@ def render(report: Mapping[str, Any]) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>SparsyFed: {escape(job['model'])}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{len(report['devices'])} watches learned together at {job['sparsity']:.0%} sparsity</h1>\n"
+        f"<h1>{len(report['devices'])} device processes trained one model at "
+        f"{job['sparsity']:.0%} sparsity</h1>\n"
         f'<p class="muted">{escape(_subtitle(report))}</p>\n'
         f'<div class="numbers">{"".join(_number(*number) for number in _numbers(report))}</div>\n'
         f'<h2>Course of the run</h2>\n<div class="plots">{figures}</div>\n'
@@ -64,9 +65,10 @@ def _subtitle(report: Mapping[str, Any]) -> str:
     job = report["job"]
     examples = sum(device["examples"] for device in report["devices"])
     return (
-        f"Model {job['model']}, {report['model']['prunable']:,} prunable weights; {job['rounds']} "
-        f"rounds over MQTT; {examples:,} windows of motion data that stayed on their devices; "
-        f"{report['data']['held_out_examples']} windows of wearers whom no device has seen for the test."
+        f"Simulated watches: {len(report['devices'])} device processes on this machine, each with the "
+        f"recordings of one wearer, {examples:,} windows of motion data in all. Model {job['model']}, "
+        f"{report['model']['prunable']:,} prunable weights; {job['rounds']} rounds over MQTT. Tested "
+        f"on {report['data']['held_out_examples']} windows of wearers that no process trains on."
     )
 
 
@@ -76,28 +78,40 @@ def _numbers(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     update = report["rounds"][-1]["update_bytes"]
     done = sum(device["multiply_adds"] for device in devices)
     dense = sum(report["dense_reference"]["rounds"][-1]["multiply_adds"].values())
+    total = report["whole_run"]
     return [
         (
             f"{report['final_accuracy']:.1%}",
-            "accuracy on the held-out wearers",
+            "accuracy, one seed, two held-out wearers",
             f"dense FedAvg {report['dense_reference_accuracy']:.1%}; {report['accuracy_definition']}",
         ),
         (
             f"{report['dense_update_bytes'] / update:.1f} × smaller",
             "largest update of the last round",
-            f"{byte_text(update)} as plain CSR, {byte_text(report['dense_update_bytes'])} dense",
+            f"{byte_text(update)} as plain CSR, {byte_text(report['dense_update_bytes'])} dense. "
+            + _whole_run("both ways: ", byte_text, total["bytes"], total["dense_bytes"], "smaller"),
         ),
         (
-            f"{dense / done:.1f} × less work",
+            f"{dense / done:.1f} × fewer",
             "multiply-adds in the last round",
-            f"{count_text(done)} instead of {count_text(dense)} for all devices",
+            f"{count_text(done)} of all devices, dense {count_text(dense)}. "
+            + _whole_run(
+                "", count_text, total["multiply_adds"], total["dense_multiply_adds"], "fewer"
+            ),
         ),
         (
             byte_text(max(device["last_round"]["planned_arena_bytes"] for device in devices)),
-            "training memory of a device, last round",
+            "training arena of a device, last round",
             _memory_comparison(devices),
         ),
     ]
+
+
+def _whole_run(
+    what: str, text: Callable[[float], str], count: int, dense: int, relation: str
+) -> str:
+    ratio = f"{dense / count:.1f} × {relation}"
+    return f"Whole run, {what}{text(count)}, dense {text(dense)}, {ratio}"
 
 
 def _memory_comparison(devices: Sequence[Mapping[str, Any]]) -> str:
@@ -108,7 +122,9 @@ def _memory_comparison(devices: Sequence[Mapping[str, Any]]) -> str:
         for training in ("largest_round", "last_round")
     )
     verdict = "equals the plan to the byte" if exact else "differs from the plan, see the table"
-    return f"{byte_text(most)} in the largest round; measured {verdict}"
+    peaks = [device["peak_rss_bytes"] for device in devices if device["peak_rss_bytes"] is not None]
+    process = f". Without the interpreter: process peak {byte_text(max(peaks))}" if peaks else ""
+    return f"{byte_text(most)} in the largest round; measured {verdict}{process}"
 
 
 def _number(value: str, name: str, comparison: str) -> str:
@@ -133,12 +149,14 @@ def _device_table(report: Mapping[str, Any]) -> str:
         ]
         for device in report["devices"]
     ]
-    heading = ["device", "windows", "declared memory", "planned, largest round", "measured"]
-    heading += ["planned, last round", "measured", "process peak", "multiply-adds"]
+    heading = ["device", "windows", "declared for the arena, bytes"]
+    heading += ["planned, largest round, bytes", "measured, largest round, bytes"]
+    heading += ["planned, last round, bytes", "measured, last round, bytes"]
+    heading += ["process peak", "multiply-adds, last round"]
     note = (
-        "Memory in bytes; planned and measured are the arena of the training session. Process "
-        "peak: resident memory of the whole device process, interpreter and MQTT client included. "
-        "Multiply-adds: of the last round."
+        "Declared, planned and measured memory is that of the training arena alone. Process peak: "
+        "resident memory of the whole device process, with the interpreter and the MQTT client, "
+        "which the declared memory does not cover."
     )
     return f'{_table(heading, rows)}<p class="muted">{note}</p>'
 
@@ -158,14 +176,21 @@ def _round_table(report: Mapping[str, Any]) -> str:
             f"{entry['bytes_down']:,}",
             f"{entry['bytes_up']:,}",
             f"{entry['update_bytes']:,}",
+            count_text(sum(entry["multiply_adds"].values())),
             str(entry["devices"]),
             f"{entry['seconds']:.2f}",
         ]
         for entry in report["rounds"]
     ]
-    heading = ["round", "accuracy", "dense FedAvg", "density", "bytes down", "bytes up"]
-    heading += ["largest update", "devices", "seconds"]
-    return _table(heading, rows)
+    heading = ["round", "accuracy", "accuracy, dense FedAvg", "density of the model sent"]
+    heading += ["sent to devices, bytes", "received, bytes", "largest update, bytes"]
+    heading += ["multiply-adds", "devices", "seconds"]
+    note = (
+        "Seconds: from the end of the round before to the new model, evaluated; offers, transfers, "
+        "training, averaging and evaluation. Round 1 begins with the coordinator, so the start of "
+        "the device processes is in it."
+    )
+    return f'{_table(heading, rows)}<p class="muted">{note}</p>'
 
 
 def _method(report: Mapping[str, Any]) -> str:
@@ -181,7 +206,11 @@ def _method(report: Mapping[str, Any]) -> str:
         f"{dense['learning_rate']} → {dense['final_learning_rate']}; the same data, seed, rounds "
         "and runtime, trained in this very run, by virtual devices in the demo's own process."
     )
-    accuracy = f"Accuracies in the summary: {report['accuracy_definition']}."
+    accuracy = (
+        f"Accuracies in the summary: {report['accuracy_definition']}; one seed. The learning rates "
+        "were chosen by trying some on these held-out wearers, there is no separate validation "
+        "set: so the accuracies of both systems are somewhat optimistic."
+    )
     place = (
         f"Machine: {machine['platform']}, {machine['processor']}, {machine['cpu_count']} cores. "
         f"Versions: {versions}. The whole run took {report['seconds']:.0f} s."

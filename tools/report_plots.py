@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from sparsyfed.tools.quantities import byte_text, count_text
 
@@ -76,7 +76,7 @@ def draw_all(report: Report) -> list[Plot]:
         _plot(
             report,
             "Accuracy",
-            "Share of the held-out wearers' windows classified rightly after each round.",
+            "Share of the held-out wearers' windows classified correctly after each round.",
             _accuracy,
         ),
         _plot(
@@ -96,22 +96,22 @@ def draw_all(report: Report) -> list[Plot]:
         _plot(
             report,
             "Memory",
-            "Arena of one device in the round that took most and in its last: what the plan said before "
-            "anything ran, and what the session then touched.",
+            "Training arena of a device in the round that took most and in its last: what the plan "
+            "said before anything ran, and what the session then touched. The interpreter is not in it.",
             _memory,
         ),
         _plot(
             report,
             "Memory by use",
-            "What the arena holds at its fullest step, for the model of the first round and for "
-            "the one that the last round made.",
+            "What the arena holds at its fullest step: plans for the initial model, which round 1 "
+            "trains, and for the trained model, which a further round would train.",
             _memory_by_use,
         ),
         _plot(
             report,
             "Multiply-adds",
-            "Work of all devices in a round, counted while it ran, as a share of dense training "
-            "on the same data.",
+            "Multiply-adds of all devices in a round, counted while it ran, as a share of dense "
+            "training on the same data.",
             _multiply_adds,
         ),
     ]
@@ -147,9 +147,13 @@ def _column(report: Report, name: str) -> list[float]:
     return [entry[name] for entry in report["rounds"]]
 
 
-def _round_axis(axes: Axes) -> None:
+def _round_axis(axes: Axes, report: Report) -> None:
+    last = _rounds(report)[-1]
+    step = max(1, round(last / 6))
+    between = [number for number in range(step, last, step) if last - number > step / 2]
     axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xticks(sorted({1, *between, last}))
+    axes.set_xlim(1 - 0.02 * last, 1.02 * last)
     axes.grid(visible=False, axis="x")
 
 
@@ -169,7 +173,7 @@ def _accuracy(axes: Axes, report: Report) -> None:
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     axes.legend(loc="lower right")
-    _round_axis(axes)
+    _round_axis(axes, report)
 
 
 def _density(axes: Axes, report: Report) -> None:
@@ -180,7 +184,7 @@ def _density(axes: Axes, report: Report) -> None:
     )
     _log_axis(axes, lambda value: f"{100 * value:g}%")
     axes.legend()
-    _round_axis(axes)
+    _round_axis(axes, report)
 
 
 def _bytes(axes: Axes, report: Report) -> None:
@@ -190,29 +194,34 @@ def _bytes(axes: Axes, report: Report) -> None:
     axes.plot(_rounds(report), _column(report, "bytes_up"), "--", color=THIRD, label="up")
     _log_axis(axes, byte_text)
     axes.legend(loc="center right")
-    _round_axis(axes)
+    _round_axis(axes, report)
 
 
 def _memory(axes: Axes, report: Report) -> None:
-    devices = report["devices"]
     series = [
         ("largest round, planned", "largest_round", "planned_arena_bytes", DENSE),
         ("largest round, measured", "largest_round", "arena_peak_bytes", FOURTH),
         ("last round, planned", "last_round", "planned_arena_bytes", THIRD),
         ("last round, measured", "last_round", "arena_peak_bytes", SPARSE),
     ]
+    sizes = {
+        device["id"]: [device[training][field] for _, training, field, _ in series]
+        for device in report["devices"]
+    }
+    alike = len({tuple(size) for size in sizes.values()}) == 1
+    if alike:
+        sizes = {f"each of the {len(sizes)} devices": next(iter(sizes.values()))}
     width = 0.8 / len(series)
-    for number, (label, training, field, color) in enumerate(series):
-        axes.bar(
-            [row + (number - 1.5) * width for row in range(len(devices))],
-            [device[training][field] / 1000 for device in devices],
-            width * 0.92,
-            color=color,
-            label=label,
-        )
-    names = [device["id"] for device in devices]
-    axes.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
-    axes.set_ylabel("kB")
+    for number, (label, _, _, color) in enumerate(series):
+        places = [row + (number - 1.5) * width for row in range(len(sizes))]
+        heights = [size[number] for size in sizes.values()]
+        bars = axes.bar(places, heights, width * 0.92, color=color, label=label)
+        if alike:
+            axes.bar_label(bars, [byte_text(height) for height in heights], padding=3)
+    axes.set_xticks(range(len(sizes)), list(sizes))
+    if not alike:
+        axes.tick_params(axis="x", labelrotation=30)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: byte_text(value)))
     axes.set_ylim(top=axes.get_ylim()[1] * 1.38)
     axes.grid(visible=False, axis="x")
     axes.legend(ncols=2, loc="upper center", fontsize=10)
@@ -242,6 +251,11 @@ def _multiply_adds(axes: Axes, report: Report) -> None:
         "dense FedAvg": dense,
         "largest round": _total(report, "largest_round"),
         "last round": _total(report, "last_round"),
+        "mean of all rounds": {
+            kind: sum(entry["multiply_adds"][kind] for entry in report["rounds"])
+            / len(report["rounds"])
+            for kind in dense
+        },
     }
     kinds = {
         "forward": ("forward", SPARSE),

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert ended.stderr == ""
     assert "equals the plan to the byte" in ended.stdout
     assert str(folder / "report.html") in ended.stdout
+    assert str(folder / "trained.sfs") in ended.stdout
     return folder
 
 
@@ -55,6 +57,27 @@ def test_readers_find_plain_numbers_under_the_agreed_names(report: dict[str, Any
         integers += [device[key] for key in ("peak_rss_bytes", "multiply_adds", "examples")]
     assert {type(value) for value in integers} == {int}
     assert {type(value) for value in numbers} == {float}
+
+
+def test_totals_are_those_of_all_rounds(report: dict[str, Any]) -> None:
+    rounds, total = report["rounds"], report["whole_run"]
+    assert total["bytes"] == sum(entry["bytes_down"] + entry["bytes_up"] for entry in rounds)
+    assert total["dense_bytes"] == 2 * 8 * ROUNDS * report["dense_update_bytes"]
+    work = [sum(entry["multiply_adds"].values()) for entry in rounds]
+    assert total["multiply_adds"] == sum(work)
+    assert work[-1] == sum(device["multiply_adds"] for device in report["devices"])
+    assert work[0] > work[-1]
+    dense = [sum(entry["multiply_adds"].values()) for entry in report["dense_reference"]["rounds"]]
+    assert total["dense_multiply_adds"] == sum(dense)
+
+
+def test_the_trained_model_can_be_used(out: Path, report: dict[str, Any]) -> None:
+    from sparsyfed.edge_runtime import Artifact, Session, State
+
+    artifact, state = Artifact.load(out / "model.sfd"), State.load(out / "trained.sfs")
+    assert artifact.identity == report["model"]["artifact"]
+    assert state.round == ROUNDS + 1
+    Session.open(artifact, state, batch_size=1).close()
 
 
 def test_every_round_had_every_device(report: dict[str, Any]) -> None:
@@ -102,6 +125,7 @@ def test_the_broker_changes_no_model(report: dict[str, Any], tmp_path: Path) -> 
         assert here.accuracy == there["accuracy"]
         assert here.density_down == there["density_down"]
         assert max(here.update_bytes) == there["update_bytes"]
+        assert asdict(here.multiply_adds) == there["multiply_adds"]
 
 
 def test_accuracies_are_those_of_the_rounds(report: dict[str, Any]) -> None:

@@ -47,6 +47,7 @@ def report() -> dict[str, Any]:
             "update_bytes": 35_000,
             "devices": 2,
             "seconds": 0.5,
+            "multiply_adds": WORK,
         }
         for number in ROUNDS
     ]
@@ -75,7 +76,13 @@ def report() -> dict[str, Any]:
         "data": {"held_out_examples": 364},
         "rounds": rounds,
         "devices": devices,
-        "memory_parts": {"first round": PARTS, "after the last round": PARTS},
+        "memory_parts": {"initial model": PARTS, "trained model": PARTS},
+        "whole_run": {
+            "bytes": 2_000_000,
+            "dense_bytes": 6_400_000,
+            "multiply_adds": 44_000_000,
+            "dense_multiply_adds": 88_000_000,
+        },
         "dense_reference": {
             "beta": 1.0,
             "learning_rate": 0.3,
@@ -110,9 +117,26 @@ def test_the_page_holds_the_key_numbers_and_all_plots(report: dict[str, Any]) ->
     assert "73.1%" in page
     assert "74.5%" in page
     assert "11.4 × smaller" in page
-    assert "20.0 × less work" in page
+    assert "20.0 × fewer" in page
+    assert "dense 6.4 MB, 3.2 × smaller" in page
+    assert "dense 88 M, 2.0 × fewer" in page
     assert page.count("<svg") == 6
     assert "equals the plan to the byte" in page
+
+
+def test_devices_that_took_the_same_memory_are_one_group(report: dict[str, Any]) -> None:
+    assert "each of the 2 devices" in render(report)
+    report["devices"][1]["last_round"] = training(700_000, 0.05)
+    page = render(report)
+    assert "each of the 2 devices" not in page
+    assert page.count(">watch-1<") > 1
+
+
+def test_no_two_columns_have_the_same_head(report: dict[str, Any]) -> None:
+    for table in re.findall(r"<table>.*?</table>", render(report), flags=re.DOTALL):
+        heads = re.findall(r"<th>(.*?)</th>", table)
+        assert heads
+        assert len(heads) == len(set(heads))
 
 
 def test_memory_that_was_not_as_planned_is_shown_as_such(report: dict[str, Any]) -> None:
