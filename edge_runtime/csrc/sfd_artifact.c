@@ -41,9 +41,8 @@ void sfd_artifact_parameter(const struct sfd_artifact_view *view, uint32_t index
 
     parameter->kind = record[0];
     parameter->rank = record[1];
-    for (uint32_t i = 0; i < 4u; i++) {
+    for (uint32_t i = 0; i < 4u; ++i)
         dimensions[i] = sfd_load_u32(record + PARAMETER_DIMENSIONS + 4u * i);
-    }
     parameter->rows = parameter->kind == SFD_PARAMETER_WEIGHT ? dimensions[0] : 1u;
     parameter->columns = parameter->kind == SFD_PARAMETER_WEIGHT
                              ? dimensions[1] * dimensions[2] * dimensions[3]
@@ -96,11 +95,10 @@ static uint64_t bounded_product(const uint8_t *numbers, uint32_t count, uint64_t
 {
     uint64_t product = 1;
 
-    for (uint32_t i = 0; i < count; i++) {
+    for (uint32_t i = 0; i < count; ++i) {
         product *= sfd_load_u32(numbers + 4u * i);
-        if (product > limit) {
+        if (product > limit)
             return limit + 1u;
-        }
     }
     return product;
 }
@@ -109,22 +107,19 @@ static uint64_t bounded_product(const uint8_t *numbers, uint32_t count, uint64_t
 static int check_extents(const uint8_t *bytes, size_t at, uint32_t count, uint32_t rank,
                          struct sfd_problem *problem)
 {
-    for (uint32_t i = 0; i < count; i++) {
+    for (uint32_t i = 0; i < count; ++i) {
         const uint32_t extent = sfd_load_u32(bytes + at + 4u * i);
-        if (extent < 1 || (i >= rank && extent != 1)) {
+        if (extent < 1 || (i >= rank && extent != 1))
             return sfd_fail(problem, SFD_ERR_STRUCTURE, at + 4u * i, extent, 1);
-        }
     }
     return SFD_OK;
 }
 
 static int check_zero(const uint8_t *bytes, size_t at, size_t count, struct sfd_problem *problem)
 {
-    for (size_t i = at; i < at + count; i++) {
-        if (bytes[i] != 0) {
+    for (size_t i = at; i < at + count; ++i)
+        if (bytes[i] != 0)
             return sfd_fail(problem, SFD_ERR_STRUCTURE, i, bytes[i], 0);
-        }
-    }
     return SFD_OK;
 }
 
@@ -134,20 +129,16 @@ static int check_parameter(const uint8_t *bytes, size_t at, struct sfd_problem *
     const uint32_t least_rank = kind == SFD_PARAMETER_WEIGHT ? 2u : 1u;
     int error;
 
-    if (kind < SFD_PARAMETER_WEIGHT || kind > SFD_PARAMETER_STATISTIC) {
+    if (kind < SFD_PARAMETER_WEIGHT || kind > SFD_PARAMETER_STATISTIC)
         return sfd_fail(problem, SFD_ERR_STRUCTURE, at, kind, SFD_PARAMETER_STATISTIC);
-    }
-    if (rank < least_rank || rank > 4u) {
+    if (rank < least_rank || rank > 4u)
         return sfd_fail(problem, SFD_ERR_STRUCTURE, at + 1u, rank, rank > 4u ? 4u : least_rank);
-    }
     error = check_zero(bytes, at + 2u, 2, problem);
-    if (error == SFD_OK) {
+    if (error == SFD_OK)
         error = check_zero(bytes, at + PARAMETER_RESERVED, 6, problem);
-    }
     if (error == SFD_OK && kind == SFD_PARAMETER_WEIGHT && rank == 3u &&
-        sfd_load_u32(bytes + at + 12u) != 1u) {
+        sfd_load_u32(bytes + at + 12u) != 1u)
         error = sfd_fail(problem, SFD_ERR_STRUCTURE, at + 12u, sfd_load_u32(bytes + at + 12u), 1);
-    }
     if (error == SFD_OK) {
         const uint32_t used = kind != SFD_PARAMETER_WEIGHT ? 1u : rank == 2u ? 2u : 4u;
         error = check_extents(bytes, at + PARAMETER_DIMENSIONS, 4, used, problem);
@@ -165,47 +156,40 @@ static int check_parameters(const struct sfd_artifact_view *view, struct sfd_pro
 {
     uint64_t positions = 0;
 
-    for (uint32_t i = 0; i < view->parameter_count; i++) {
+    for (uint32_t i = 0; i < view->parameter_count; ++i) {
         struct sfd_parameter parameter;
         const size_t at = parameter_position(i);
         const int error = check_parameter(view->bytes, at, problem);
-        if (error != SFD_OK) {
+        if (error != SFD_OK)
             return error;
-        }
         sfd_artifact_parameter(view, i, &parameter);
         positions += parameter.kind == SFD_PARAMETER_WEIGHT ? parameter.count : 0u;
-        if (positions > UINT32_MAX) {
+        if (positions > UINT32_MAX)
             return sfd_fail(problem, SFD_ERR_LIMIT, at, parameter.count, UINT32_MAX);
-        }
     }
     return SFD_OK;
 }
 
 static int check_tensors(const struct sfd_artifact_view *view, struct sfd_problem *problem)
 {
-    for (uint32_t i = 0; i < view->tensor_count; i++) {
+    for (uint32_t i = 0; i < view->tensor_count; ++i) {
         const size_t at = tensor_position(view, i);
         const uint8_t *record = view->bytes + at;
         const uint32_t rank = record[12];
         int error;
 
-        if (rank < 1u || rank > 3u) {
+        if (rank < 1u || rank > 3u)
             return sfd_fail(problem, SFD_ERR_STRUCTURE, at + 12u, rank, rank < 1u ? 1u : 3u);
-        }
         error = check_extents(view->bytes, at, 3, rank == 1u ? 1u : 3u, problem);
-        if (error == SFD_OK && rank == 2u && sfd_load_u32(record + 4) != 1u) {
+        if (error == SFD_OK && rank == 2u && sfd_load_u32(record + 4) != 1u)
             error = sfd_fail(problem, SFD_ERR_STRUCTURE, at + 4u, sfd_load_u32(record + 4), 1);
-        }
-        if (error == SFD_OK) {
+        if (error == SFD_OK)
             error = check_zero(view->bytes, at + 13u, 3, problem);
-        }
         if (error == SFD_OK &&
-            bounded_product(record, 3, SFD_MAX_TENSOR_SIZE) > SFD_MAX_TENSOR_SIZE) {
+            bounded_product(record, 3, SFD_MAX_TENSOR_SIZE) > SFD_MAX_TENSOR_SIZE)
             error = sfd_fail(problem, SFD_ERR_LIMIT, at, sfd_load_u32(record), SFD_MAX_TENSOR_SIZE);
-        }
-        if (error != SFD_OK) {
+        if (error != SFD_OK)
             return error;
-        }
     }
     return SFD_OK;
 }
@@ -218,9 +202,8 @@ static int check_name(const struct sfd_artifact_view *view, size_t at, size_t na
     const uint32_t bytes = sfd_load_u16(view->bytes + at + 4u);
     size_t bad;
 
-    if (offset != *end) {
+    if (offset != *end)
         return sfd_fail(problem, SFD_ERR_STRUCTURE, at, offset, (uint32_t)*end);
-    }
     if (bytes > view->size - names - *end) {
         return sfd_fail(problem, SFD_ERR_STRUCTURE, at + 4u, bytes,
                         (uint32_t)(view->size - names - *end));
@@ -240,10 +223,9 @@ static int check_names(const struct sfd_artifact_view *view, struct sfd_problem 
     size_t end = 0;
     int error = SFD_OK;
 
-    for (uint32_t i = 0; i < view->parameter_count && error == SFD_OK; i++) {
+    for (uint32_t i = 0; i < view->parameter_count && error == SFD_OK; ++i)
         error = check_name(view, parameter_position(i) + PARAMETER_NAME, names, &end, problem);
-    }
-    for (uint32_t i = 0; i < view->operation_count && error == SFD_OK; i++) {
+    for (uint32_t i = 0; i < view->operation_count && error == SFD_OK; ++i) {
         const size_t at = sfd_operation_position(view, i) + SFD_AT_NAME;
         error = check_name(view, at, names, &end, problem);
     }
@@ -278,12 +260,10 @@ static int check_header(const struct sfd_artifact_view *view, struct sfd_problem
     const uint8_t *bytes = view->bytes;
     const uint32_t input = sfd_load_u16(bytes + AT_INPUT);
 
-    if (view->loss != SFD_LOSS_CROSS_ENTROPY && view->loss != SFD_LOSS_MEAN_SQUARED_ERROR) {
+    if (view->loss != SFD_LOSS_CROSS_ENTROPY && view->loss != SFD_LOSS_MEAN_SQUARED_ERROR)
         return sfd_fail(problem, SFD_ERR_STRUCTURE, AT_LOSS, view->loss, SFD_LOSS_CROSS_ENTROPY);
-    }
-    if (input != 0) {
+    if (input != 0)
         return sfd_fail(problem, SFD_ERR_STRUCTURE, AT_INPUT, input, 0);
-    }
     if (view->output != view->tensor_count - 1u) {
         return sfd_fail(problem, SFD_ERR_STRUCTURE, AT_OUTPUT, view->output,
                         view->tensor_count - 1u);
@@ -300,18 +280,14 @@ static int check_file(const uint8_t *bytes, size_t size, struct sfd_problem *pro
 {
     uint32_t crc;
 
-    if (bytes == NULL && size > 0) {
+    if (bytes == NULL && size > 0)
         return sfd_fail(problem, SFD_ERR_ARGUMENT, 0, 0, SFD_ARTIFACT_HEADER_BYTES);
-    }
-    if ((uint32_t)size != size) {
+    if ((uint32_t)size != size)
         return sfd_fail(problem, SFD_ERR_LIMIT, 0, UINT32_MAX, UINT32_MAX);
-    }
-    if (size >= 4u && sfd_load_u32(bytes) != SFD_ARTIFACT_MAGIC) {
+    if (size >= 4u && sfd_load_u32(bytes) != SFD_ARTIFACT_MAGIC)
         return sfd_fail(problem, SFD_ERR_MAGIC, 0, sfd_load_u32(bytes), SFD_ARTIFACT_MAGIC);
-    }
-    if (size < SFD_ARTIFACT_HEADER_BYTES) {
+    if (size < SFD_ARTIFACT_HEADER_BYTES)
         return sfd_fail(problem, SFD_ERR_LENGTH, size, (uint32_t)size, SFD_ARTIFACT_HEADER_BYTES);
-    }
     if (sfd_load_u16(bytes + AT_MAJOR) != SFD_ARTIFACT_MAJOR) {
         return sfd_fail(problem, SFD_ERR_VERSION, AT_MAJOR, sfd_load_u16(bytes + AT_MAJOR),
                         SFD_ARTIFACT_MAJOR);
@@ -321,9 +297,8 @@ static int check_file(const uint8_t *bytes, size_t size, struct sfd_problem *pro
                         sfd_load_u32(bytes + AT_TOTAL_BYTES));
     }
     crc = sfd_crc32_without(bytes, size, AT_CRC);
-    if (crc != sfd_load_u32(bytes + AT_CRC)) {
+    if (crc != sfd_load_u32(bytes + AT_CRC))
         return sfd_fail(problem, SFD_ERR_CRC, AT_CRC, crc, sfd_load_u32(bytes + AT_CRC));
-    }
     return SFD_OK;
 }
 
@@ -344,9 +319,8 @@ int sfd_artifact_open(const uint8_t *artifact, size_t artifact_bytes,
 {
     int error = check_file(artifact, artifact_bytes, problem);
 
-    if (error != SFD_OK) {
+    if (error != SFD_OK)
         return error;
-    }
     view->bytes = artifact;
     view->size = artifact_bytes;
     view->parameter_count = sfd_load_u16(artifact + AT_PARAMETER_COUNT);
@@ -356,21 +330,16 @@ int sfd_artifact_open(const uint8_t *artifact, size_t artifact_bytes,
     view->output = sfd_load_u16(artifact + AT_OUTPUT);
     view->beta = sfd_load_f32(artifact + AT_BETA);
     error = check_counts(view, problem);
-    if (error == SFD_OK) {
+    if (error == SFD_OK)
         error = check_length(view, problem);
-    }
-    if (error == SFD_OK) {
+    if (error == SFD_OK)
         error = check_header(view, problem);
-    }
-    if (error == SFD_OK) {
+    if (error == SFD_OK)
         error = check_parameters(view, problem);
-    }
-    if (error == SFD_OK) {
+    if (error == SFD_OK)
         error = check_tensors(view, problem);
-    }
-    if (error == SFD_OK) {
+    if (error == SFD_OK)
         error = check_names(view, problem);
-    }
     return error != SFD_OK ? error : sfd_graph_check(view, problem);
 }
 

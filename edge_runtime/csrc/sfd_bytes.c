@@ -17,9 +17,8 @@ static const uint32_t crc_table[256] = {CRC_8(UINT32_C(0))};
 uint32_t sfd_crc32(uint32_t crc, const uint8_t *data, size_t size)
 {
     crc = ~crc;
-    for (size_t i = 0; i < size; i++) {
+    for (size_t i = 0; i < size; ++i)
         crc = crc >> 8 ^ crc_table[(crc ^ data[i]) & 0xffu];
-    }
     return ~crc;
 }
 
@@ -38,33 +37,26 @@ static size_t sequence_bytes(const uint8_t *text, size_t size)
     uint32_t low = 0x80u, high = 0xbfu;
     size_t bytes;
 
-    if (lead < 0x80u) {
+    if (lead < 0x80u)
         return 1;
-    }
-    if (lead < 0xc2u || lead > 0xf4u) {
+    if (lead < 0xc2u || lead > 0xf4u)
         return 0;
-    }
     bytes = lead < 0xe0u ? 2 : lead < 0xf0u ? 3 : 4;
-    if (size < bytes) {
+    if (size < bytes)
         return 0;
-    }
-    if (lead == 0xe0u) {
+    if (lead == 0xe0u)
         low = 0xa0u;
-    } else if (lead == 0xedu) {
+    else if (lead == 0xedu)
         high = 0x9fu;
-    } else if (lead == 0xf0u) {
+    else if (lead == 0xf0u)
         low = 0x90u;
-    } else if (lead == 0xf4u) {
+    else if (lead == 0xf4u)
         high = 0x8fu;
-    }
-    if (text[1] < low || text[1] > high) {
+    if (text[1] < low || text[1] > high)
         return 0;
-    }
-    for (size_t i = 2; i < bytes; i++) {
-        if ((text[i] & 0xc0u) != 0x80u) {
+    for (size_t i = 2; i < bytes; ++i)
+        if ((text[i] & 0xc0u) != 0x80u)
             return 0;
-        }
-    }
     return bytes;
 }
 
@@ -74,14 +66,12 @@ size_t sfd_text_check(const uint8_t *text, size_t size, uint32_t *lines)
 
     while (at < size) {
         const size_t bytes = sequence_bytes(text + at, size - at);
-        if (bytes == 0) {
+        if (bytes == 0)
             return at;
-        }
-        if (text[at] == '\n' && lines != NULL) {
+        if (text[at] == '\n' && lines != NULL)
             *lines += 1;
-        } else if (text[at] < 0x20u || text[at] == 0x7fu) {
+        else if (text[at] < 0x20u || text[at] == 0x7fu)
             return at;
-        }
         at += bytes;
     }
     return size;

@@ -44,9 +44,8 @@ static void load_entry(const struct sfd_container_view *view, uint32_t index,
     entry->columns = sfd_load_u32(record + ENTRY_COLUMNS);
     entry->count = sfd_load_u32(record + ENTRY_COUNT);
     entry->column_offset = entry->row_pointer_offset;
-    if (entry->kind == SFD_PARAMETER_WEIGHT) {
+    if (entry->kind == SFD_PARAMETER_WEIGHT)
         entry->column_offset += 4u * (entry->rows + 1u);
-    }
 }
 
 void sfd_container_entry_first(const struct sfd_container_view *view, struct sfd_entry *entry)
@@ -60,9 +59,8 @@ void sfd_container_entry_next(const struct sfd_container_view *view, uint32_t in
                               struct sfd_entry *entry)
 {
     entry->row_pointer_offset = entry->column_offset;
-    if (entry->kind == SFD_PARAMETER_WEIGHT) {
+    if (entry->kind == SFD_PARAMETER_WEIGHT)
         entry->row_pointer_offset += (uint32_t)column_bytes(entry->count, entry->index_width);
-    }
     entry->value_offset += 4u * entry->count;
     load_entry(view, index, entry);
 }
@@ -76,15 +74,13 @@ static int check_length(struct sfd_container_view *view, struct sfd_problem *pro
     view->tensors = sfd_load_u16(bytes + AT_TENSORS);
     view->index_bytes = sfd_load_u32(bytes + AT_INDEX_BYTES);
     end = table_position(view->tensors);
-    if (view->size < end) {
+    if (view->size < end)
         return sfd_fail(problem, SFD_ERR_LENGTH, AT_TENSORS, (uint32_t)view->size, (uint32_t)end);
-    }
     view->index_offset = (uint32_t)end;
     end += view->index_bytes;
     view->value_offset = (uint32_t)end;
-    for (uint32_t i = 0; i < view->tensors; i++) {
+    for (uint32_t i = 0; i < view->tensors; ++i)
         end += UINT64_C(4) * sfd_load_u32(bytes + table_position(i) + ENTRY_COUNT);
-    }
     if ((sfd_load_u16(bytes + AT_FLAGS) & SFD_FLAG_NAMES) != 0) {
         if (view->size < end + 4u) {
             return sfd_fail(problem, SFD_ERR_LENGTH, view->size, (uint32_t)view->size,
@@ -114,18 +110,14 @@ static int check_header(const uint8_t *bytes, struct sfd_container_view *view,
         return sfd_fail(problem, SFD_ERR_CODEC, AT_FLAGS, flags >> SFD_CODEC_SHIFT & SFD_CODEC_MASK,
                         SFD_CODEC_CSR);
     }
-    if (view->content != SFD_CONTENT_STATE && view->content != SFD_CONTENT_UPDATE) {
+    if (view->content != SFD_CONTENT_STATE && view->content != SFD_CONTENT_UPDATE)
         return sfd_fail(problem, SFD_ERR_STRUCTURE, AT_FLAGS, view->content, SFD_CONTENT_STATE);
-    }
-    if ((flags & ~allowed) != 0) {
+    if ((flags & ~allowed) != 0)
         return sfd_fail(problem, SFD_ERR_STRUCTURE, AT_FLAGS, flags, flags & allowed);
-    }
-    if (bytes[AT_RICE_PARAMETER] != 0) {
+    if (bytes[AT_RICE_PARAMETER] != 0)
         return sfd_fail(problem, SFD_ERR_STRUCTURE, AT_RICE_PARAMETER, bytes[AT_RICE_PARAMETER], 0);
-    }
-    if (view->tensors < 1 || view->tensors > SFD_MAX_RECORDS) {
+    if (view->tensors < 1 || view->tensors > SFD_MAX_RECORDS)
         return sfd_fail(problem, SFD_ERR_STRUCTURE, AT_TENSORS, view->tensors, SFD_MAX_RECORDS);
-    }
     return SFD_OK;
 }
 
@@ -137,19 +129,16 @@ static int check_sparse_entry(const uint8_t *record, size_t at, struct sfd_probl
     const uint64_t size = (uint64_t)rows * columns;
     const uint32_t width = columns <= 65536u ? 2u : 4u;
 
-    if (rows < 1) {
+    if (rows < 1)
         return sfd_fail(problem, SFD_ERR_STRUCTURE, at + ENTRY_ROWS, rows, 1);
-    }
-    if (columns < 1) {
+    if (columns < 1)
         return sfd_fail(problem, SFD_ERR_STRUCTURE, at + ENTRY_COLUMNS, columns, 1);
-    }
     if (size > SFD_MAX_PARAMETER_SIZE) {
         return sfd_fail(problem, SFD_ERR_LIMIT, at + ENTRY_ROWS, rows,
                         SFD_MAX_PARAMETER_SIZE / columns);
     }
-    if (count > size) {
+    if (count > size)
         return sfd_fail(problem, SFD_ERR_STRUCTURE, at + ENTRY_COUNT, count, (uint32_t)size);
-    }
     if (record[ENTRY_INDEX_WIDTH] != width) {
         return sfd_fail(problem, SFD_ERR_STRUCTURE, at + ENTRY_INDEX_WIDTH,
                         record[ENTRY_INDEX_WIDTH], width);
@@ -163,19 +152,16 @@ static int check_dense_entry(const uint8_t *record, size_t at, struct sfd_proble
     const uint32_t columns = sfd_load_u32(record + ENTRY_COLUMNS);
     const uint32_t count = sfd_load_u32(record + ENTRY_COUNT);
 
-    if (rows != 1) {
+    if (rows != 1)
         return sfd_fail(problem, SFD_ERR_STRUCTURE, at + ENTRY_ROWS, rows, 1);
-    }
-    if (columns < 1) {
+    if (columns < 1)
         return sfd_fail(problem, SFD_ERR_STRUCTURE, at + ENTRY_COLUMNS, columns, 1);
-    }
     if (columns > SFD_MAX_PARAMETER_SIZE) {
         return sfd_fail(problem, SFD_ERR_LIMIT, at + ENTRY_COLUMNS, columns,
                         SFD_MAX_PARAMETER_SIZE);
     }
-    if (count != columns) {
+    if (count != columns)
         return sfd_fail(problem, SFD_ERR_STRUCTURE, at + ENTRY_COUNT, count, columns);
-    }
     if (record[ENTRY_INDEX_WIDTH] != 0) {
         return sfd_fail(problem, SFD_ERR_STRUCTURE, at + ENTRY_INDEX_WIDTH,
                         record[ENTRY_INDEX_WIDTH], 0);
@@ -188,25 +174,23 @@ static int check_table(const struct sfd_container_view *view, struct sfd_problem
 {
     uint64_t positions = 0, nonzeros = 0, index_bytes = 0;
 
-    for (uint32_t i = 0; i < view->tensors; i++) {
+    for (uint32_t i = 0; i < view->tensors; ++i) {
         const size_t at = table_position(i);
         const uint8_t *record = view->bytes + at;
         const uint32_t rows = sfd_load_u32(record + ENTRY_ROWS);
         const uint32_t count = sfd_load_u32(record + ENTRY_COUNT);
         int error;
 
-        if (record[0] < SFD_PARAMETER_WEIGHT || record[0] > SFD_PARAMETER_STATISTIC) {
+        if (record[0] < SFD_PARAMETER_WEIGHT || record[0] > SFD_PARAMETER_STATISTIC)
             return sfd_fail(problem, SFD_ERR_STRUCTURE, at, record[0], SFD_PARAMETER_STATISTIC);
-        }
         if (sfd_load_u16(record + ENTRY_RESERVED) != 0) {
             return sfd_fail(problem, SFD_ERR_STRUCTURE, at + ENTRY_RESERVED,
                             sfd_load_u16(record + ENTRY_RESERVED), 0);
         }
         error = record[0] == SFD_PARAMETER_WEIGHT ? check_sparse_entry(record, at, problem)
                                                   : check_dense_entry(record, at, problem);
-        if (error != SFD_OK) {
+        if (error != SFD_OK)
             return error;
-        }
         if (record[0] == SFD_PARAMETER_WEIGHT) {
             positions += (uint64_t)rows * sfd_load_u32(record + ENTRY_COLUMNS);
             nonzeros += count;
@@ -235,7 +219,7 @@ static int check_row(const uint8_t *bytes, const struct sfd_entry *entry, uint32
 {
     uint32_t least = 0;
 
-    for (uint32_t k = begin; k < end; k++) {
+    for (uint32_t k = begin; k < end; ++k) {
         const uint32_t column = sfd_container_column(bytes, entry, k);
         if (column < least || column >= entry->columns) {
             return sfd_fail(problem, SFD_ERR_INDEX,
@@ -255,10 +239,9 @@ static int check_indices(const uint8_t *bytes, const struct sfd_entry *entry,
     const size_t padded = (size_t)column_bytes(entry->count, entry->index_width);
     uint32_t begin = sfd_load_u32(pointers);
 
-    if (begin != 0) {
+    if (begin != 0)
         return sfd_fail(problem, SFD_ERR_INDEX, entry->row_pointer_offset, begin, 0);
-    }
-    for (uint32_t row = 0; row < entry->rows; row++) {
+    for (uint32_t row = 0; row < entry->rows; ++row) {
         const size_t at = ((size_t)row + 1u) * 4u;
         const uint32_t end = sfd_load_u32(pointers + at);
         int error;
@@ -268,16 +251,14 @@ static int check_indices(const uint8_t *bytes, const struct sfd_entry *entry,
                             end < begin ? begin : entry->count);
         }
         error = check_row(bytes, entry, begin, end, problem);
-        if (error != SFD_OK) {
+        if (error != SFD_OK)
             return error;
-        }
         begin = end;
     }
-    for (size_t i = used; i < padded; i++) {
+    for (size_t i = used; i < padded; ++i) {
         const size_t at = entry->column_offset + i;
-        if (bytes[at] != 0) {
+        if (bytes[at] != 0)
             return sfd_fail(problem, SFD_ERR_STRUCTURE, at, bytes[at], 0);
-        }
     }
     return SFD_OK;
 }
@@ -285,12 +266,11 @@ static int check_indices(const uint8_t *bytes, const struct sfd_entry *entry,
 static int check_values(const uint8_t *bytes, const struct sfd_entry *entry,
                         struct sfd_problem *problem)
 {
-    for (uint32_t i = 0; i < entry->count; i++) {
+    for (uint32_t i = 0; i < entry->count; ++i) {
         const size_t at = entry->value_offset + (size_t)i * 4u;
         const uint32_t bits = sfd_load_u32(bytes + at);
-        if ((bits & 0x7f800000u) == 0x7f800000u) {
+        if ((bits & 0x7f800000u) == 0x7f800000u)
             return sfd_fail(problem, SFD_ERR_VALUE, at, bits, 0);
-        }
     }
     return SFD_OK;
 }
@@ -302,16 +282,13 @@ static int check_names(const struct sfd_container_view *view, size_t names,
     uint32_t lines = 1;
     size_t bad;
 
-    if ((sfd_load_u16(view->bytes + AT_FLAGS) & SFD_FLAG_NAMES) == 0) {
+    if ((sfd_load_u16(view->bytes + AT_FLAGS) & SFD_FLAG_NAMES) == 0)
         return SFD_OK;
-    }
     bad = names + 4u + sfd_text_check(view->bytes + names + 4u, view->size - names - 4u, &lines);
-    if (bad != view->size) {
+    if (bad != view->size)
         return sfd_fail(problem, SFD_ERR_STRUCTURE, bad, view->bytes[bad], 0);
-    }
-    if (lines != view->tensors) {
+    if (lines != view->tensors)
         return sfd_fail(problem, SFD_ERR_STRUCTURE, names, lines, view->tensors);
-    }
     return SFD_OK;
 }
 
@@ -321,20 +298,16 @@ static int check_tensors(const struct sfd_container_view *view, struct sfd_probl
     int error = SFD_OK;
 
     sfd_container_entry_first(view, &entry);
-    for (uint32_t i = 0; i < view->tensors && error == SFD_OK; i++) {
-        if (i > 0) {
+    for (uint32_t i = 0; i < view->tensors && error == SFD_OK; ++i) {
+        if (i > 0)
             sfd_container_entry_next(view, i, &entry);
-        }
-        if (entry.kind == SFD_PARAMETER_WEIGHT) {
+        if (entry.kind == SFD_PARAMETER_WEIGHT)
             error = check_indices(view->bytes, &entry, problem);
-        }
-        if (error == SFD_OK) {
+        if (error == SFD_OK)
             error = check_values(view->bytes, &entry, problem);
-        }
     }
-    if (error != SFD_OK) {
+    if (error != SFD_OK)
         return error;
-    }
     return check_names(view, entry.value_offset + (size_t)entry.count * 4u, problem);
 }
 
@@ -344,15 +317,12 @@ int sfd_container_open(const uint8_t *data, size_t data_bytes, struct sfd_contai
     uint32_t crc;
     int error;
 
-    if (data == NULL && data_bytes > 0) {
+    if (data == NULL && data_bytes > 0)
         return sfd_fail(problem, SFD_ERR_ARGUMENT, 0, 0, SFD_CONTAINER_HEADER_BYTES);
-    }
-    if ((uint32_t)data_bytes != data_bytes) {
+    if ((uint32_t)data_bytes != data_bytes)
         return sfd_fail(problem, SFD_ERR_LIMIT, 0, UINT32_MAX, UINT32_MAX);
-    }
-    if (data_bytes >= 4u && sfd_load_u32(data) != SFD_CONTAINER_MAGIC) {
+    if (data_bytes >= 4u && sfd_load_u32(data) != SFD_CONTAINER_MAGIC)
         return sfd_fail(problem, SFD_ERR_MAGIC, 0, sfd_load_u32(data), SFD_CONTAINER_MAGIC);
-    }
     if (data_bytes < SFD_CONTAINER_HEADER_BYTES) {
         return sfd_fail(problem, SFD_ERR_LENGTH, data_bytes, (uint32_t)data_bytes,
                         SFD_CONTAINER_HEADER_BYTES);
@@ -362,26 +332,21 @@ int sfd_container_open(const uint8_t *data, size_t data_bytes, struct sfd_contai
                         SFD_CONTAINER_VERSION);
     }
     /* The width of a value decides the length, so this code comes before the length. */
-    if (data[AT_VALUE_TYPE] != SFD_VALUE_FP32) {
+    if (data[AT_VALUE_TYPE] != SFD_VALUE_FP32)
         return sfd_fail(problem, SFD_ERR_CODEC, AT_VALUE_TYPE, data[AT_VALUE_TYPE], SFD_VALUE_FP32);
-    }
     view->bytes = data;
     view->size = data_bytes;
     error = check_length(view, problem);
-    if (error != SFD_OK) {
+    if (error != SFD_OK)
         return error;
-    }
     crc = sfd_crc32_without(data, data_bytes, AT_CRC);
-    if (crc != sfd_load_u32(data + AT_CRC)) {
+    if (crc != sfd_load_u32(data + AT_CRC))
         return sfd_fail(problem, SFD_ERR_CRC, AT_CRC, crc, sfd_load_u32(data + AT_CRC));
-    }
     error = check_header(data, view, problem);
-    if (error == SFD_OK) {
+    if (error == SFD_OK)
         error = check_table(view, problem);
-    }
-    if (error == SFD_OK) {
+    if (error == SFD_OK)
         error = check_tensors(view, problem);
-    }
     return error;
 }
 

@@ -62,9 +62,8 @@ struct check {
 static int require(const struct check *check, int holds, uint32_t field, uint32_t got,
                    uint32_t wanted)
 {
-    if (!holds) {
+    if (!holds)
         (void)sfd_fail(check->problem, SFD_ERR_STRUCTURE, check->at + field, got, wanted);
-    }
     return holds;
 }
 
@@ -91,11 +90,10 @@ static int check_fields(const struct check *check)
     int fits = require(check, (flags & ~allowed) == 0, SFD_AT_FLAGS, flags, flags & allowed) &&
                require(check, reserved == 0, SFD_AT_RESERVED, reserved, 0);
 
-    for (size_t i = 0; i < sizeof optional_fields / sizeof optional_fields[0]; i++) {
-        if ((check->uses & optional_fields[i].use) != 0) {
+    for (size_t i = 0; i < sizeof optional_fields / sizeof optional_fields[0]; ++i) {
+        if ((check->uses & optional_fields[i].use) != 0)
             continue;
-        }
-        for (uint32_t j = 0; j < optional_fields[i].count && fits; j++) {
+        for (uint32_t j = 0; j < optional_fields[i].count && fits; ++j) {
             const uint32_t field = optional_fields[i].first + 2u * j;
             const uint32_t got = load_field(check, field), unused = optional_fields[i].unused;
             fits = require(check, got == unused, field, got, unused);
@@ -124,9 +122,8 @@ static int take_parameter(struct check *check, uint32_t field, uint32_t kind,
     const uint32_t index = load_field(check, field), count = check->view->parameter_count;
 
     if (!require(check, index < count, field, index, count - 1u) ||
-        !require(check, !mark(check->seen, index), field, index, SFD_NONE)) {
+        !require(check, !mark(check->seen, index), field, index, SFD_NONE))
         return 0;
-    }
     sfd_artifact_parameter(check->view, index, parameter);
     return require(check, parameter->kind == kind, field, parameter->kind, kind);
 }
@@ -137,9 +134,8 @@ static int check_vector(struct check *check, uint32_t field, uint32_t kind, uint
     const int any_rank = check->operation.kind == SFD_OPERATION_LAYER_NORM;
     struct sfd_parameter parameter;
 
-    if (load_field(check, field) == SFD_NONE) {
+    if (load_field(check, field) == SFD_NONE)
         return 1;
-    }
     return take_parameter(check, field, kind, &parameter) &&
            require(check, parameter.rank == 1u || any_rank, field, parameter.rank, 1) &&
            require(check, parameter.count == size, field, parameter.count, size);
@@ -151,15 +147,12 @@ static int check_weight(struct check *check, uint32_t rank, const uint32_t *dime
     struct sfd_parameter weight;
 
     if (!take_parameter(check, SFD_AT_WEIGHT, SFD_PARAMETER_WEIGHT, &weight) ||
-        !require(check, weight.rank == rank, SFD_AT_WEIGHT, weight.rank, rank)) {
+        !require(check, weight.rank == rank, SFD_AT_WEIGHT, weight.rank, rank))
         return 0;
-    }
-    for (uint32_t i = 0; i < 4u; i++) {
+    for (uint32_t i = 0; i < 4u; ++i)
         if (!require(check, weight.dimensions[i] == dimensions[i], SFD_AT_WEIGHT,
-                     weight.dimensions[i], dimensions[i])) {
+                     weight.dimensions[i], dimensions[i]))
             return 0;
-        }
-    }
     return check_vector(check, SFD_AT_BIAS, SFD_PARAMETER_DENSE, dimensions[0]);
 }
 
@@ -184,9 +177,8 @@ static int check_axis(const struct check *check, uint32_t axis, uint32_t in, uin
         !require(check, dilation >= 1u && !(flat && dilation > 1u), SFD_AT_DILATION + field,
                  dilation, 1) ||
         !require(check, padding <= most_padding, SFD_AT_PADDING + field, padding, most_padding) ||
-        !require(check, span <= padded, SFD_AT_KERNEL + field, kernel, (uint32_t)padded)) {
+        !require(check, span <= padded, SFD_AT_KERNEL + field, kernel, (uint32_t)padded))
         return 0;
-    }
     wanted = (padded - span) / stride + 1u;
     return require(check, out == wanted, SFD_AT_OUTPUT, out, (uint32_t)wanted);
 }
@@ -219,9 +211,8 @@ static int check_convolution(struct check *check)
     uint32_t dimensions[4] = {check->output.channels, 0, check->operation.kernel_h,
                               check->operation.kernel_w};
 
-    if (!check_groups(check) || !check_window(check)) {
+    if (!check_groups(check) || !check_window(check))
         return 0;
-    }
     dimensions[1] = check->input.channels / check->operation.groups;
     return check_weight(check, check->input.rank + 1u, dimensions);
 }
@@ -256,9 +247,8 @@ static int check_norm(struct check *check)
     uint32_t size = check->input.channels;
     int fits = require(check, epsilon > 0 && epsilon < 0x7f800000u, SFD_AT_EPSILON, epsilon, 1);
 
-    if (!fits) {
+    if (!fits)
         return 0;
-    }
     if (check->operation.kind == SFD_OPERATION_BATCH_NORM) {
         fits = check_batch_norm(check);
     } else if (check->operation.kind == SFD_OPERATION_GROUP_NORM) {
@@ -305,9 +295,8 @@ static int check_kind(struct check *check)
     const struct sfd_tensor *input = &check->input, *output = &check->output;
 
     if ((check->uses & KEEPS_SHAPE) != 0 &&
-        !require(check, same_shape(input, output), SFD_AT_OUTPUT, output->size, input->size)) {
+        !require(check, same_shape(input, output), SFD_AT_OUTPUT, output->size, input->size))
         return 0;
-    }
     switch (check->operation.kind) {
     case SFD_OPERATION_CONVOLUTION:
         return check_convolution(check);
@@ -335,13 +324,11 @@ static int check_operation(struct check *check, uint32_t index)
 {
     const uint32_t kind = check->operation.kind;
 
-    if (!require(check, kind >= 1u && kind <= SFD_OPERATION_RESHAPE, 0, kind, 1)) {
+    if (!require(check, kind >= 1u && kind <= SFD_OPERATION_RESHAPE, 0, kind, 1))
         return 0;
-    }
     check->uses = uses_of_kind[kind];
-    if (!check_fields(check) || !check_references(check, index)) {
+    if (!check_fields(check) || !check_references(check, index))
         return 0;
-    }
     sfd_artifact_tensor(check->view, check->operation.input0, &check->input);
     sfd_artifact_tensor(check->view, check->operation.output, &check->output);
     return check_kind(check);
@@ -350,11 +337,10 @@ static int check_operation(struct check *check, uint32_t index)
 /* Every parameter belongs to an operation. */
 static int check_parameters_taken(struct check *check)
 {
-    for (uint32_t i = 0; i < check->view->parameter_count; i++) {
+    for (uint32_t i = 0; i < check->view->parameter_count; ++i) {
         check->at = SFD_ARTIFACT_HEADER_BYTES + (size_t)i * SFD_PARAMETER_RECORD_BYTES;
-        if (!require(check, mark(check->seen, i), 0, i, SFD_NONE)) {
+        if (!require(check, mark(check->seen, i), 0, i, SFD_NONE))
             return 0;
-        }
     }
     return 1;
 }
@@ -366,18 +352,16 @@ static int check_tensors_read(struct check *check)
     struct sfd_operation operation;
 
     memset(check->seen, 0, sizeof check->seen);
-    for (uint32_t i = 0; i < view->operation_count; i++) {
+    for (uint32_t i = 0; i < view->operation_count; ++i) {
         sfd_artifact_operation(view, i, &operation);
         (void)mark(check->seen, operation.input0);
-        if (operation.kind == SFD_OPERATION_ADD) {
+        if (operation.kind == SFD_OPERATION_ADD)
             (void)mark(check->seen, operation.input1);
-        }
     }
-    for (uint32_t i = 0; i < view->operation_count; i++) {
+    for (uint32_t i = 0; i < view->operation_count; ++i) {
         check->at = sfd_operation_position(view, i > 0 ? i - 1u : 0u);
-        if (!require(check, mark(check->seen, i), SFD_AT_OUTPUT, i, view->output)) {
+        if (!require(check, mark(check->seen, i), SFD_AT_OUTPUT, i, view->output))
             return 0;
-        }
     }
     return 1;
 }
@@ -386,18 +370,16 @@ int sfd_graph_check(const struct sfd_artifact_view *view, struct sfd_problem *pr
 {
     struct check check = {.view = view, .problem = problem};
 
-    for (uint32_t i = 0; i < view->operation_count; i++) {
+    for (uint32_t i = 0; i < view->operation_count; ++i) {
         check.at = sfd_operation_position(view, i);
         sfd_artifact_operation(view, i, &check.operation);
-        if (!check_operation(&check, i)) {
+        if (!check_operation(&check, i))
             return SFD_ERR_STRUCTURE;
-        }
     }
     /* The last operation's output is what the loss reads. */
     if (!require(&check, view->loss != SFD_LOSS_CROSS_ENTROPY || check.output.rank == 1u,
                  SFD_AT_OUTPUT, check.output.rank, 1) ||
-        !check_parameters_taken(&check) || !check_tensors_read(&check)) {
+        !check_parameters_taken(&check) || !check_tensors_read(&check))
         return SFD_ERR_STRUCTURE;
-    }
     return SFD_OK;
 }
