@@ -1,10 +1,12 @@
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -207,6 +209,31 @@ def test_the_time_of_a_step_is_that_of_a_batch_that_fits(
     text = capsys.readouterr().out
     assert f"{best['estimated_seconds']:.3g} ({best['batch_size']})" in text
     assert "given by --memory" in text
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_coordinator_says_where_the_trained_state_is(
+    exported: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    wanted: bool,
+) -> None:
+    coordinator = pytest.importorskip("sparsyfed.coordinator")
+    state = State.load(exported / "initial.sfs")
+    monkeypatch.setattr(coordinator, "run", lambda *_: SimpleNamespace(state=state))
+    caplog.set_level(logging.INFO)
+    config = tmp_path / "job.toml"
+    config.write_text(
+        '[job]\nname = "j"\nrounds = 1\nmodel = "linear"\n'
+        '[training]\nlearning_rate = 0.1\n[store]\ndirectory = "store"\n'
+    )
+    out = tmp_path / "trained.sfs"
+    arguments = ["--state-out", str(out)] if wanted else []
+    assert cli.main(["coordinator", "run", str(config), *arguments]) == 0
+    assert out.exists() == wanted
+    assert (f"trained state: {out}" if wanted else "run again with --state-out") in caplog.text
 
 
 def test_a_reader_that_leaves_early_gets_no_traceback(exported: Path) -> None:
