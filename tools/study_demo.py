@@ -137,8 +137,9 @@ def markdown(result: Mapping[str, Any]) -> str:
     how = (
         f"Model `{result['model']}`, {job['rounds']} rounds, {job['epochs']} local epoch, batches "
         f"of {job['batch_size']}, SGD with weight decay {job['weight_decay']}, learning rate "
-        f"{job['learning_rate']} → {job['final_learning_rate']} for all. Native runtime, virtual "
-        "devices in one process."
+        f"{job['learning_rate']} → {job['final_learning_rate']} for all. The learning rates "
+        "were chosen by trying some on these held-out wearers: there is no separate validation set. "
+        "Native runtime, virtual devices in one process."
     )
     where = (
         f"Date {result['date']}, sparsyfed {result['version']}, {machine['platform']}, "
