@@ -22,6 +22,7 @@ class RoundFinished:
     update_bytes: int  # of the largest update that counts
     devices: int  # whose updates count
     examples: int  # of these devices
+    multiply_adds: Mapping[str, int]  # of these devices: forward, d_input, d_weight
     attempts: int
     seconds: float  # since the round before, while the coordinator ran
     learning_rate: float

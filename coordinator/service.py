@@ -252,6 +252,7 @@ class Service:
             update_bytes=largest,
             devices=count,
             examples=average.examples,
+            multiply_adds=self._store.multiply_adds(action.round, action.attempt),
             attempts=action.attempt,
             seconds=spent.seconds,
             learning_rate=self._config.learning_rate(action.round),

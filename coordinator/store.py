@@ -8,6 +8,7 @@ import fcntl
 import json
 import shutil
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ CREATE TABLE part (
 );
 CREATE TABLE committed (
     round INTEGER, attempt INTEGER, device TEXT, sha256 TEXT NOT NULL, examples INTEGER NOT NULL,
-    data BLOB, PRIMARY KEY (round, attempt, device)
+    training TEXT NOT NULL, data BLOB, PRIMARY KEY (round, attempt, device)
 );
 CREATE TABLE spent (round INTEGER PRIMARY KEY, down INTEGER NOT NULL, up INTEGER NOT NULL, seconds REAL NOT NULL);
 CREATE TABLE metric (round INTEGER PRIMARY KEY, content TEXT NOT NULL);
@@ -261,15 +262,15 @@ class Store:
         """Journal an update that counts, and what its training took on the device; drops its parts."""
         key = (report.round, report.attempt, report.device)
         with self._transaction() as database:
+            text = json.dumps(training.to_mapping(), sort_keys=True)
             database.execute(
-                "INSERT INTO committed VALUES (?, ?, ?, ?, ?, ?)",
-                (*key, report.sha256, report.examples, data),
+                "INSERT INTO committed VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (*key, report.sha256, report.examples, text, data),
             )
             database.execute(
                 "INSERT OR REPLACE INTO offer VALUES (?, ?, ?, ?, '')", (*key, COMMITTED)
             )
             database.execute("DELETE FROM part WHERE device = ?", (report.device,))
-            text = json.dumps(training.to_mapping(), sort_keys=True)
             planned = training.planned_arena_bytes
             database.execute(_DEVICE_REPORT, (report.device, planned, text, text))
 
@@ -281,6 +282,14 @@ class Store:
         )
         with closing(self._database.execute(query, (round_number, attempt))) as cursor:
             yield from cursor
+
+    def multiply_adds(self, round_number: int, attempt: int) -> dict[str, int]:
+        """The work behind the updates that count, summed over the devices, by kind."""
+        query = "SELECT training FROM committed WHERE round = ? AND attempt = ?"
+        total: Counter[str] = Counter()
+        for (training,) in self._rows(query, round_number, attempt):
+            total.update(json.loads(training)["multiply_adds"])
+        return dict(total)
 
     # ---- rounds ----
 

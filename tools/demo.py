@@ -20,14 +20,12 @@ from sparsyfed.coordinator import Configuration, JobResult, RoundFinished
 from sparsyfed.devices.profiles import DeviceProfile, find_profile
 from sparsyfed.edge_runtime import State
 from sparsyfed.edge_runtime.errors import BackendError, ConfigurationError
-from sparsyfed.edge_runtime.messages import MultiplyAddsReport
 from sparsyfed.tools import watch_job
 from sparsyfed.tools.broker import PrivateBroker, find_mosquitto
 from sparsyfed.tools.demo_report import DemoRun, build_report, save_report, summary
 from sparsyfed.tools.device_processes import DeviceCommand, DeviceProcesses
 from sparsyfed.tools.in_process import FederatedJob, FinishedRound
 from sparsyfed.tools.live_table import RoundRow, RoundTable, SilentTable, round_table
-from sparsyfed.tools.reported_work import ReportedWork
 from sparsyfed.tools.watch_data import load_fleet
 
 ARTIFACT_NAME = "model.sfd"
@@ -78,14 +76,13 @@ def run_demo(settings: DemoSettings, *, quiet: bool = False) -> dict[str, Any]:
             job = watch_job.sparse_job(settings.rounds, settings.seed, settings.sparsity)
             places = Places(work=Path(temporary), logs=logs, data=folders)
             start = settings.sparsity if settings.first_round == "presparsified" else 0.0
-            initial, result, work = _train_over_mqtt(job, start, places, table)
+            initial, result = _train_over_mqtt(job, start, places, table)
             dense = _train_dense(settings, profile, folders, table)
         run = DemoRun(
             job=job,
             profile=profile,
             initial=initial,
             result=result,
-            work=work,
             dense=tuple(dense),
             held_out_examples=len(fleet.held_out),
             seconds=time.monotonic() - started,
@@ -113,14 +110,11 @@ class Places:
 
 def _train_over_mqtt(
     job: FederatedJob, start_sparsity: float, places: Places, table: RoundTable
-) -> tuple[State, JobResult, tuple[MultiplyAddsReport, ...]]:
-    """The initial state, the result of the job, run by one process a device, and each round's work."""
+) -> tuple[State, JobResult]:
+    """The initial state, and the result of the job run by one process a device."""
     work = places.work
     names = [name for name in places.data if name != "held-out"]
-    with (
-        PrivateBroker(work / "broker") as broker,
-        ReportedWork(broker.host, broker.port) as reported,
-    ):
+    with PrivateBroker(work / "broker") as broker:
         commands = {
             name: DeviceCommand(
                 _device_arguments(name, broker, places.data[name], work / "devices" / name),
@@ -135,17 +129,15 @@ def _train_over_mqtt(
             artifact.save(work / "model.sfd")
             state.save(work / "initial.sfs")
             config = _configuration(job, len(names), broker, places.data["held-out"], work)
-            counts: list[MultiplyAddsReport] = []
 
             def show(finished: RoundFinished) -> None:
-                counts.append(reported.of_round(finished.round, len(names), FAREWELL_S))
                 table.add(_row(finished))
                 table.progress(f"round {finished.round} of {job.rounds} is done")
 
             table.status("waiting for the devices")
             result = _coordinate(config, fleet, show)
             fleet.wait(FAREWELL_S)
-    return state, result, tuple(counts)
+    return state, result
 
 
 def _device_arguments(name: str, broker: PrivateBroker, data: Path, directory: Path) -> list[str]:

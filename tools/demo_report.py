@@ -13,7 +13,6 @@ from sparsyfed.coordinator import DeviceResult, JobResult, RoundFinished
 from sparsyfed.devices.profiles import DeviceProfile
 from sparsyfed.edge_runtime import State, plan
 from sparsyfed.edge_runtime.files import write_atomic
-from sparsyfed.edge_runtime.messages import MultiplyAddsReport
 from sparsyfed.tools import watch_job
 from sparsyfed.tools.in_process import FederatedJob, FinishedRound
 from sparsyfed.tools.machine import describe_machine
@@ -32,7 +31,6 @@ class DemoRun:
     profile: DeviceProfile
     initial: State
     result: JobResult
-    work: tuple[MultiplyAddsReport, ...]  # of all devices, by round
     dense: tuple[FinishedRound, ...]
     held_out_examples: int
     seconds: float
@@ -69,10 +67,7 @@ def build_report(run: DemoRun) -> dict[str, Any]:
             "artifact": artifact.identity,
         },
         "data": {"held_out_examples": run.held_out_examples},
-        "rounds": [
-            {**_round(entry), "multiply_adds": asdict(work)}
-            for entry, work in zip(run.result.rounds, run.work, strict=True)
-        ],
+        "rounds": [_round(entry) for entry in run.result.rounds],
         "devices": [_device(entry, run.profile) for entry in run.result.devices],
         "dense_reference": _dense(run),
         "whole_run": _whole_run(run),
@@ -133,13 +128,11 @@ def _whole_run(run: DemoRun) -> dict[str, int]:
         "bytes": sum(entry.bytes_down + entry.bytes_up for entry in rounds),
         "dense_bytes": sum(2 * entry.devices for entry in rounds)
         * watch_job.dense_bytes(run.initial),
-        "multiply_adds": sum(map(_total, run.work)),
-        "dense_multiply_adds": sum(_total(entry.multiply_adds) for entry in run.dense),
+        "multiply_adds": sum(sum(entry.multiply_adds.values()) for entry in rounds),
+        "dense_multiply_adds": sum(
+            sum(asdict(entry.multiply_adds).values()) for entry in run.dense
+        ),
     }
-
-
-def _total(work: MultiplyAddsReport) -> int:
-    return work.forward + work.d_input + work.d_weight
 
 
 def _versions() -> dict[str, str]:

@@ -39,6 +39,7 @@ def figures(round_number: int) -> RoundFinished:
         update_bytes=5,
         devices=2,
         examples=20,
+        multiply_adds={"forward": 3, "d_input": 2, "d_weight": 3},
         attempts=1,
         seconds=2.0,
         learning_rate=0.1,
@@ -114,6 +115,18 @@ def test_a_failure_inside_a_step_leaves_the_step_before(
         with pytest.raises(BackendError, match="UNIQUE"):
             store.commit(report("a"), b"again", training(1))
         assert [tuple(row) for row in store.updates(1, 1)] == [("a", 10, b"data")]
+
+
+def test_the_work_of_a_round_is_summed_over_the_updates_that_count(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        store.begin_job(IDENTITY, b"artifact", b"state 1")
+        store.open_attempt(OpenAttempt(1, 1, 2, 2, ("a", "b")))
+        store.commit(report("a"), b"data", training(1))
+        store.fail_attempt(1, 1, "no quorum")
+        store.open_attempt(OpenAttempt(1, 2, 2, 2, ("a", "b")))
+        for device in ("a", "b"):
+            store.commit(report(device, 1, 2), b"data", training(1))
+        assert store.multiply_adds(1, 2) == {"forward": 2, "d_input": 4, "d_weight": 6}
 
 
 WRITER = """
