@@ -15,7 +15,7 @@ from random import Random
 
 from sparsyfed.devices import events
 from sparsyfed.devices.events import Action, Event, Publish
-from sparsyfed.devices.outbox import Outbox, work_key
+from sparsyfed.devices.outbox import Outbox, work_key, work_title
 from sparsyfed.devices.pull import Pull
 from sparsyfed.devices.settings import AgentSettings
 from sparsyfed.devices.storage import DeviceStorage
@@ -92,6 +92,8 @@ class Agent:
         self._connected = False
         self._coordinator_boot: str | None = None
         self._hello_at: float | None = None
+        self._idle_hello_at = now
+        self._not_admitted = ""
         self._pull: Pull | None = None
         self._outbox = Outbox(settings, storage, random)
         self._work: Work | None = None
@@ -111,12 +113,17 @@ class Agent:
         """The offer in hand, or None."""
         return self._work.offer if self._work else None
 
+    @property
+    def _is_busy(self) -> bool:
+        return self._work is not None or self._outbox.report is not None
+
     def wake_at(self, now: float) -> float | None:
         """When the next Tick has something to do; None if only a message can change anything."""
         due = [self._work.deadline] if self._work else []
         if self._connected:
             pull = self._pull.next_due if self._pull else None
-            times = (self._hello_at, self._outbox.report_at, pull)
+            idle = None if self._is_busy else self._idle_hello_at
+            times = (self._hello_at, idle, self._outbox.report_at, pull)
             due += [at for at in times if at is not None]
             due += [now] if self._outbox.has_unsent else []
         return min(due, default=None)
@@ -137,7 +144,7 @@ class Agent:
                 self._outbox.receive(receipt)
                 return []
             case events.ControlReceived(control):
-                return self._control(control)
+                return self._control(control, now)
             case events.RoundNoticeReceived(notice):
                 return self._notice(notice, now)
             case events.TrainingFinished(offer, result):
@@ -154,9 +161,11 @@ class Agent:
     def _connect(self, now: float) -> list[Action]:
         self._connected = True
         online = Online(self.settings.device, self.settings.boot, online=True)
+        waiting = "" if self._is_busy else ", waiting for a round"
+        logger.info("said hello as %s%s", self.settings.device, waiting)
         return [
             self._publish(messages.STATE, online.to_json()),
-            self._hello(),
+            self._hello(now),
             *self._publish_all(self._outbox.ask_again(now)),
             *self._advance(now),
         ]
@@ -167,8 +176,9 @@ class Agent:
     def _publish_all(self, outgoing: list[tuple[str, bytes]]) -> list[Action]:
         return [self._publish(leaf, payload) for leaf, payload in outgoing]
 
-    def _hello(self) -> Publish:
+    def _hello(self, now: float) -> Publish:
         self._hello_at = None
+        self._idle_hello_at = now + self.settings.hello_interval_s * self._random.uniform(1.0, 1.5)
         report = self._outbox.report
         holding = None
         if report is not None:
@@ -194,11 +204,19 @@ class Agent:
         self._coordinator_boot = notice.boot
         return []
 
-    def _control(self, control: Control) -> list[Action]:
+    def _control(self, control: Control, now: float) -> list[Action]:
         if control.kind == "hello":
-            return [self._hello()]
+            return [self._hello(now)]
+        if control.kind == "wait":
+            if control.reason != self._not_admitted:
+                self._not_admitted = control.reason
+                logger.warning("not admitted to round %s: %s", control.round, control.reason)
+            return []
         actions: list[Action] = []
         if self._work and _is_about(control, self._work.offer):
+            logger.info(
+                "%s: called off: %s", work_title(self._work.offer), control.reason or control.kind
+            )
             actions += self._drop_work()
         if control.kind == "finish":
             if self._outbox.report and _is_about(control, self._outbox.report):
@@ -223,6 +241,7 @@ class Agent:
             return []
         reason = self._refusal(offer)
         if reason is not None:
+            logger.warning("%s: declined: %s", work_title(offer), reason)
             return [self._answer(offer, accept=False, reason=reason)]
         actions = self._drop_work()
         self._outbox.drop()
@@ -232,6 +251,10 @@ class Agent:
             self._storage.save_work(offer)
         except OSError as error:
             return [*actions, *self._give_up(f"this device cannot store the offer: {error}")]
+        wanted = {offer.artifact, offer.state}
+        size = sum(part.size for part in wanted if not self._storage.object_path(part.id))
+        logger.info("%s: accepted, %d bytes to fetch", work_title(offer), size)
+        self._not_admitted = ""
         return [*actions, self._answer(offer, accept=True), *self._advance(now)]
 
     def _refusal(self, offer: Offer) -> str | None:
@@ -262,7 +285,7 @@ class Agent:
     def _give_up(self, reason: str) -> list[Action]:
         """Decline the work in hand, taken or not, and forget it."""
         assert self._work is not None
-        logger.warning("round %d: %s", self._work.offer.round, reason)
+        logger.warning("%s: declined: %s", work_title(self._work.offer), reason)
         answer = self._answer(self._work.offer, accept=False, reason=reason)
         return [*self._drop_work(), answer]
 
@@ -347,6 +370,8 @@ class Agent:
             return self._give_up(f"this device cannot keep its update: {error}")
         self._work = None
         self._storage.drop_work()
+        text = "%s: trained %d examples in %.1f s, update of %d bytes"
+        logger.info(text, work_title(offer), result.examples, result.seconds, len(result.update))
         return []
 
     # ---- time ----
@@ -357,8 +382,9 @@ class Agent:
         actions = self._advance(now)
         if not self._connected:
             return actions
-        if self._hello_at is not None and self._hello_at <= now:
-            actions.append(self._hello())
+        asked_for = self._hello_at is not None and self._hello_at <= now
+        if asked_for or (self._idle_hello_at <= now and not self._is_busy):
+            actions.append(self._hello(now))
         return actions + self._publish_all(self._outbox.due(room, now))
 
 

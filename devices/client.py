@@ -27,6 +27,7 @@ from sparsyfed.devices.events import Action, Event, StartTraining
 from sparsyfed.devices.pull import full_jitter
 from sparsyfed.devices.settings import AgentSettings, DeviceSettings
 from sparsyfed.devices.storage import DeviceStorage
+from sparsyfed.devices.takeover import Takeovers
 from sparsyfed.devices.training import LocalRound, TrainingStopped, train_locally
 from sparsyfed.edge_runtime import messages
 from sparsyfed.edge_runtime.errors import BackendError, FormatError, SparsyFedError
@@ -52,21 +53,25 @@ MAX_QUEUED_MESSAGES = 1000
 MAX_SLEEP_SECONDS = 1.0
 BUSY_SLEEP_SECONDS = 0.02
 FAREWELL_SECONDS = 2.0
+STEADY_LINK_SECONDS = 10.0  # a link that lasted as long was no mistake: the next pause is short
+SESSION_TAKEN_OVER = 0x8E  # MQTT 5.0, 3.14.2.1
 
 
 def run_device(settings: DeviceSettings, stop: threading.Event | None = None) -> None:
     """Run a device until SIGTERM, Ctrl-C, `stop`, or, with `exit_on_finish`, the end of the job.
 
     In the main thread it takes the two signals over until it returns. Raises ConfigurationError for data or a
-    directory that can't be used; a broker that can't be reached is tried again for ever.
+    directory that can't be used and for an id that another device uses; a broker that can't be reached is tried again
+    for ever.
     """
-    with (
-        closing(Dataset(settings.data)) as dataset,
-        closing(DeviceStorage(settings.directory)) as storage,
-        closing(DeviceClient(settings, dataset, storage, stop or threading.Event())) as client,
-        _signals(client),
-    ):
-        client.run()
+    with closing(Dataset(settings.data)) as dataset:
+        dataset.require_valid_values()
+        with (
+            closing(DeviceStorage(settings.directory)) as storage,
+            closing(DeviceClient(settings, dataset, storage, stop or threading.Event())) as client,
+            _signals(client),
+        ):
+            client.run()
 
 
 @contextmanager
@@ -128,6 +133,7 @@ class DeviceClient:
         self._waker.setblocking(False)
         self._waked.setblocking(False)
         self._in_flight: set[int] = set()
+        self._takeovers = Takeovers(settings.device, settings.takeover_pause_s)
         self._mqtt = self._make_client()
 
     def _make_client(self) -> Client:
@@ -170,17 +176,20 @@ class DeviceClient:
         """
         attempt = 0
         while not self._stop.is_set():
-            if self._connect():
-                attempt = 0 if self._serve() else attempt + 1
-            else:
-                attempt += 1
-            if not self._stop.is_set():
-                pause = full_jitter(
-                    self._random,
-                    attempt,
-                    self.settings.reconnect_base_s,
-                    self.settings.reconnect_limit_s,
+            began = time.monotonic()
+            accepted = self._connect() and self._serve()
+            attempt += 1
+            if time.monotonic() - began >= STEADY_LINK_SECONDS:
+                attempt = 0
+            elif accepted and attempt > 1 and not self._stop.is_set():
+                # Not all brokers say that a session was taken over; some only close the link.
+                logger.warning(
+                    "the broker ended the link at once, again: does another device use the id %s?",
+                    self.settings.device,
                 )
+            if not self._stop.is_set():
+                base, limit = self.settings.reconnect_base_s, self.settings.reconnect_limit_s
+                pause = self._takeovers.pause() + full_jitter(self._random, attempt, base, limit)
                 self._serve_offline(time.monotonic() + pause)
 
     def _connect(self) -> bool:
@@ -346,6 +355,7 @@ class DeviceClient:
         if reason.is_failure:
             logger.error("the broker refuses the link: %s", reason)
             return
+        logger.info("connected to %s:%d", self.settings.host, self.settings.port)
         topics = (messages.device_filter(self.settings.device), messages.ROUND_TOPIC)
         client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in topics])
         self._events.append(events.Connected())
@@ -358,7 +368,9 @@ class DeviceClient:
         reason: ReasonCode,
         _properties: Properties | None,
     ) -> None:
-        logger.info("the link is gone: %s", reason)
+        logger.info("disconnected from %s:%d: %s", self.settings.host, self.settings.port, reason)
+        if reason.value == SESSION_TAKEN_OVER:
+            self._takeovers.add(time.monotonic())
         self._events.append(events.Disconnected())
 
     def _on_message(self, _client: Client, _data: object, message: MQTTMessage) -> None:

@@ -24,6 +24,7 @@ _MAX_HEADER_BYTES = 4096  # what numpy.save writes is 118 bytes for up to 20 axe
 _MAX_AXES = 32
 _TYPES: dict[str, Literal["f", "i", "q"]] = {"<f4": "f", "<i4": "i", "<i8": "q"}
 _MASK64 = 2**64 - 1
+_CHECKED_AT_ONCE = 1 << 16  # values
 
 
 class ArrayFile:
@@ -61,6 +62,23 @@ class ArrayFile:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def first_invalid(self) -> int | None:
+        """Place of the first float that is not finite, or of the first integer below 0; None without one."""
+        is_float = self.typecode == "f"
+        for start in range(0, len(self.values), _CHECKED_AT_ONCE):
+            piece = self.values[start : start + _CHECKED_AT_ONCE].tolist()
+            # The sum, in double precision, of so few finite floats is finite, and no other one is. One call is some
+            # ten times faster than to ask of each value.
+            if math.isfinite(sum(piece)) if is_float else min(piece) >= 0:
+                continue
+            bad = (
+                place
+                for place, value in enumerate(piece)
+                if not math.isfinite(value) or (not is_float and value < 0)
+            )
+            return start + next(bad)
+        return None
 
     def copy_row(self, row: int, target: memoryview, place: int) -> None:
         """Copy example `row` to place number `place` of a flat batch."""
@@ -171,6 +189,20 @@ class Dataset:
     def target_size(self) -> int:
         """Elements of one target: 1 for labels."""
         return self._y.row_size
+
+    def require_valid_values(self) -> None:
+        """Raise ConfigurationError unless all floats are finite and no label is below 0.
+
+        Reads both files once, a piece at a time.
+        """
+        for file in (self._x, self._y):
+            place = file.first_invalid()
+            if place is not None:
+                wanted = "finite numbers" if file.typecode == "f" else "labels from 0"
+                raise ConfigurationError(
+                    f"{file.path}: got {file.values[place]} in example {place // file.row_size}, "
+                    f"wanted {wanted}"
+                )
 
     def batches(self, batch_size: int, seed: int, epoch: int) -> Iterator[Batch]:
         """Shuffled batches of one pass over all examples; the last one may be smaller.

@@ -90,8 +90,11 @@ class Outbox:
             self._unsent = deque(sorted(missing | set(self._unsent)))
             self._reports = 0
             return
-        if receipt.status != "commit":
-            logger.warning("round %d: update %s: %s", receipt.round, receipt.status, receipt.reason)
+        title = work_title(report)
+        if receipt.status == "commit":
+            logger.info("%s: update committed", title)
+        else:
+            logger.warning("%s: update %s: %s", title, receipt.status, receipt.reason)
         self.drop()
 
     def ask_again(self, now: float) -> list[Message]:
@@ -133,3 +136,8 @@ class Outbox:
 def work_key(message: Offer | Report | Receipt) -> tuple[str, int, int]:
     """Job, round and attempt: two messages with the same key speak of the same work."""
     return message.job, message.round, message.attempt
+
+
+def work_title(message: Offer | Report) -> str:
+    """The work that a message speaks of, for the log."""
+    return f"round {message.round}, attempt {message.attempt}"

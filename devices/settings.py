@@ -17,7 +17,8 @@ class AgentSettings:
 
     `boot` differs each time the device starts. Objects over `max_object_bytes` are declined before any file is made.
     Times are in seconds: a block or report without an answer is repeated after `answer_timeout_s`, then at growing
-    intervals up to `answer_limit_s`; hellos on a coordinator's restart are spread over `hello_spread_s`.
+    intervals up to `answer_limit_s`; hellos on a coordinator's restart are spread over `hello_spread_s`. A device that
+    has no work says hello again after `hello_interval_s`, or up to half as much more: a hello may be lost.
     """
 
     device: str
@@ -32,6 +33,7 @@ class AgentSettings:
     answer_timeout_s: float = 2.0
     answer_limit_s: float = 60.0
     hello_spread_s: float = 2.0
+    hello_interval_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class DeviceSettings:
     will_delay_s: int = 30
     reconnect_base_s: float = 1.0
     reconnect_limit_s: float = 300.0
+    takeover_pause_s: float = 60.0
 
     def __post_init__(self) -> None:
         try:

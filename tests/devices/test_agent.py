@@ -3,6 +3,7 @@
 import errno
 import itertools
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -190,6 +191,12 @@ def published(actions: list[Action], leaf: str) -> list[bytes]:
     return [a.payload for a in actions if isinstance(a, Publish) and a.topic == topic]
 
 
+def is_idle(bench: Bench) -> bool:
+    """Whether nothing is due before the next hello, some minutes from now."""
+    at = bench.agent.wake_at(bench.now)
+    return at is not None and at - bench.now > SETTINGS.hello_interval_s / 3
+
+
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
     bench = Bench(tmp_path / "device")
@@ -239,7 +246,7 @@ def test_a_round_from_offer_to_commit(bench: Bench) -> None:
     assert bench.agent.holding is None
     assert bench.storage.held is None
     assert bench.storage.work is None
-    assert bench.agent.wake_at(bench.now) is None
+    assert is_idle(bench)
 
 
 def test_hello_says_what_the_device_is(bench: Bench) -> None:
@@ -510,7 +517,7 @@ def test_the_report_is_repeated_at_growing_intervals_until_answered(bench: Bench
     assert all(2 <= gap <= 62 for gap in gaps)
     assert max(gaps) > 10
     bench.send(receipt())
-    assert bench.agent.wake_at(bench.now) is None
+    assert is_idle(bench)
 
 
 @pytest.mark.parametrize("status", ["commit", "late", "rejected"])
@@ -646,3 +653,38 @@ def test_messages_become_events() -> None:
 def test_messages_for_others_are_refused(topic: str) -> None:
     with pytest.raises(FormatError, match="topic"):
         events.received("watch-1", topic, json.dumps({}).encode())
+
+
+def test_an_idle_device_says_hello_again(bench: Bench) -> None:
+    first = bench.agent.wake_at(bench.now)
+    assert first is not None
+    assert 300.0 <= first <= 450.0
+    assert bench.tick(first - 0.1) == []
+    assert len(published(bench.tick(0.1), messages.HELLO)) == 1
+    second = bench.agent.wake_at(bench.now)
+    assert second is not None
+    assert 300.0 <= second - bench.now <= 450.0
+    bench.train()
+    bench.now += 1000.0
+    assert published(bench.tick(), messages.HELLO) == []  # its report is what it has to say
+
+
+def test_what_a_device_does_is_logged(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    bench.restart()
+    bench.train()
+    bench.send(receipt())
+    for reason in ("too small", "too small", "too old"):
+        wait = Control("wait", "job", 4, reason=reason)
+        assert bench.send(events.ControlReceived(wait)) == []
+    bench.refusal = "it does not fit"
+    bench.offer(replace(OFFER, round=4))
+    assert caplog.messages == [
+        "said hello as watch-1, waiting for a round",
+        f"round 3, attempt 0: accepted, {len(ARTIFACT) + len(STATE)} bytes to fetch",
+        "round 3, attempt 0: trained 40 examples in 1.5 s, update of 1000 bytes",
+        "round 3, attempt 0: update committed",
+        "not admitted to round 4: too small",
+        "not admitted to round 4: too old",
+        "round 4, attempt 0: declined: it does not fit",
+    ]

@@ -1,5 +1,6 @@
 """A device over a real broker, against a coordinator played by the test."""
 
+import logging
 import os
 import queue
 import signal
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from paho.mqtt.client import Client, MQTTMessage, MQTTv5
 from paho.mqtt.enums import CallbackAPIVersion
@@ -261,6 +263,38 @@ def test_two_devices_cannot_share_a_directory(
     coordinator.wait_for(messages.HELLO)
     with pytest.raises(ConfigurationError, match="in use"):
         run_device(replace(settings, device="watch-2"))
+
+
+def test_bad_data_ends_the_device_before_it_makes_or_sends_anything(
+    settings: DeviceSettings,
+) -> None:
+    np.save(settings.data / "x.npy", np.full((37, 6), np.nan, np.float32))
+    with pytest.raises(ConfigurationError, match=r"x.npy: got nan in example 0"):
+        run_device(settings)
+    assert not settings.directory.exists()
+
+
+def test_two_devices_with_one_id_say_so_and_come_back_ever_less_often(
+    settings: DeviceSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    stop = threading.Event()
+    pair = (settings, replace(settings, directory=tmp_path / "other"))
+    threads = [threading.Thread(target=run_device, args=(one, stop), daemon=True) for one in pair]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + PATIENCE
+    try:
+        while not any("another device use" in text for text in caplog.messages):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        time.sleep(2.0)
+        links = sum(text.startswith("connected to") for text in caplog.messages)
+        assert links < 30  # with pauses that do not grow: some ten a second
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(PATIENCE)
 
 
 @pytest.mark.parametrize("change", [{"device": "a/b"}, {"device": ""}, {"memory_bytes": 0}])

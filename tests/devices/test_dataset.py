@@ -180,3 +180,36 @@ def test_each_order_of_three_comes_equally_often() -> None:
 def test_a_batch_size_below_one_is_refused(dataset: Dataset) -> None:
     with pytest.raises(InputError, match="batch size 0"):
         next(dataset.batches(0, 0, 0))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("row", [0, 40_000, 69_999])
+def test_a_value_that_is_not_finite_is_named(tmp_path: Path, value: float, row: int) -> None:
+    x = np.full((70_000, 2), 3e38, np.float32)  # more than one piece, and a sum far beyond float32
+    y = np.zeros(70_000, np.int32)
+    saved(tmp_path, x, y).require_valid_values()
+    x[row, 1] = value
+    with pytest.raises(ConfigurationError, match=rf"x.npy: got {value} in example {row}, wanted"):
+        saved(tmp_path, x, y).require_valid_values()
+
+
+def test_infinities_that_cancel_are_found(tmp_path: Path) -> None:
+    x = np.array([[1], [np.inf], [-np.inf]], np.float32)
+    with pytest.raises(ConfigurationError, match="got inf in example 1"):
+        saved(tmp_path, x, np.zeros(3, np.int64)).require_valid_values()
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_a_label_below_zero_is_named(tmp_path: Path, dtype: type) -> None:
+    y: np.ndarray = np.arange(9).astype(dtype)
+    y[7] = -1
+    with pytest.raises(ConfigurationError, match=r"y.npy: got -1 in example 7, wanted labels"):
+        saved(tmp_path, np.zeros((9, 2), np.float32), y).require_valid_values()
+
+
+def test_targets_of_a_regression_may_be_negative_and_not_infinite(tmp_path: Path) -> None:
+    y: np.ndarray = np.full((3, 2), -1.0, np.float32)
+    saved(tmp_path, np.zeros((3, 1), np.float32), y).require_valid_values()
+    y[2, 0] = np.nan
+    with pytest.raises(ConfigurationError, match=r"y.npy: got nan in example 2, wanted finite"):
+        saved(tmp_path, np.zeros((3, 1), np.float32), y).require_valid_values()
