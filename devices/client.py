@@ -27,7 +27,6 @@ from sparsyfed.devices.events import Action, Event, StartTraining
 from sparsyfed.devices.pull import full_jitter
 from sparsyfed.devices.settings import AgentSettings, DeviceSettings
 from sparsyfed.devices.storage import DeviceStorage
-from sparsyfed.devices.takeover import Takeovers
 from sparsyfed.devices.training import LocalRound, TrainingStopped, train_locally
 from sparsyfed.edge_runtime import messages
 from sparsyfed.edge_runtime.errors import BackendError, FormatError, SparsyFedError
@@ -54,7 +53,6 @@ MAX_SLEEP_SECONDS = 1.0
 BUSY_SLEEP_SECONDS = 0.02
 FAREWELL_SECONDS = 2.0
 STEADY_LINK_SECONDS = 10.0  # a link that lasted as long was no mistake: the next pause is short
-SESSION_TAKEN_OVER = 0x8E  # MQTT 5.0, 3.14.2.1
 
 
 def run_device(settings: DeviceSettings, stop: threading.Event | None = None) -> None:
@@ -133,7 +131,6 @@ class DeviceClient:
         self._waker.setblocking(False)
         self._waked.setblocking(False)
         self._in_flight: set[int] = set()
-        self._takeovers = Takeovers(settings.device, settings.takeover_pause_s)
         self._mqtt = self._make_client()
 
     def _make_client(self) -> Client:
@@ -182,14 +179,14 @@ class DeviceClient:
             if time.monotonic() - began >= STEADY_LINK_SECONDS:
                 attempt = 0
             elif accepted and attempt > 1 and not self._stop.is_set():
-                # Not all brokers say that a session was taken over; some only close the link.
+                # mosquitto does not say that a session was taken over: it only closes the link.
                 logger.warning(
                     "the broker ended the link at once, again: does another device use the id %s?",
                     self.settings.device,
                 )
             if not self._stop.is_set():
                 base, limit = self.settings.reconnect_base_s, self.settings.reconnect_limit_s
-                pause = self._takeovers.pause() + full_jitter(self._random, attempt, base, limit)
+                pause = full_jitter(self._random, attempt, base, limit)
                 self._serve_offline(time.monotonic() + pause)
 
     def _connect(self) -> bool:
@@ -369,8 +366,6 @@ class DeviceClient:
         _properties: Properties | None,
     ) -> None:
         logger.info("disconnected from %s:%d: %s", self.settings.host, self.settings.port, reason)
-        if reason.value == SESSION_TAKEN_OVER:
-            self._takeovers.add(time.monotonic())
         self._events.append(events.Disconnected())
 
     def _on_message(self, _client: Client, _data: object, message: MQTTMessage) -> None:

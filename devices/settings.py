@@ -70,7 +70,6 @@ class DeviceSettings:
     will_delay_s: int = 30
     reconnect_base_s: float = 1.0
     reconnect_limit_s: float = 300.0
-    takeover_pause_s: float = 60.0
 
     def __post_init__(self) -> None:
         try:
