@@ -94,6 +94,7 @@ class Agent:
         self._hello_at: float | None = None
         self._idle_hello_at = now
         self._not_admitted = ""
+        self._macs_per_second = settings.macs_per_second  # declared, then measured
         self._pull: Pull | None = None
         self._outbox = Outbox(settings, storage, random)
         self._work: Work | None = None
@@ -189,7 +190,7 @@ class Agent:
             runtime=self.settings.runtime,
             profile=self.settings.profile,
             memory_bytes=self.settings.memory_bytes,
-            macs_per_second=self.settings.macs_per_second,
+            macs_per_second=self._macs_per_second,
             examples=self.settings.examples,
             block_bytes=self.settings.block_bytes,
             holding=holding,
@@ -369,6 +370,7 @@ class Agent:
         except (OSError, FormatError) as error:
             return self._give_up(f"this device cannot keep its update: {error}")
         self._work = None
+        self._macs_per_second = result.multiply_adds_per_second or self._macs_per_second
         self._storage.drop_work()
         text = "%s: trained %d examples in %.1f s, update of %d bytes"
         logger.info(text, work_title(offer), result.examples, result.seconds, len(result.update))

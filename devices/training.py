@@ -61,6 +61,13 @@ class LocalResult:
     seconds: float
     profile: DeviceProfileReport
 
+    @property
+    def multiply_adds_per_second(self) -> float | None:
+        """Measured speed of the whole round, loading and encoding included; None if the clock stood still."""
+        work = self.profile.multiply_adds
+        total = work.forward + work.d_input + work.d_weight
+        return total / self.seconds if self.seconds > 0 and total > 0 else None
+
 
 def shuffle_seed(seed: int, round: int, device: str) -> int:
     """Seed of a device's shuffle in a round: first 8 bytes of a sha256, little-endian.

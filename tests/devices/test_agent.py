@@ -256,6 +256,13 @@ def test_hello_says_what_the_device_is(bench: Bench) -> None:
     assert published(actions, messages.STATE)
 
 
+def test_hello_says_how_fast_the_last_round_was(bench: Bench) -> None:
+    bench.train()
+    bench.send(receipt())
+    hello = Hello.from_json(published(bench.send(events.Connected()), messages.HELLO)[0])
+    assert hello.macs_per_second == (3 + 2 + 1) / 1.5
+
+
 # ---- transfer ----
 
 
