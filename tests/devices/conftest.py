@@ -1,9 +1,12 @@
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from agent_bench import Bench
 
+from sparsyfed.devices import events
 from sparsyfed.devices.dataset import Dataset
 from sparsyfed.edge_runtime.artifact import Artifact, Operation, Parameter, Tensor
 from sparsyfed.edge_runtime.format import Loss, OperationKind, ParameterKind
@@ -71,3 +74,12 @@ def data_directory(tmp_path: Path) -> Path:
 @pytest.fixture
 def dataset(data_directory: Path) -> Dataset:
     return Dataset(data_directory)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """A connected device that has been offered nothing yet."""
+    bench = Bench(tmp_path / "device")
+    bench.send(events.Connected())
+    yield bench
+    bench.storage.close()
