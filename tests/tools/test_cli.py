@@ -285,14 +285,24 @@ def test_ctrl_c_ends_with_130(tmp_path: Path) -> None:
 
     find_mosquitto()
     out = str(tmp_path / "report")
-    process = subprocess.Popen(
-        program("demo", "--out", out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    process.stdout.readline()  # the devices are being started
-    time.sleep(1.0)
-    os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    before = signal.getsignal(signal.SIGINT)
+    # A shell that starts the tests in the background has them, and their children, ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            program("demo", "--out", out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
+        assert process.stdout is not None
+        process.stdout.readline()  # the devices are being started
+        time.sleep(1.0)
+        os.kill(process.pid, signal.SIGINT)
+        try:
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
     # Where the interrupt crossed an exec() of text, as in an import, CPython ends itself by the
     # signal after our return: a shell shows 130 for both.
     assert process.returncode in (130, -signal.SIGINT)
