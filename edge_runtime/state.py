@@ -6,13 +6,14 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sparsyfed.edge_runtime import container
 from sparsyfed.edge_runtime.container import DenseTensor, SparseTensor
 from sparsyfed.edge_runtime.errors import FormatError, InputError
 from sparsyfed.edge_runtime.files import write_atomic
 from sparsyfed.edge_runtime.format import Content
+from sparsyfed.edge_runtime.sparse_model import SparseModel
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -21,7 +22,7 @@ __all__ = ["DenseTensor", "SparseTensor", "State"]
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class State(SparseModel):
     """Values and support of a model's parameters, in the order of its artifact.
 
     Prunable weights hold v, from which a session computes w = sign(v)|v|^beta. The arrays must not
@@ -80,25 +81,6 @@ class State:
             assert self._support_id is not None
         return self._support_id
 
-    @property
-    def positions(self) -> int:
-        """Number of prunable positions, stored or not."""
-        return container.positions(self.tensors)
-
-    @property
-    def nonzeros(self) -> int:
-        """Number of stored entries of the prunable weights: the size of the support."""
-        return container.nonzeros(self.tensors)
-
-    @property
-    def density(self) -> float:
-        """Stored share of the prunable positions; 0 where there are none."""
-        return self.nonzeros / self.positions if self.positions else 0.0
-
-    def csr(self) -> dict[str, Any]:
-        """Prunable weights as `{name: scipy.sparse.csr_array}` of float32 v. Needs SciPy."""
-        return csr_arrays(self.tensors)
-
     def with_values(
         self,
         values: Sequence[array[float]],
@@ -120,18 +102,3 @@ class State:
         state = State(tensors, self.round if round is None else round)
         object.__setattr__(state, "_support_id", self._support_id)
         return state
-
-
-def csr_arrays(tensors: Sequence[SparseTensor | DenseTensor]) -> dict[str, Any]:
-    """Copies of the sparse tensors as `{name: scipy.sparse.csr_array}` of float32. Needs SciPy."""
-    from scipy.sparse import csr_array  # noqa: PLC0415 - a device has no SciPy and needs none
-
-    return {
-        tensor.name: csr_array(
-            (tensor.value, tensor.column, tensor.row_pointer),
-            shape=(tensor.rows, tensor.columns),
-            copy=True,
-        )
-        for tensor in tensors
-        if isinstance(tensor, SparseTensor)
-    }

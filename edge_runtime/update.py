@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sparsyfed.edge_runtime import _native, container
 from sparsyfed.edge_runtime.errors import InputError
 from sparsyfed.edge_runtime.format import Codec, Content, ValueType
-from sparsyfed.edge_runtime.state import DenseTensor, SparseTensor, State, csr_arrays
+from sparsyfed.edge_runtime.sparse_model import SparseModel
+from sparsyfed.edge_runtime.state import DenseTensor, SparseTensor, State
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 
 @dataclass(frozen=True, slots=True)
-class SparseUpdate:
+class SparseUpdate(SparseModel):
     """Trained values at the kept part of the support, with the round and support they came from.
 
     `support_id` is that of the state that training began with. Raises InputError when a name occurs
@@ -54,25 +55,6 @@ class SparseUpdate:
         return container.encode(
             Content.UPDATE, self.tensors, self.round, self.support_id, with_names=False
         )
-
-    @property
-    def positions(self) -> int:
-        """Number of prunable positions, kept or not."""
-        return container.positions(self.tensors)
-
-    @property
-    def nonzeros(self) -> int:
-        """Number of kept entries of the prunable weights."""
-        return container.nonzeros(self.tensors)
-
-    @property
-    def density(self) -> float:
-        """Kept share of the prunable positions; 0 where there are none."""
-        return self.nonzeros / self.positions if self.positions else 0.0
-
-    def csr(self) -> dict[str, Any]:
-        """Prunable weights as `{name: scipy.sparse.csr_array}` of float32 v. Needs SciPy."""
-        return csr_arrays(self.tensors)
 
 
 def require_choice(argument: str, got: str, choices: list[str]) -> None:
