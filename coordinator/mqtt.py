@@ -114,6 +114,8 @@ class BrokerLink:
         properties.SessionExpiryInterval = self._session_expiry_s
         self._client.disconnect(properties=properties)
         self._client.loop_stop()
+        # paho closes the sockets that wake its thread only here, or when it is collected some day.
+        self._client.reinitialise()
 
     def receive(self, timeout_s: float) -> Received | None:
         """The next message, CONNECTED whenever the link stands again, or None after `timeout_s` seconds."""

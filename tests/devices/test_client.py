@@ -110,6 +110,7 @@ class Coordinator:
     def close(self) -> None:
         self._client.disconnect()
         self._client.loop_stop()
+        self._client.reinitialise()  # closes the sockets that woke its thread
 
 
 @pytest.fixture
