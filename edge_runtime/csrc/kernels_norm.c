@@ -115,14 +115,14 @@ void sfd_batch_norm_backward(const struct sfd_view *x, uint32_t n, const float *
         if (!dx)
             continue;
         scale = (weight ? weight[channel] : 1.0f) * inverse;
-        shift = scale * (sum / (float)count);
-        slope = scale * (product / (float)count) * inverse * inverse;
+        shift = sum / (float)count;
+        slope = product / (float)count * inverse * inverse;
         if (accumulate)
             for (i = 0u; i < count; ++i)
-                dx[start + i] += scale * out[i] - shift - slope * (in[i] - mean);
+                dx[start + i] += scale * ((out[i] - shift) - slope * (in[i] - mean));
         else
             for (i = 0u; i < count; ++i)
-                dx[start + i] = scale * out[i] - shift - slope * (in[i] - mean);
+                dx[start + i] = scale * ((out[i] - shift) - slope * (in[i] - mean));
     }
 }
 
