@@ -48,6 +48,7 @@ class ErrorCode(enum.IntEnum):
     ERR_SUPPORT = -16
     ERR_CODEC = -17
     ERR_CAPACITY = -18
+    ERR_KERNELS = -19
 
 
 WITHOUT_PLACE = (ErrorCode.ERR_ARGUMENT, ErrorCode.ERR_ARENA, ErrorCode.ERR_BATCH)
@@ -68,6 +69,17 @@ class BufferKind(enum.IntEnum):
     STATISTICS = 8
     GRADIENT = 9
     SCRATCH = 10
+
+
+class KernelSet(enum.IntEnum):
+    """The kernel sets: `enum sfd_kernel_set`."""
+
+    AUTOMATIC = 0
+    PORTABLE = 1
+    SSE2 = 2
+    AVX2 = 3
+    AVX512 = 4
+    NEON = 5
 
 
 class Target(enum.IntEnum):
@@ -99,6 +111,12 @@ class Buffer(ctypes.Structure):
         ("kind", ctypes.c_uint16),
         ("owner", ctypes.c_uint16),
     )
+
+
+class Options(ctypes.Structure):
+    """How a session runs: `struct sfd_options`."""
+
+    _fields_ = (("kernels", ctypes.c_int32),)
 
 
 class MultiplyAdds(ctypes.Structure):
@@ -155,23 +173,26 @@ _SIZE = ctypes.c_size_t
 _U32 = ctypes.c_uint32
 _BYTES = (_ADDRESS, _SIZE)
 _PROBLEM = ctypes.POINTER(Problem)
+_OPTIONS = ctypes.POINTER(Options)
 _LOSS = ctypes.POINTER(ctypes.c_float)
 _BATCH = (_ADDRESS, _ADDRESS, _ADDRESS, ctypes.c_int, _U32)
 
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "sfd_error_string": (ctypes.c_char_p, (ctypes.c_int,)),
+    "sfd_kernels_available": (ctypes.c_int, (ctypes.c_int32,)),
+    "sfd_kernels_name": (ctypes.c_char_p, (ctypes.c_int32,)),
     "sfd_artifact_check": (ctypes.c_int, (*_BYTES, _PROBLEM)),
     "sfd_container_check": (ctypes.c_int, (*_BYTES, _PROBLEM)),
     "sfd_update_check": (ctypes.c_int, (*_BYTES, *_BYTES, _PROBLEM)),
     "sfd_workspace_bytes": (ctypes.c_int, (*_BYTES, ctypes.POINTER(ctypes.c_uint64), _PROBLEM)),
     "sfd_plan": (
         ctypes.c_int,
-        (*_BYTES, *_BYTES, _U32, *_BYTES, ctypes.POINTER(Plan), _PROBLEM),
+        (*_BYTES, *_BYTES, _U32, _OPTIONS, *_BYTES, ctypes.POINTER(Plan), _PROBLEM),
     ),
     "sfd_plan_buffer": (ctypes.c_int, (_ADDRESS, _U32, ctypes.POINTER(Buffer))),
     "sfd_open": (
         ctypes.c_int,
-        (*_BYTES, *_BYTES, _U32, *_BYTES, ctypes.POINTER(_ADDRESS), _PROBLEM),
+        (*_BYTES, *_BYTES, _U32, _OPTIONS, *_BYTES, ctypes.POINTER(_ADDRESS), _PROBLEM),
     ),
     "sfd_step": (ctypes.c_int, (*_BATCH, ctypes.c_float, ctypes.c_float, _LOSS)),
     "sfd_gradients": (ctypes.c_int, (*_BATCH, _LOSS)),
@@ -229,6 +250,7 @@ def raise_error(code: int, subject: str, problem: Problem | None = None) -> NoRe
             | ErrorCode.ERR_LABEL
             | ErrorCode.ERR_BATCH
             | ErrorCode.ERR_CAPACITY
+            | ErrorCode.ERR_KERNELS
         ):
             raise InputError(message)
         case _:

@@ -14,6 +14,7 @@ from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.container import MAX_U32
 from sparsyfed.edge_runtime.errors import InputError
 from sparsyfed.edge_runtime.format import NONE
+from sparsyfed.edge_runtime.kernels import find_kernels
 from sparsyfed.edge_runtime.state import State
 
 
@@ -29,7 +30,11 @@ class MultiplyAdds:
     * linear: forward = B · stored entries;
     * d_input is the same for every layer whose input depends on a trainable parameter; the others,
       such as those that read the model's input, need none;
-    * d_weight is the same as forward: every layer multiplies its saved input unpacked.
+    * d_weight is the same as forward where a layer keeps its whole input. Where it keeps the
+      largest k of e elements, only those are multiplied, and how many of them lie at the border
+      depends on the data: the number is the expectation floor(forward · k / e), as if all places
+      were equally likely. `Session.counters` has what was done. Kernels that find it faster to
+      multiply the zeros too do as much as forward.
     """
 
     forward: int
@@ -111,13 +116,22 @@ def table(rows: Sequence[tuple[str, int]], totals: Sequence[int]) -> str:
 
 
 def plan(
-    artifact: str | Path | bytes | Artifact, state: State | bytes, batch_size: int
+    artifact: str | Path | bytes | Artifact,
+    state: State | bytes,
+    batch_size: int,
+    *,
+    kernels: str | None = None,
 ) -> MemoryPlan:
     """Plan training `state` with batches of up to `batch_size` examples; allocates none of it.
 
+    `kernels` is as in `Session.open`. The vectorised sets all take the same memory, the portable
+    one has scratch of its own: "portable" plans for a microboard.
+
     Raises FormatError for a malformed artifact or state, MismatchError when they don't belong
-    together, InputError for a batch size out of range or one whose arena would pass 4 GiB.
+    together, InputError for a batch size out of range or one whose arena would pass 4 GiB, and for
+    kernels that are not available.
     """
+    options = _native.Options(kernels=find_kernels(kernels))
     structure = Artifact.of(artifact).encode()
     state_bytes = state.encode() if isinstance(state, State) else state
     core = _native.library()
@@ -133,7 +147,7 @@ def plan(
         state_place = (_native.address(memoryview(state_bytes)), len(state_bytes))
         examples = min(max(batch_size, 0), MAX_U32)
         code = core.sfd_plan(
-            *(*place, *state_place, examples),
+            *(*place, *state_place, examples, options),
             *(workspace.address, workspace.size, planned, problem),
         )
         if code:

@@ -18,6 +18,7 @@ from sparsyfed.edge_runtime.buffers import contiguous, described
 from sparsyfed.edge_runtime.container import FLOAT_BYTES, column_type
 from sparsyfed.edge_runtime.errors import ArenaError, BackendError, InputError
 from sparsyfed.edge_runtime.format import CONTAINER_HEADER, Content, Loss, ParameterKind
+from sparsyfed.edge_runtime.kernels import find_kernels, kernels_name
 from sparsyfed.edge_runtime.plan import plan
 from sparsyfed.edge_runtime.state import DenseTensor, SparseTensor, State
 from sparsyfed.edge_runtime.update import SparseUpdate
@@ -74,8 +75,17 @@ class Session:
     on.
     """
 
-    def __init__(self, artifact: Artifact, state: bytes, batch_size: int, arena_bytes: int) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        state: bytes,
+        batch_size: int,
+        arena_bytes: int,
+        kernels: _native.KernelSet,
+    ) -> None:
         self.artifact = artifact
+        self.kernels = kernels_name(kernels)
+        """Name of the kernel set in use."""
         self.batch_size = batch_size
         self._core = _native.library()
         self._round = int(CONTAINER_HEADER.unpack_from(state)[3])
@@ -88,7 +98,8 @@ class Session:
         code = self._core.sfd_open(
             *(_native.address(memoryview(encoded)), len(encoded)),
             *(_native.address(memoryview(state)), len(state)),
-            *(batch_size, self._arena.address, arena_bytes, self._handle, problem),
+            *(batch_size, _native.Options(kernels=kernels)),
+            *(self._arena.address, arena_bytes, self._handle, problem),
         )
         if code:
             self.close()
@@ -102,20 +113,28 @@ class Session:
         batch_size: int = 16,
         backend: str = "native",
         arena_bytes: int | None = None,
+        *,
+        kernels: str | None = None,
     ) -> Session:
         """Session for training `state` with batches of up to `batch_size` examples.
 
         The arena has `arena_bytes`, or the planned size where that is not over
         DEFAULT_ARENA_LIMIT: an artifact from elsewhere can't take more without being asked to.
+
+        `kernels` names the kernel set: "portable", which gives the same bits on every machine, or
+        the vectorised "sse2", "avx2", "avx512" or "neon", which agree with it within rounding.
+        None takes the one that the environment variable SPARSYFED_KERNELS names, or else the best
+        one that library and processor have.
+
         Raises FormatError for a malformed artifact or state, MismatchError when they don't belong
         together, ArenaError when the arena is smaller than planned or the system does not give it,
-        BackendError when the backend is not there.
+        BackendError when the backend is not there, InputError for kernels that are not available.
         """
         if backend not in BACKENDS:
             raise BackendError(f"got backend {backend!r}, available: {', '.join(BACKENDS)}")
         structure = Artifact.of(artifact)
         state_bytes = state.encode() if isinstance(state, State) else state
-        wanted = plan(structure, state_bytes, batch_size).arena_bytes
+        wanted = plan(structure, state_bytes, batch_size, kernels=kernels).arena_bytes
         if arena_bytes is None:
             if wanted > DEFAULT_ARENA_LIMIT:
                 raise ArenaError(
@@ -132,7 +151,7 @@ class Session:
                 got=arena_bytes,
                 wanted=wanted,
             )
-        return cls(structure, state_bytes, batch_size, arena_bytes)
+        return cls(structure, state_bytes, batch_size, arena_bytes, find_kernels(kernels))
 
     def __enter__(self) -> Self:
         return self

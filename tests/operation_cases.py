@@ -115,7 +115,7 @@ TIE_CASES = (
 """Operations that are exact on integers: where they decide, many values are equal or at the edge."""
 
 
-def tie_case(name: str) -> tuple[Model, Floats, NDArray[Any]]:
+def tie_case(name: str, examples: int = 6) -> tuple[Model, Floats, NDArray[Any]]:
     """Return the net of an operation with weights of one, and a batch of small integers."""
     artifact = operation_case(name)
     tensors: list[SparseTensor | DenseTensor] = []
@@ -133,6 +133,6 @@ def tie_case(name: str) -> tuple[Model, Floats, NDArray[Any]]:
         tensors.append(SparseTensor(parameter.name, rows, columns, pointer, column, value))
     rng = np.random.default_rng(0)
     entry, output = artifact.tensors[0], artifact.tensors[artifact.output]
-    x = rng.integers(-4, 5, (6, *entry.shape)).astype(np.float32)
-    y = rng.integers(-2, 3, (6, *output.shape)).astype(np.float32)
+    x = rng.integers(-4, 5, (examples, *entry.shape)).astype(np.float32)
+    y = rng.integers(-2, 3, (examples, *output.shape)).astype(np.float32)
     return Model(artifact, State(tuple(tensors))), x, y

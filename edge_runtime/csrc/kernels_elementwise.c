@@ -127,19 +127,22 @@ void sfd_add_into(const float *x, uint32_t count, float *y)
         y[i] += x[i];
 }
 
-/* The gradient of a channel's bias is the sum over its run of pixels and images. */
-void sfd_bias_backward(const float *dy, uint32_t channels, uint32_t run, float *d_bias)
+/* The gradient of a channel's bias is the sum over its pixels and images. */
+void sfd_bias_backward(const struct sfd_channels *shape, const float *dy, uint32_t n, float *d_bias)
 {
-    uint32_t channel, i, j;
+    uint32_t channel, first, i, j;
 
-    for (channel = 0u; channel < channels; ++channel) {
-        const float *in = dy + (size_t)channel * run;
+    for (channel = 0u; channel < shape->channels; ++channel) {
         float lane[8] = {0.0f};
-        for (i = 0u; i < run - run % 8u; i += 8u)
-            for (j = 0u; j < 8u; ++j)
+        for (first = 0u; first < n; first += SFD_BLOCK) {
+            uint32_t run = shape->pixels * sfd_block_images(n, first);
+            const float *in = dy + sfd_channel_start(shape, n, first, channel);
+            for (i = 0u; i < run - run % 8u; i += 8u)
+                for (j = 0u; j < 8u; ++j)
+                    lane[j] += in[i + j];
+            for (j = 0u; i + j < run; ++j)
                 lane[j] += in[i + j];
-        for (j = 0u; i + j < run; ++j)
-            lane[j] += in[i + j];
+        }
         d_bias[channel] = ((lane[0] + lane[4]) + (lane[1] + lane[5])) +
                           ((lane[2] + lane[6]) + (lane[3] + lane[7]));
     }

@@ -1,7 +1,16 @@
-/* Losses over the model's output: value c of image i lies at [c * n + i]. */
+/* Losses over the model's output, in blocks of interleaved images. */
 #include <string.h>
 
 #include "sfd_internal.h"
+
+/* Where the first value of an image lies; `step` is the distance to the next one. */
+static size_t image_start(uint32_t size, uint32_t n, uint32_t image, uint32_t *step)
+{
+    uint32_t first = image / SFD_BLOCK * SFD_BLOCK;
+
+    *step = sfd_block_images(n, first);
+    return (size_t)first * size + (image - first);
+}
 
 /* Mean of log(sum(exp(z))) - z[label]; the gradient is (softmax(z) - onehot(label)) / n. */
 float sfd_cross_entropy(const float *logits, const void *labels, enum sfd_target target, uint32_t n,
@@ -12,23 +21,25 @@ float sfd_cross_entropy(const float *logits, const void *labels, enum sfd_target
 
     *correct = 0u;
     for (row = 0u; row < n; ++row) {
-        const float *z = logits + row;
-        uint32_t best = 0u, label;
+        uint32_t best = 0u, label, step;
+        size_t start = image_start(classes, n, row, &step);
+        const float *z = logits + start;
         float sum = 0.0f, top;
         label = target == SFD_TARGET_INT64 ? (uint32_t)((const int64_t *)labels)[row]
                                            : (uint32_t)((const int32_t *)labels)[row];
         for (c = 1u; c < classes; ++c)
-            if (z[(size_t)c * n] > z[(size_t)best * n])
+            if (z[(size_t)c * step] > z[(size_t)best * step])
                 best = c;
-        top = z[(size_t)best * n];
+        top = z[(size_t)best * step];
         for (c = 0u; c < classes; ++c)
-            sum += sfd_exp(z[(size_t)c * n] - top);
-        loss += sfd_log(sum) - (z[(size_t)label * n] - top);
+            sum += sfd_exp(z[(size_t)c * step] - top);
+        loss += sfd_log(sum) - (z[(size_t)label * step] - top);
         *correct += best == label;
         if (gradient)
             for (c = 0u; c < classes; ++c)
-                gradient[(size_t)c * n + row] =
-                    (sfd_exp(z[(size_t)c * n] - top) / sum - (c == label ? 1.0f : 0.0f)) / (float)n;
+                gradient[start + (size_t)c * step] =
+                    (sfd_exp(z[(size_t)c * step] - top) / sum - (c == label ? 1.0f : 0.0f)) /
+                    (float)n;
     }
     return loss / (float)n;
 }
@@ -41,9 +52,11 @@ float sfd_mean_squared_error(const float *output, const float *target, uint32_t 
     float loss = 0.0f, count = (float)n * (float)size;
 
     for (row = 0u; row < n; ++row) {
+        uint32_t step;
+        size_t start = image_start(size, n, row, &step);
         float part = 0.0f;
         for (i = 0u; i < size; ++i) {
-            size_t at = (size_t)i * n + row;
+            size_t at = start + (size_t)i * step;
             float d = output[at] - target[(size_t)row * size + i];
             part += d * d;
             if (gradient)

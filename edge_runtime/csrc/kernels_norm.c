@@ -40,13 +40,12 @@ static float sum_shifted(const float *x, uint32_t count, float shift, int square
     return total;
 }
 
-/* Sums of dy and of dy * (x - mean) over one run. */
+/* Add the sums of dy and of dy * (x - mean) over one run. */
 static void sum_products(const float *x, const float *dy, uint32_t count, float mean, float *sum,
                          float *product)
 {
     uint32_t start, i, j;
 
-    *sum = *product = 0.0f;
     for (start = 0u; start < count; start += RUN * LANES) {
         float lane[LANES] = {0.0f}, cross[LANES] = {0.0f};
         uint32_t length = count - start < RUN * LANES ? count - start : RUN * LANES;
@@ -66,63 +65,104 @@ static void sum_products(const float *x, const float *dy, uint32_t count, float 
     }
 }
 
-void sfd_batch_norm_moments(const struct sfd_view *x, uint32_t n, float *moments)
+/* The sum over a channel in all blocks. */
+static float channel_sum(const struct sfd_channels *shape, const float *x, uint32_t n,
+                         uint32_t channel, float shift, int squared)
 {
-    uint32_t channel, count = x->height * x->width * n;
+    float total = 0.0f;
+    uint32_t first;
 
-    for (channel = 0u; channel < x->channels; ++channel) {
-        const float *in = x->data + (size_t)channel * x->channel_stride;
+    for (first = 0u; first < n; first += SFD_BLOCK)
+        total += sum_shifted(x + sfd_channel_start(shape, n, first, channel),
+                             shape->pixels * sfd_block_images(n, first), shift, squared);
+    return total;
+}
+
+void sfd_batch_norm_moments(const struct sfd_channels *shape, const float *x, uint32_t n,
+                            float *moments)
+{
+    uint32_t channel;
+    float count = (float)(shape->pixels * n);
+
+    for (channel = 0u; channel < shape->channels; ++channel) {
         /* Shifted by one of the values: the mean of equal values is exact, and that of values far
          * from zero keeps its digits. */
-        float mean = in[0] + sum_shifted(in, count, in[0], 0) / (float)count;
+        float shift = x[sfd_channel_start(shape, n, 0u, channel)];
+        float mean = shift + channel_sum(shape, x, n, channel, shift, 0) / count;
         moments[channel] = mean;
-        moments[x->channels + channel] = sum_shifted(in, count, mean, 1) / (float)count;
+        moments[shape->channels + channel] = channel_sum(shape, x, n, channel, mean, 1) / count;
     }
 }
 
-void sfd_batch_norm_forward(const struct sfd_view *x, uint32_t n, const float *mean,
-                            const float *variance, float epsilon, const float *weight,
-                            const float *bias, float *y)
+void sfd_batch_norm_forward(const struct sfd_channels *shape, const float *x, uint32_t n,
+                            const float *mean, const float *variance, float epsilon,
+                            const float *weight, const float *bias, float *y)
 {
-    uint32_t channel, i, count = x->height * x->width * n;
+    uint32_t channel, first, i;
 
-    for (channel = 0u; channel < x->channels; ++channel) {
-        const float *in = x->data + (size_t)channel * x->channel_stride;
-        float *out = y + (size_t)channel * x->channel_stride;
+    for (channel = 0u; channel < shape->channels; ++channel) {
         float scale = (weight ? weight[channel] : 1.0f) / sqrtf(variance[channel] + epsilon);
         float shift = bias ? bias[channel] : 0.0f, centre = mean[channel];
-        for (i = 0u; i < count; ++i)
-            out[i] = (in[i] - centre) * scale + shift;
+        for (first = 0u; first < n; first += SFD_BLOCK) {
+            size_t start = sfd_channel_start(shape, n, first, channel);
+            uint32_t count = shape->pixels * sfd_block_images(n, first);
+            const float *in = x + start;
+            float *out = y + start;
+            for (i = 0u; i < count; ++i)
+                out[i] = (in[i] - centre) * scale + shift;
+        }
     }
 }
 
-void sfd_batch_norm_backward(const struct sfd_view *x, uint32_t n, const float *moments,
-                             float epsilon, const float *weight, const float *dy, float *dx,
-                             int accumulate, float *d_weight, float *d_bias)
-{
-    uint32_t channel, i, count = x->height * x->width * n;
+/* The gradient of a batch norm's input over one run. */
+struct run_gradient {
+    float mean, scale, shift, slope;
+};
 
-    for (channel = 0u; channel < x->channels; ++channel) {
-        size_t start = (size_t)channel * x->channel_stride;
-        const float *in = x->data + start, *out = dy + start;
-        float mean = moments[channel], sum, product, scale, shift, slope;
-        float inverse = 1.0f / sqrtf(moments[x->channels + channel] + epsilon);
-        sum_products(in, out, count, mean, &sum, &product);
+static void run_backward(const struct run_gradient *run, const float *x, const float *dy,
+                         uint32_t count, float *dx, int accumulate)
+{
+    const float mean = run->mean, scale = run->scale, shift = run->shift, slope = run->slope;
+    uint32_t i;
+
+    if (accumulate)
+        for (i = 0u; i < count; ++i)
+            dx[i] += scale * ((dy[i] - shift) - slope * (x[i] - mean));
+    else
+        for (i = 0u; i < count; ++i)
+            dx[i] = scale * ((dy[i] - shift) - slope * (x[i] - mean));
+}
+
+void sfd_batch_norm_backward(const struct sfd_channels *shape, const float *x, uint32_t n,
+                             const float *moments, float epsilon, const float *weight,
+                             const float *dy, float *dx, int accumulate, float *d_weight,
+                             float *d_bias)
+{
+    uint32_t channel, first;
+    float count = (float)(shape->pixels * n);
+
+    for (channel = 0u; channel < shape->channels; ++channel) {
+        float sum = 0.0f, product = 0.0f;
+        float inverse = 1.0f / sqrtf(moments[shape->channels + channel] + epsilon);
+        struct run_gradient run;
+        run.mean = moments[channel];
+        for (first = 0u; first < n; first += SFD_BLOCK) {
+            size_t start = sfd_channel_start(shape, n, first, channel);
+            sum_products(x + start, dy + start, shape->pixels * sfd_block_images(n, first),
+                         run.mean, &sum, &product);
+        }
         if (d_weight)
             d_weight[channel] = product * inverse;
         if (d_bias)
             d_bias[channel] = sum;
-        if (!dx)
-            continue;
-        scale = (weight ? weight[channel] : 1.0f) * inverse;
-        shift = sum / (float)count;
-        slope = product / (float)count * inverse * inverse;
-        if (accumulate)
-            for (i = 0u; i < count; ++i)
-                dx[start + i] += scale * ((out[i] - shift) - slope * (in[i] - mean));
-        else
-            for (i = 0u; i < count; ++i)
-                dx[start + i] = scale * ((out[i] - shift) - slope * (in[i] - mean));
+        run.scale = (weight ? weight[channel] : 1.0f) * inverse;
+        run.shift = sum / count;
+        run.slope = product / count * inverse * inverse;
+        for (first = 0u; dx != NULL && first < n; first += SFD_BLOCK) {
+            size_t start = sfd_channel_start(shape, n, first, channel);
+            run_backward(&run, x + start, dy + start, shape->pixels * sfd_block_images(n, first),
+                         dx + start, accumulate);
+        }
     }
 }
 
@@ -175,8 +215,8 @@ static inline void set_forward(const struct sfd_norm *norm, uint32_t set, const 
     }
 }
 
-void sfd_norm_forward(const struct sfd_norm *norm, const float *x, uint32_t n, float epsilon,
-                      const float *weight, const float *bias, float *moments, float *y)
+static void block_forward(const struct sfd_norm *norm, const float *x, uint32_t n, float epsilon,
+                          const float *weight, const float *bias, float *moments, float *y)
 {
     uint32_t set, first;
 
@@ -193,6 +233,17 @@ void sfd_norm_forward(const struct sfd_norm *norm, const float *x, uint32_t n, f
                 set_forward(norm, set, x + start, n, lanes, weight, bias, mean, inverse, y + start);
             }
         }
+}
+
+void sfd_norm_forward(const struct sfd_norm *norm, const float *x, uint32_t n, float epsilon,
+                      const float *weight, const float *bias, float *moments, float *y)
+{
+    const size_t size = (size_t)norm->sets * norm->elements;
+    uint32_t first;
+
+    for (first = 0u; first < n; first += SFD_BLOCK)
+        block_forward(norm, x + first * size, sfd_block_images(n, first), epsilon, weight, bias,
+                      moments + (size_t)first * 2u * norm->sets, y + first * size);
 }
 
 /* The gradients of one set for `lanes` images. */
@@ -238,20 +289,12 @@ static inline void set_backward(const struct sfd_norm *norm, uint32_t set, const
     }
 }
 
-void sfd_norm_backward(const struct sfd_norm *norm, const float *x, uint32_t n,
-                       const float *moments, const float *weight, const float *dy, float *dx,
-                       int accumulate, float *d_weight, float *d_bias)
+static void block_backward(const struct sfd_norm *norm, const float *x, uint32_t n,
+                           const float *moments, const float *weight, const float *dy, float *dx,
+                           int accumulate, float *d_weight, float *d_bias)
 {
-    uint32_t set, first, i, coefficients = norm->elements / norm->span;
+    uint32_t set, first;
 
-    if (norm->affine_step != 0u)
-        coefficients *= norm->sets;
-    for (i = 0u; i < coefficients; ++i) {
-        if (d_weight)
-            d_weight[i] = 0.0f;
-        if (d_bias)
-            d_bias[i] = 0.0f;
-    }
     for (set = 0u; set < norm->sets; ++set)
         for (first = 0u; first < n; first += LANES) {
             uint32_t lanes = n - first < LANES ? n - first : LANES;
@@ -265,4 +308,25 @@ void sfd_norm_backward(const struct sfd_norm *norm, const float *x, uint32_t n,
                 set_backward(norm, set, x + start, n, lanes, weight, mean, inverse, dy + start, out,
                              accumulate, d_weight, d_bias);
         }
+}
+
+void sfd_norm_backward(const struct sfd_norm *norm, const float *x, uint32_t n,
+                       const float *moments, const float *weight, const float *dy, float *dx,
+                       int accumulate, float *d_weight, float *d_bias)
+{
+    const size_t size = (size_t)norm->sets * norm->elements;
+    uint32_t first, i, coefficients = norm->elements / norm->span;
+
+    if (norm->affine_step != 0u)
+        coefficients *= norm->sets;
+    for (i = 0u; i < coefficients; ++i) {
+        if (d_weight)
+            d_weight[i] = 0.0f;
+        if (d_bias)
+            d_bias[i] = 0.0f;
+    }
+    for (first = 0u; first < n; first += SFD_BLOCK)
+        block_backward(norm, x + first * size, sfd_block_images(n, first),
+                       moments + (size_t)first * 2u * norm->sets, weight, dy + first * size,
+                       dx ? dx + first * size : NULL, accumulate, d_weight, d_bias);
 }

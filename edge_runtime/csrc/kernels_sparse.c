@@ -1,9 +1,9 @@
-/* Portable sparse kernels: convolution and linear over the nonzeros of the weight.
+/* Portable kernels over the nonzeros alone: forward, gradient of the input, and gradient of the
+ * weight from a dense input. That from a packed input is in kernels_packed.c.
  *
- * The images of a batch are interleaved: the n values of one pixel lie side by side, so that a row
- * of pixels is one run of floats and each nonzero does a long, plain loop whatever the image's
- * size. Each output element is the sum over the nonzeros of its row in CSR order, so that the
- * result does not depend on how a loop is vectorised. */
+ * A row of pixels of a block is one run of floats, so that each nonzero does a long, plain loop
+ * whatever the image's size. Each output element is the sum over the nonzeros of its row in CSR
+ * order, so that the result does not depend on how a loop is vectorised. */
 #include "sfd_internal.h"
 
 /* Partial sums of a dot product: fixed, so that the order of additions is the same everywhere. */
@@ -22,46 +22,94 @@ void sfd_valid_range(uint32_t in, uint32_t out, uint32_t stride, uint32_t paddin
         *low = *high;
 }
 
-/* The pixels that one nonzero touches: `lines` rows of `count` pixels, from an offset in the input
- * and one in the output. */
+/* The pixels that a nonzero touches, by its place in the kernel: `lines` rows of `count` pixels.
+ * Offsets are in pixels, from the first one of the channel. */
 struct window {
-    uint32_t count, lines;
-    size_t in_start, out_start;
+    uint32_t count, lines, in_start, out_start;
 };
 
-static void window_find(const struct sfd_convolution *shape, const struct sfd_support *support,
-                        uint32_t row, uint32_t column, const struct sfd_view *in,
-                        const struct sfd_view *out, uint32_t n, struct window *window)
-{
-    uint32_t area = shape->kernel_h * shape->kernel_w, rest = column % area;
-    uint32_t group = row / (support->rows / shape->groups);
-    uint32_t channel = group * (in->channels / shape->groups) + column / area;
-    uint32_t offset_y = rest / shape->kernel_w * shape->dilation_h;
-    uint32_t offset_x = rest % shape->kernel_w * shape->dilation_w;
-    uint32_t y_low, y_high, x_low, x_high;
+/* One pass over one block of images. Runs and steps are in floats. */
+struct pass {
+    const struct sfd_layer *layer;
+    const struct window *windows;
+    uint32_t area, group_rows, group_channels;
+    uint32_t images, in_run, out_run, out_line;
+    size_t step, line_step;
+};
 
-    sfd_valid_range(in->height, out->height, shape->stride_h, shape->padding_h, offset_y, &y_low,
-                    &y_high);
-    sfd_valid_range(in->width, out->width, shape->stride_w, shape->padding_w, offset_x, &x_low,
-                    &x_high);
-    window->count = x_high - x_low;
-    window->lines = y_high - y_low;
-    window->in_start = window->out_start = 0u;
-    if (window->count == 0u || window->lines == 0u) {
-        window->lines = 0u;
-        return;
+static void windows_find(const struct sfd_layer *layer, struct window *window)
+{
+    const struct sfd_convolution *shape = &layer->shape;
+    uint32_t ky, kx, y_low, y_high, x_low, x_high;
+
+    for (ky = 0u; ky < shape->kernel_h; ++ky)
+        for (kx = 0u; kx < shape->kernel_w; ++kx, ++window) {
+            uint32_t offset_y = ky * shape->dilation_h, offset_x = kx * shape->dilation_w;
+            sfd_valid_range(layer->in_height, layer->out_height, shape->stride_h, shape->padding_h,
+                            offset_y, &y_low, &y_high);
+            sfd_valid_range(layer->in_width, layer->out_width, shape->stride_w, shape->padding_w,
+                            offset_x, &x_low, &x_high);
+            memset(window, 0, sizeof *window);
+            if (y_low == y_high || x_low == x_high)
+                continue;
+            window->count = x_high - x_low;
+            window->lines = y_high - y_low;
+            window->in_start =
+                (y_low * shape->stride_h + offset_y - shape->padding_h) * layer->in_width +
+                (x_low * shape->stride_w + offset_x - shape->padding_w);
+            window->out_start = y_low * layer->out_width + x_low;
+            if (shape->stride_h == 1u && shape->stride_w == 1u &&
+                window->count == layer->out_width && layer->in_width == layer->out_width) {
+                window->count *= window->lines; /* the rows lie end to end: one long row */
+                window->lines = 1u;
+            }
+        }
+}
+
+static struct pass pass_begin(const struct sfd_layer *layer, void *scratch)
+{
+    const struct sfd_convolution *shape = &layer->shape;
+    struct pass pass;
+
+    memset(&pass, 0, sizeof pass);
+    windows_find(layer, scratch);
+    pass.layer = layer;
+    pass.windows = scratch;
+    pass.area = shape->kernel_h * shape->kernel_w;
+    pass.group_rows = layer->support.rows / shape->groups;
+    pass.group_channels = layer->in_channels / shape->groups;
+    return pass;
+}
+
+static void pass_block(struct pass *pass, uint32_t images)
+{
+    const struct sfd_layer *layer = pass->layer;
+
+    pass->images = images;
+    pass->in_run = layer->in_height * layer->in_width * images;
+    pass->out_run = layer->out_height * layer->out_width * images;
+    pass->out_line = layer->out_width * images;
+    pass->step = (size_t)layer->shape.stride_w * images;
+    pass->line_step = (size_t)layer->shape.stride_h * layer->in_width * images;
+}
+
+/* The window of nonzero k, and where it begins in the input and in the output of the block. */
+static inline const struct window *window_find(const struct pass *pass, uint32_t row, uint32_t k,
+                                               size_t *in, size_t *out)
+{
+    uint32_t column = sfd_column(&pass->layer->support, k), place = 0u;
+    const struct window *window;
+
+    if (pass->area > 1u) {
+        place = column % pass->area;
+        column /= pass->area;
     }
-    window->in_start =
-        (size_t)channel * in->channel_stride +
-        (size_t)(y_low * shape->stride_h + offset_y - shape->padding_h) * in->row_stride +
-        (size_t)(x_low * shape->stride_w + offset_x - shape->padding_w) * n;
-    window->out_start =
-        (size_t)row * out->channel_stride + (size_t)y_low * out->row_stride + (size_t)x_low * n;
-    if (shape->stride_h == 1u && shape->stride_w == 1u && window->count == out->width &&
-        in->row_stride == out->width * n && out->row_stride == out->width * n) {
-        window->count *= window->lines; /* the rows lie end to end in both images: one long row */
-        window->lines = 1u;
-    }
+    window = &pass->windows[place];
+    if (pass->layer->shape.groups > 1u)
+        column += row / pass->group_rows * pass->group_channels;
+    *in = (size_t)column * pass->in_run + (size_t)window->in_start * pass->images;
+    *out = (size_t)row * pass->out_run + (size_t)window->out_start * pass->images;
+    return window;
 }
 
 /* y += w * x over `count` pixels; the pixels of x are `step` floats apart. */
@@ -134,160 +182,137 @@ static float lanes_sum(const float *lane)
            ((lane[2] + lane[6]) + (lane[3] + lane[7]));
 }
 
-/* First nonzero of [low, high) in a row whose column is not below `column`. */
-static uint32_t row_search(const struct sfd_support *support, uint32_t low, uint32_t high,
-                           uint32_t column)
+static uint64_t block_forward(const struct pass *pass, const float *w, const float *bias,
+                              const float *x, float *y)
 {
-    while (low < high) {
-        uint32_t middle = low + (high - low) / 2u;
-        if (sfd_column(support, middle) < column)
-            low = middle + 1u;
-        else
-            high = middle;
-    }
-    return low;
-}
-
-static void fill_channel(const struct sfd_view *y, uint32_t channel, uint32_t n, float value)
-{
-    float *out = y->data + (size_t)channel * y->channel_stride;
-    uint32_t line, i;
-
-    for (line = 0u; line < y->height; ++line)
-        for (i = 0u; i < y->width * n; ++i)
-            out[(size_t)line * y->row_stride + i] = value;
-}
-
-static uint64_t convolution_forward(const struct sfd_convolution *shape,
-                                    const struct sfd_support *support, const float *w,
-                                    const float *bias, const struct sfd_view *x,
-                                    const struct sfd_view *y, uint32_t n)
-{
-    const size_t line_step = (size_t)shape->stride_h * x->row_stride;
-    const size_t step = (size_t)shape->stride_w * n;
+    const struct sfd_support *support = &pass->layer->support;
     uint64_t done = 0u;
-    uint32_t row, k, line;
+    uint32_t row, k, i, line;
 
     for (row = 0u; row < support->rows; ++row) {
-        fill_channel(y, row, n, bias ? bias[row] : 0.0f);
+        float start = bias ? bias[row] : 0.0f;
+        for (i = 0u; i < pass->out_run; ++i)
+            y[(size_t)row * pass->out_run + i] = start;
         for (k = support->row_pointer[row]; k < support->row_pointer[row + 1u]; ++k) {
-            struct window window;
-            window_find(shape, support, row, sfd_column(support, k), x, y, n, &window);
-            for (line = 0u; line < window.lines; ++line)
-                row_add(y->data + window.out_start + line * (size_t)y->row_stride,
-                        x->data + window.in_start + line * line_step, window.count, n, step, w[k]);
-            done += (uint64_t)window.count * window.lines * n;
+            size_t in, out;
+            const struct window *window = window_find(pass, row, k, &in, &out);
+            for (line = 0u; line < window->lines; ++line)
+                row_add(y + out + (size_t)line * pass->out_line, x + in + line * pass->line_step,
+                        window->count, pass->images, pass->step, w[k]);
+            done += (uint64_t)window->count * window->lines * pass->images;
         }
     }
     return done;
 }
 
-static uint64_t convolution_d_input(const struct sfd_convolution *shape,
-                                    const struct sfd_support *support, const float *w,
-                                    const struct sfd_view *dy, const struct sfd_view *dx,
-                                    uint32_t n)
+static uint64_t block_d_input(const struct pass *pass, const float *w, const float *dy, float *dx)
 {
-    const size_t line_step = (size_t)shape->stride_h * dx->row_stride;
-    const size_t step = (size_t)shape->stride_w * n;
+    const struct sfd_support *support = &pass->layer->support;
     uint64_t done = 0u;
     uint32_t row, k, line;
 
     for (row = 0u; row < support->rows; ++row)
         for (k = support->row_pointer[row]; k < support->row_pointer[row + 1u]; ++k) {
-            struct window window;
-            window_find(shape, support, row, sfd_column(support, k), dx, dy, n, &window);
-            for (line = 0u; line < window.lines; ++line)
-                row_scatter(dx->data + window.in_start + line * line_step,
-                            dy->data + window.out_start + line * (size_t)dy->row_stride,
-                            window.count, n, step, w[k]);
-            done += (uint64_t)window.count * window.lines * n;
+            size_t in, out;
+            const struct window *window = window_find(pass, row, k, &in, &out);
+            for (line = 0u; line < window->lines; ++line)
+                row_scatter(dx + in + line * pass->line_step,
+                            dy + out + (size_t)line * pass->out_line, window->count, pass->images,
+                            pass->step, w[k]);
+            done += (uint64_t)window->count * window->lines * pass->images;
         }
     return done;
 }
 
-static uint64_t convolution_d_weight(const struct sfd_convolution *shape,
-                                     const struct sfd_support *support, const struct sfd_view *x,
-                                     uint32_t first_channel, uint32_t last_channel,
-                                     const struct sfd_view *dy, float *gradient, uint32_t n)
+static uint64_t block_d_weight(const struct pass *pass, const float *x, const float *dy,
+                               float *gradient)
 {
-    const size_t line_step = (size_t)shape->stride_h * x->row_stride;
-    const size_t step = (size_t)shape->stride_w * n;
-    const size_t before = (size_t)first_channel * x->channel_stride;
-    uint32_t area = shape->kernel_h * shape->kernel_w, channels = x->channels / shape->groups;
+    const struct sfd_support *support = &pass->layer->support;
     uint64_t done = 0u;
     uint32_t row, k, line;
 
-    for (row = 0u; row < support->rows; ++row) {
-        uint32_t group_start = row / (support->rows / shape->groups) * channels;
-        uint32_t low = first_channel > group_start ? first_channel - group_start : 0u;
-        uint32_t high = last_channel > group_start ? last_channel - group_start : 0u;
-        uint32_t end = support->row_pointer[row + 1u];
-        high = high < channels ? high : channels;
-        if (low >= high)
-            continue;
-        for (k = row_search(support, support->row_pointer[row], end, low * area);
-             k < end && sfd_column(support, k) < high * area; ++k) {
-            struct window window;
-            float lane[LANES] = {0.0f};
-            window_find(shape, support, row, sfd_column(support, k), x, dy, n, &window);
-            for (line = 0u; line < window.lines; ++line)
-                row_dot(dy->data + window.out_start + line * (size_t)dy->row_stride,
-                        x->data + (window.in_start - before) + line * line_step, window.count, n,
-                        step, lane);
-            gradient[k] = lanes_sum(lane);
-            done += (uint64_t)window.count * window.lines * n;
-        }
-    }
-    return done;
-}
-
-static uint64_t linear_forward(const struct sfd_support *support, const float *w, const float *bias,
-                               const float *x, float *y, uint32_t n)
-{
-    uint32_t row, k, i;
-
-    for (row = 0u; row < support->rows; ++row) {
-        float *out = y + (size_t)row * n;
-        for (i = 0u; i < n; ++i)
-            out[i] = bias ? bias[row] : 0.0f;
-        for (k = support->row_pointer[row]; k < support->row_pointer[row + 1u]; ++k)
-            row_add(out, x + (size_t)sfd_column(support, k) * n, 1u, n, n, w[k]);
-    }
-    return (uint64_t)support->count * n;
-}
-
-static uint64_t linear_d_input(const struct sfd_support *support, const float *w, const float *dy,
-                               float *dx, uint32_t n)
-{
-    uint32_t row, k;
-
     for (row = 0u; row < support->rows; ++row)
-        for (k = support->row_pointer[row]; k < support->row_pointer[row + 1u]; ++k)
-            row_add(dx + (size_t)sfd_column(support, k) * n, dy + (size_t)row * n, 1u, n, n, w[k]);
-    return (uint64_t)support->count * n;
+        for (k = support->row_pointer[row]; k < support->row_pointer[row + 1u]; ++k) {
+            float lane[LANES] = {0.0f};
+            size_t in, out;
+            const struct window *window = window_find(pass, row, k, &in, &out);
+            for (line = 0u; line < window->lines; ++line)
+                row_dot(dy + out + (size_t)line * pass->out_line, x + in + line * pass->line_step,
+                        window->count, pass->images, pass->step, lane);
+            gradient[k] += lanes_sum(lane);
+            done += (uint64_t)window->count * window->lines * pass->images;
+        }
+    return done;
 }
 
-static uint64_t linear_d_weight(const struct sfd_support *support, const float *x, uint32_t first,
-                                uint32_t last, const float *dy, float *gradient, uint32_t n)
+static size_t in_size(const struct sfd_layer *layer)
 {
-    uint64_t done = 0u;
-    uint32_t row, k;
+    return (size_t)layer->in_channels * layer->in_height * layer->in_width;
+}
 
-    for (row = 0u; row < support->rows; ++row) {
-        uint32_t end = support->row_pointer[row + 1u];
-        for (k = row_search(support, support->row_pointer[row], end, first);
-             k < end && sfd_column(support, k) < last; ++k) {
-            float lane[LANES] = {0.0f};
-            run_dot(dy + (size_t)row * n, x + (size_t)(sfd_column(support, k) - first) * n, n,
-                    lane);
-            gradient[k] = lanes_sum(lane);
-            done += n;
-        }
+static size_t out_size(const struct sfd_layer *layer)
+{
+    return (size_t)layer->support.rows * layer->out_height * layer->out_width;
+}
+
+static uint64_t forward(const struct sfd_layer *layer, const float *w, const float *bias,
+                        const float *x, float *y, uint32_t n, void *scratch)
+{
+    struct pass pass = pass_begin(layer, scratch);
+    uint64_t done = 0u;
+    uint32_t first;
+
+    for (first = 0u; first < n; first += SFD_BLOCK) {
+        pass_block(&pass, sfd_block_images(n, first));
+        done +=
+            block_forward(&pass, w, bias, x + first * in_size(layer), y + first * out_size(layer));
     }
     return done;
 }
 
-const struct sfd_sparse_kernels sfd_kernels_portable = {
-    convolution_forward, convolution_d_input, convolution_d_weight,
-    linear_forward,      linear_d_input,      linear_d_weight,
+static uint64_t d_input(const struct sfd_layer *layer, const float *w, const float *dy, float *dx,
+                        int accumulate, uint32_t n, void *scratch)
+{
+    struct pass pass = pass_begin(layer, scratch);
+    uint64_t done = 0u;
+    uint32_t first;
+
+    if (!accumulate)
+        memset(dx, 0, n * in_size(layer) * sizeof *dx);
+    for (first = 0u; first < n; first += SFD_BLOCK) {
+        pass_block(&pass, sfd_block_images(n, first));
+        done += block_d_input(&pass, w, dy + first * out_size(layer), dx + first * in_size(layer));
+    }
+    return done;
+}
+
+static uint64_t d_weight(const struct sfd_layer *layer, const struct sfd_saved_input *x,
+                         const float *dy, float *gradient, uint32_t n, void *scratch)
+{
+    struct pass pass;
+    uint64_t done = 0u;
+    uint32_t first;
+
+    memset(gradient, 0, (size_t)layer->support.count * sizeof *gradient);
+    if (x->dense == NULL)
+        return sfd_packed_d_weight(layer, x, dy, gradient, n, scratch);
+    pass = pass_begin(layer, scratch);
+    for (first = 0u; first < n; first += SFD_BLOCK) {
+        pass_block(&pass, sfd_block_images(n, first));
+        done += block_d_weight(&pass, x->dense + first * in_size(layer),
+                               dy + first * out_size(layer), gradient);
+    }
+    return done;
+}
+
+static uint64_t scratch_bytes(const struct sfd_layer *layer, uint32_t n)
+{
+    uint64_t area = (uint64_t)layer->shape.kernel_h * layer->shape.kernel_w;
+    uint64_t windows = area * sizeof(struct window), packed = sfd_packed_scratch_bytes(layer, n);
+
+    return windows > packed ? windows : packed;
+}
+
+const struct sfd_kernels sfd_kernels_portable = {
+    "portable", scratch_bytes, forward, d_input, d_weight,
 };

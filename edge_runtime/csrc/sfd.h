@@ -3,10 +3,10 @@
  * The core allocates nothing. The caller gives one arena per session:
  *
  *     sfd_workspace_bytes(artifact, artifact_bytes, &workspace_bytes, NULL);
- *     sfd_plan(artifact, artifact_bytes, state, state_bytes, 16,
+ *     sfd_plan(artifact, artifact_bytes, state, state_bytes, 16, NULL,
  *              workspace, workspace_bytes, &plan, NULL);
  *     (take memory of plan.arena_bytes, aligned to SFD_ALIGNMENT)
- *     sfd_open(artifact, artifact_bytes, state, state_bytes, 16,
+ *     sfd_open(artifact, artifact_bytes, state, state_bytes, 16, NULL,
  *              arena, plan.arena_bytes, &session, NULL);
  *     sfd_step(session, x, y, SFD_TARGET_INT32, 16, 0.1f, 1e-3f, &loss);
  *     sfd_update_encode(session, &keep, 1, round, update, capacity, &update_bytes);
@@ -52,7 +52,8 @@
     X(ERR_BATCH, -15, "the batch is empty, or larger than planned for or supported")             \
     X(ERR_SUPPORT, -16, "the update holds an entry outside the support of its base")             \
     X(ERR_CODEC, -17, "the codec or value type is not known to this library")                    \
-    X(ERR_CAPACITY, -18, "the output buffer is too small")
+    X(ERR_CAPACITY, -18, "the output buffer is too small")                                       \
+    X(ERR_KERNELS, -19, "this build or this processor does not have the kernel set")
 
 #define SFD_ENUM_ERROR(name, code, text) SFD_##name = code,
 enum sfd_error { SFD_ERRORS(SFD_ENUM_ERROR) };
@@ -95,6 +96,24 @@ struct sfd_buffer {
                        index; 65535: none */
 };
 
+/* Kernel sets: name, code, text. The portable set gives the same bits on every machine; the others
+ * are vectorised, and agree with it within rounding. */
+#define SFD_KERNEL_SETS(X)       \
+    X(AUTOMATIC, 0, "automatic") \
+    X(PORTABLE, 1, "portable")   \
+    X(SSE2, 2, "sse2")           \
+    X(AVX2, 3, "avx2")           \
+    X(AVX512, 4, "avx512")       \
+    X(NEON, 5, "neon")
+
+#define SFD_ENUM_KERNELS(name, code, text) SFD_KERNELS_##name = code,
+enum sfd_kernel_set { SFD_KERNEL_SETS(SFD_ENUM_KERNELS) };
+
+/* How a session runs. Zeros are the defaults, as NULL is where a function takes options. */
+struct sfd_options {
+    int32_t kernels; /* enum sfd_kernel_set; automatic: the best one that is available */
+};
+
 /* Multiply-adds over the prunable layers. */
 struct sfd_multiply_adds {
     uint64_t forward;
@@ -109,7 +128,11 @@ struct sfd_plan {
                                  placement */
     uint32_t live_peak_step;
     uint32_t buffer_count;
-    struct sfd_multiply_adds step; /* of one training step with a full batch */
+    struct sfd_multiply_adds step; /* of one training step with a full batch: exact, but for
+                                      d_weight, which depends on where the kept inputs lie. There
+                                      it is the expectation, as if all places were equally likely:
+                                      for each layer, what it would be on the whole input times
+                                      kept / elements, rounded down */
 };
 
 struct sfd_counters {
@@ -137,6 +160,13 @@ struct sfd_session;
 
 SFD_API const char *sfd_error_string(int error);
 
+/* Whether this build and this processor have a set of enum sfd_kernel_set. */
+SFD_API int sfd_kernels_available(int32_t set);
+
+/* The name of a set; for SFD_KERNELS_AUTOMATIC of the one that it stands for here; NULL for a number
+ * that is no set. */
+SFD_API const char *sfd_kernels_name(int32_t set);
+
 /* Check an artifact (docs/format.md, section 1). `problem` may be NULL, here and below. */
 SFD_API int sfd_artifact_check(const uint8_t *artifact, size_t artifact_bytes,
                                struct sfd_problem *problem);
@@ -155,19 +185,23 @@ SFD_API int sfd_workspace_bytes(const uint8_t *artifact, size_t artifact_bytes, 
                                 struct sfd_problem *problem);
 
 /* Plan the memory and the work of training this state with batches of up to `batch` examples.
+ * Options may be NULL. SFD_ERR_KERNELS when the kernel set is not available, here and in sfd_open.
  * The workspace must be aligned to SFD_ALIGNMENT; it keeps the buffer list for sfd_plan_buffer. */
 SFD_API int sfd_plan(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *state,
-                     size_t state_bytes, uint32_t batch, void *workspace, size_t workspace_bytes,
-                     struct sfd_plan *plan, struct sfd_problem *problem);
+                     size_t state_bytes, uint32_t batch, const struct sfd_options *options,
+                     void *workspace, size_t workspace_bytes, struct sfd_plan *plan,
+                     struct sfd_problem *problem);
 
 /* Buffer `index` < plan.buffer_count of the plan just made in this workspace. */
 SFD_API int sfd_plan_buffer(const void *workspace, uint32_t index, struct sfd_buffer *buffer);
 
-/* Open a session in the arena. Artifact and state are copied: the caller may free them.
+/* Open a session in the arena. Artifact and state are copied: the caller may free them. The arena
+ * must have been planned with the same options.
  * For SFD_ERR_ARENA, problem->got and ->wanted are the bytes given and needed. */
 SFD_API int sfd_open(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *state,
-                     size_t state_bytes, uint32_t batch, void *arena, size_t arena_bytes,
-                     struct sfd_session **session, struct sfd_problem *problem);
+                     size_t state_bytes, uint32_t batch, const struct sfd_options *options,
+                     void *arena, size_t arena_bytes, struct sfd_session **session,
+                     struct sfd_problem *problem);
 
 /* One SGD step on n examples: x is n images in NCHW order, y n labels or n target vectors.
  * v <- v - learning_rate * (dL/dv + weight_decay * v); likewise the dense parameters. */

@@ -13,6 +13,12 @@
 #include "sfd_parse.h"
 
 #define SFD_HISTOGRAM_BINS 256u
+
+/* A batch is cut into blocks of this many images; the last one may have fewer. Blocks follow each
+ * other in memory. Within one the images are interleaved: the values of one pixel lie side by side,
+ * pixels follow in rows, rows in channels. So a channel of a block is one run of floats, and a
+ * kernel meets the same widths whatever the batch. */
+#define SFD_BLOCK 16u
 #define SFD_INFINITY HUGE_VALF
 
 /* One planned region of the arena: the compact form of struct sfd_buffer. */
@@ -48,7 +54,7 @@ struct sfd_node {
     uint16_t saved;   /* SAVED_INPUT region; SFD_NONE: the input itself is kept */
     uint16_t mask;    /* MASK region: bits of a rectifier, winners of a max pool */
     uint16_t moments; /* STATISTICS region of a norm */
-    uint16_t scratch; /* one unpacked block of channels */
+    uint16_t forward_scratch, backward_scratch; /* SCRATCH regions of the kernels; SFD_NONE: none */
     uint8_t delivery0, delivery1;
     uint8_t has_backward;
 };
@@ -62,7 +68,7 @@ struct sfd_slot {
     uint16_t index; /* sparse: INDEX region: row pointers, then columns */
 };
 
-struct sfd_sparse_kernels;
+struct sfd_kernels;
 
 struct sfd_session {
     struct sfd_node *nodes;
@@ -73,8 +79,8 @@ struct sfd_session {
     uint32_t loss, output, batch, round, positions;
     float beta;
     uint8_t support_id[8];
-    const struct sfd_sparse_kernels *kernels;
-    struct sfd_multiply_adds per_example;
+    const struct sfd_kernels *kernels;
+    struct sfd_multiply_adds planned; /* of one training step with a full batch */
     struct sfd_counters counters;
     uint8_t *arena;
     const float *input; /* the caller's image, during a call with a batch of one */
@@ -88,13 +94,18 @@ struct sfd_support {
     uint32_t rows, columns, count, index_width;
 };
 
-/* A batch of n images, interleaved: the n values of a pixel lie side by side, pixels follow in
- * rows. Strides are in floats, so that a layout with borders fits the same kernels. */
+/* A tensor over one block of images. Strides are in floats. */
 struct sfd_view {
     float *data;
     uint32_t channels, height, width;
     uint32_t channel_stride, row_stride;
 };
+
+/* Images of the block that begins at image `first` of a batch of n. */
+static inline uint32_t sfd_block_images(uint32_t n, uint32_t first)
+{
+    return n - first < SFD_BLOCK ? n - first : SFD_BLOCK;
+}
 
 /* The geometry of a convolution. */
 struct sfd_convolution {
@@ -102,32 +113,55 @@ struct sfd_convolution {
         dilation_w;
 };
 
-/* Kernels over the nonzeros alone. w and gradient run over the support in CSR order.
- * forward: y = bias + W x. d_input: dx += W^T dy. d_weight: gradient = dy x^T at the nonzeros whose
- * input channel (linear: input element) is in [first, last); x begins at channel `first`.
- * Each returns the multiply-adds that it did. */
-struct sfd_sparse_kernels {
-    uint64_t (*convolution_forward)(const struct sfd_convolution *shape,
-                                    const struct sfd_support *support, const float *w,
-                                    const float *bias, const struct sfd_view *x,
-                                    const struct sfd_view *y, uint32_t n);
-    uint64_t (*convolution_d_input)(const struct sfd_convolution *shape,
-                                    const struct sfd_support *support, const float *w,
-                                    const struct sfd_view *dy, const struct sfd_view *dx,
-                                    uint32_t n);
-    uint64_t (*convolution_d_weight)(const struct sfd_convolution *shape,
-                                     const struct sfd_support *support, const struct sfd_view *x,
-                                     uint32_t first, uint32_t last, const struct sfd_view *dy,
-                                     float *gradient, uint32_t n);
-    uint64_t (*linear_forward)(const struct sfd_support *support, const float *w, const float *bias,
-                               const float *x, float *y, uint32_t n);
-    uint64_t (*linear_d_input)(const struct sfd_support *support, const float *w, const float *dy,
-                               float *dx, uint32_t n);
-    uint64_t (*linear_d_weight)(const struct sfd_support *support, const float *x, uint32_t first,
-                                uint32_t last, const float *dy, float *gradient, uint32_t n);
+/* A convolution or linear layer as the kernels see it. A linear layer is a 1x1 convolution on images
+ * of one pixel whose channels are its inputs. */
+struct sfd_layer {
+    struct sfd_convolution shape;
+    struct sfd_support support; /* its rows are the output channels */
+    uint32_t in_channels, in_height, in_width, out_height, out_width;
 };
 
-extern const struct sfd_sparse_kernels sfd_kernels_portable;
+/* What the forward kept of a layer's input: all of it, or the kept values and the bitmask of their
+ * places, both in the order of memory. */
+struct sfd_saved_input {
+    const float *dense; /* NULL: packed */
+    const float *values;
+    const uint32_t *mask;
+    uint32_t kept;
+};
+
+/* One set of kernels over the nonzeros alone. w and gradient run over the support in CSR order, n is
+ * the images of the batch, in all its blocks. Scratch is aligned to SFD_ALIGNMENT. Each pass returns
+ * the multiply-adds that it did. */
+struct sfd_kernels {
+    const char *name;
+    /* Bytes of scratch that any of the three passes may use, a multiple of 4. They follow from the sizes alone (the
+     * support's arrays are not there yet), do not fall as n grows, and are the same for all sets of
+     * vectorised kernels. */
+    uint64_t (*scratch_bytes)(const struct sfd_layer *layer, uint32_t n);
+    /* y = bias + W x; bias may be NULL. */
+    uint64_t (*forward)(const struct sfd_layer *layer, const float *w, const float *bias,
+                        const float *x, float *y, uint32_t n, void *scratch);
+    /* dx = W^T dy, or dx += W^T dy to accumulate. */
+    uint64_t (*d_input)(const struct sfd_layer *layer, const float *w, const float *dy, float *dx,
+                        int accumulate, uint32_t n, void *scratch);
+    /* gradient = dy x^T at the nonzeros. */
+    uint64_t (*d_weight)(const struct sfd_layer *layer, const struct sfd_saved_input *x,
+                         const float *dy, float *gradient, uint32_t n, void *scratch);
+};
+
+/* The portable set: the oracle of all others, and what microboards run. The same bits on every
+ * machine; its d_weight multiplies only the kept entries of a packed input. */
+extern const struct sfd_kernels sfd_kernels_portable;
+
+/* kernels_packed.c: add the weight gradient of a packed input. */
+uint64_t sfd_packed_scratch_bytes(const struct sfd_layer *layer, uint32_t n);
+uint64_t sfd_packed_d_weight(const struct sfd_layer *layer, const struct sfd_saved_input *x,
+                             const float *dy, float *gradient, uint32_t n, void *scratch);
+
+/* sfd_dispatch.c: the kernels of an enum sfd_kernel_set, NULL where this build or this processor
+ * does not have them. */
+const struct sfd_kernels *sfd_kernels_find(int32_t set);
 
 static inline uint32_t sfd_column(const struct sfd_support *support, uint32_t k)
 {
@@ -144,16 +178,21 @@ void sfd_valid_range(uint32_t in, uint32_t out, uint32_t stride, uint32_t paddin
 uint64_t sfd_tables_bytes(const struct sfd_artifact_view *artifact);
 struct sfd_session *sfd_tables_build(const struct sfd_artifact_view *artifact,
                                      const struct sfd_container_view *state, uint32_t batch,
-                                     void *memory);
+                                     const struct sfd_kernels *kernels, void *memory);
+
+/* The sizes of a convolution or linear layer; its support's arrays are left NULL. */
+struct sfd_layer sfd_layer_sizes(const struct sfd_session *session,
+                                 const struct sfd_operation *operation);
 
 #define SFD_MAX_BATCH 65535u
 
 /* sfd_plan.c: check artifact and state, build the tables at `memory` and plan. The one way into a
  * session. */
 int sfd_prepare(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *state,
-                size_t state_bytes, uint32_t batch, void *memory, size_t memory_bytes,
-                struct sfd_session **session, struct sfd_container_view *state_view,
-                struct sfd_plan *plan, struct sfd_problem *problem);
+                size_t state_bytes, uint32_t batch, const struct sfd_options *options, void *memory,
+                size_t memory_bytes, struct sfd_session **session,
+                struct sfd_container_view *state_view, struct sfd_plan *plan,
+                struct sfd_problem *problem);
 
 /* More than this no offset can say. */
 #define SFD_ARENA_LIMIT UINT32_C(0xffffffc0)
@@ -175,10 +214,6 @@ int sfd_memory_plan(struct sfd_session *session, uint64_t tables_bytes, struct s
 /* Entries of a layer's input that are kept for the weight gradient: ceil(size * support /
  * positions). */
 uint32_t sfd_keep_count(const struct sfd_slot *weight, uint64_t input_elements);
-
-/* Channels (linear: elements) of a packed input that the backward unpacks at a time. */
-uint32_t sfd_block_channels(const struct sfd_session *session,
-                            const struct sfd_operation *operation);
 
 /* sfd_run.c */
 void sfd_forward(struct sfd_session *session, const float *x, uint32_t n, int training);
@@ -204,11 +239,16 @@ float *sfd_tensor_data(const struct sfd_session *session, uint32_t tensor);
 uint64_t sfd_packed_bytes(uint32_t keep, uint64_t elements);
 void sfd_pack(const float *x, uint32_t size, uint32_t n, uint32_t keep, uint32_t *histogram,
               void *packed);
-uint32_t sfd_unpack(const void *packed, uint32_t keep, uint32_t first, uint32_t elements,
-                    uint32_t taken, float *x);
 
 /* Bit j of a mask word; a table instead of a shift lets the compiler use vectors everywhere. */
 extern const uint32_t sfd_mask_bit[32];
+
+/* Place of the lowest set bit, by a De Bruijn sequence: C99 has no instruction for it. */
+extern const uint8_t sfd_bit_place[32];
+static inline uint32_t sfd_lowest_bit(uint32_t bits)
+{
+    return sfd_bit_place[((bits & (0u - bits)) * UINT32_C(0x077cb531)) >> 27];
+}
 
 /* Bits of |x|: floats order as their bit patterns once the sign is gone. */
 static inline uint32_t sfd_magnitude(float x)
@@ -241,18 +281,33 @@ void sfd_powerprop_forward(const float *v, float *w, uint32_t count, float beta)
 void sfd_powerprop_backward(const float *v, float *gradient, uint32_t count, float beta);
 int sfd_all_finite(const float *x, uint64_t count);
 
+/* A tensor whose channels are treated alike, wherever their pixels lie. */
+struct sfd_channels {
+    uint32_t channels, pixels;
+};
+
+/* Where the run of one channel begins in the block that begins at image `first`. */
+static inline size_t sfd_channel_start(const struct sfd_channels *shape, uint32_t n, uint32_t first,
+                                       uint32_t channel)
+{
+    return ((size_t)first * shape->channels + (size_t)channel * sfd_block_images(n, first)) *
+           shape->pixels;
+}
+
 /* kernels_norm.c. Batch norm's moments: the means of all channels, then their variances. */
-void sfd_batch_norm_moments(const struct sfd_view *x, uint32_t n, float *moments);
-void sfd_batch_norm_forward(const struct sfd_view *x, uint32_t n, const float *mean,
-                            const float *variance, float epsilon, const float *weight,
-                            const float *bias, float *y);
-void sfd_batch_norm_backward(const struct sfd_view *x, uint32_t n, const float *moments,
-                             float epsilon, const float *weight, const float *dy, float *dx,
-                             int accumulate, float *d_weight, float *d_bias);
+void sfd_batch_norm_moments(const struct sfd_channels *shape, const float *x, uint32_t n,
+                            float *moments);
+void sfd_batch_norm_forward(const struct sfd_channels *shape, const float *x, uint32_t n,
+                            const float *mean, const float *variance, float epsilon,
+                            const float *weight, const float *bias, float *y);
+void sfd_batch_norm_backward(const struct sfd_channels *shape, const float *x, uint32_t n,
+                             const float *moments, float epsilon, const float *weight,
+                             const float *dy, float *dx, int accumulate, float *d_weight,
+                             float *d_bias);
 
 /* Group and layer norm: `sets` of `elements` consecutive elements of an image are normalised, each
  * `span` of them share an affine coefficient, and the next set's coefficients begin `affine_step`
- * on. moments: for each set the n means, then the n inverse deviations. */
+ * on. moments: block by block, for each set the means of its images, then the inverse deviations. */
 struct sfd_norm {
     uint32_t sets, elements, span, affine_step;
 };
@@ -272,7 +327,8 @@ void sfd_smooth_backward(const struct sfd_operation *operation, const float *x, 
                          uint32_t count, float *dx, int accumulate);
 void sfd_add_forward(const float *a, const float *b, uint32_t count, float *y);
 void sfd_add_into(const float *x, uint32_t count, float *y);
-void sfd_bias_backward(const float *dy, uint32_t channels, uint32_t run, float *d_bias);
+void sfd_bias_backward(const struct sfd_channels *shape, const float *dy, uint32_t n,
+                       float *d_bias);
 
 /* kernels_pool.c */
 void sfd_max_pool_forward(const struct sfd_operation *operation, const struct sfd_view *x,

@@ -6,8 +6,6 @@
  * input's own region ends with its last forward reader. */
 #include "sfd_internal.h"
 
-#define BLOCK_ELEMENTS 2048u
-
 static uint32_t backward_step(const struct sfd_session *session, uint32_t node)
 {
     return 2u * session->operation_count - node;
@@ -113,32 +111,25 @@ static void plan_persistent(struct sfd_session *session, uint64_t tables_bytes)
     }
 }
 
-/* A linear layer takes each element as a channel. */
-static uint32_t input_channels(const struct sfd_operation *operation, const struct sfd_value *in)
+/* A sparse layer: its packed input, and scratch for its kernels in each of its two steps. */
+static void plan_layer(struct sfd_session *session, uint32_t index)
 {
-    return operation->kind == SFD_OPERATION_LINEAR ? in->size : in->channels;
-}
+    struct sfd_node *node = &session->nodes[index];
+    const struct sfd_operation *operation = &node->operation;
+    struct sfd_layer layer = sfd_layer_sizes(session, operation);
+    uint64_t elements = sfd_batch_elements(session, operation->input0);
+    uint64_t scratch = session->kernels->scratch_bytes(&layer, session->batch);
+    uint32_t keep = sfd_keep_count(&session->slots[operation->weight], elements);
+    uint32_t end = backward_step(session, index);
 
-/* All channels of a small image, one of a large one, so that finding the nonzeros of each block
- * costs little beside multiplying them. */
-uint32_t sfd_block_channels(const struct sfd_session *session,
-                            const struct sfd_operation *operation)
-{
-    const struct sfd_value *in = &session->values[operation->input0];
-    uint32_t channels = input_channels(operation, in);
-    uint32_t run = in->size / channels * session->batch;
-    uint32_t block = (BLOCK_ELEMENTS + run - 1u) / run;
-
-    return block < channels ? block : channels;
-}
-
-static uint64_t unpacked_bytes(const struct sfd_session *session,
-                               const struct sfd_operation *operation)
-{
-    const struct sfd_value *in = &session->values[operation->input0];
-
-    return (uint64_t)sfd_block_channels(session, operation) *
-           (in->size / input_channels(operation, in)) * session->batch * 4u;
+    if (keep > 0u && keep < elements)
+        node->saved = region_add(session, SFD_BUFFER_SAVED_INPUT, index,
+                                 sfd_packed_bytes(keep, elements), index, end);
+    if (scratch > 0u) {
+        node->forward_scratch =
+            region_add(session, SFD_BUFFER_SCRATCH, index, scratch, index, index);
+        node->backward_scratch = region_add(session, SFD_BUFFER_SCRATCH, index, scratch, end, end);
+    }
 }
 
 /* What an operation keeps between its forward and its backward, beside its input. */
@@ -152,16 +143,9 @@ static void plan_kept(struct sfd_session *session, uint32_t index)
 
     switch (operation->kind) {
     case SFD_OPERATION_CONVOLUTION:
-    case SFD_OPERATION_LINEAR: {
-        uint32_t keep = sfd_keep_count(&session->slots[operation->weight], in);
-        if (keep > 0u && keep < in) {
-            node->saved = region_add(session, SFD_BUFFER_SAVED_INPUT, index,
-                                     sfd_packed_bytes(keep, in), index, end);
-            node->scratch = region_add(session, SFD_BUFFER_SCRATCH, index,
-                                       unpacked_bytes(session, operation), end, end);
-        }
+    case SFD_OPERATION_LINEAR:
+        plan_layer(session, index);
         break;
-    }
     case SFD_OPERATION_BATCH_NORM: /* the running statistics move with the parameter update */
         node->moments = region_add(session, SFD_BUFFER_STATISTICS, index,
                                    (uint64_t)session->values[operation->input0].channels * 8u,

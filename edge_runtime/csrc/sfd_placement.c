@@ -1,16 +1,18 @@
 /* Where each region lies: persistent ones first, then those that share memory over time. */
 #include "sfd_internal.h"
 
-#define REGION_ALIGNMENT 16u
+/* Persistent regions are many and small. In the others a vectorised kernel wants every pixel of a
+ * full block, 64 bytes, on a cache line of its own. */
+#define PERSISTENT_ALIGNMENT 16u
 
 static uint64_t region_end(const struct sfd_region *region)
 {
     return (uint64_t)region->offset + region->bytes;
 }
 
-static uint64_t align(uint64_t bytes)
+static uint64_t align(uint64_t bytes, uint64_t alignment)
 {
-    return (bytes + REGION_ALIGNMENT - 1u) / REGION_ALIGNMENT * REGION_ALIGNMENT;
+    return (bytes + alignment - 1u) / alignment * alignment;
 }
 
 static int is_persistent(const struct sfd_region *region)
@@ -29,9 +31,9 @@ static uint64_t place_persistent(struct sfd_session *session)
         if (!is_persistent(region))
             continue;
         region->offset = cursor > SFD_ARENA_LIMIT ? SFD_ARENA_LIMIT : (uint32_t)cursor;
-        cursor = align(cursor + region->bytes);
+        cursor = align(cursor + region->bytes, PERSISTENT_ALIGNMENT);
     }
-    return cursor;
+    return align(cursor, SFD_ALIGNMENT);
 }
 
 /* Put one region into the lowest gap that is free while it is alive. The list of placed regions is
@@ -48,8 +50,8 @@ static int place_region(struct sfd_session *session, uint32_t index, uint64_t ba
             continue;
         if (cursor + region->bytes <= other->offset)
             break;
-        if (cursor < align(region_end(other)))
-            cursor = align(region_end(other));
+        if (cursor < region_end(other))
+            cursor = align(region_end(other), SFD_ALIGNMENT);
     }
     if (cursor + region->bytes > SFD_ARENA_LIMIT)
         return SFD_ERR_LIMIT;
@@ -158,9 +160,7 @@ int sfd_memory_plan(struct sfd_session *session, uint64_t tables_bytes, struct s
             plan->arena_bytes = region_end(&session->regions[i]);
     plan->transient_bytes = plan->arena_bytes > base ? plan->arena_bytes - base : 0u;
     plan->buffer_count = session->region_count;
-    plan->step.forward = session->per_example.forward * session->batch;
-    plan->step.d_input = session->per_example.d_input * session->batch;
-    plan->step.d_weight = session->per_example.d_weight * session->batch;
+    plan->step = session->planned;
     measure_live_peak(session, plan);
     return SFD_OK;
 }

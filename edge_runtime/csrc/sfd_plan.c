@@ -21,16 +21,21 @@ int sfd_workspace_bytes(const uint8_t *artifact, size_t artifact_bytes, uint64_t
 }
 
 int sfd_prepare(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *state,
-                size_t state_bytes, uint32_t batch, void *memory, size_t memory_bytes,
-                struct sfd_session **session, struct sfd_container_view *state_view,
-                struct sfd_plan *plan, struct sfd_problem *problem)
+                size_t state_bytes, uint32_t batch, const struct sfd_options *options, void *memory,
+                size_t memory_bytes, struct sfd_session **session,
+                struct sfd_container_view *state_view, struct sfd_plan *plan,
+                struct sfd_problem *problem)
 {
+    const struct sfd_kernels *kernels =
+        sfd_kernels_find(options == NULL ? SFD_KERNELS_AUTOMATIC : options->kernels);
     struct sfd_artifact_view artifact_view;
     uint64_t tables;
     int error;
 
     if (!is_aligned(memory))
         return sfd_fail(problem, SFD_ERR_ARGUMENT, 0u, 0u, SFD_ALIGNMENT);
+    if (kernels == NULL)
+        return sfd_fail(problem, SFD_ERR_KERNELS, 0u, (uint32_t)options->kernels, 0u);
     if (batch == 0u || batch > SFD_MAX_BATCH)
         return sfd_fail(problem, SFD_ERR_BATCH, 0u, batch, SFD_MAX_BATCH);
     error = sfd_artifact_open(artifact, artifact_bytes, &artifact_view, problem);
@@ -43,21 +48,21 @@ int sfd_prepare(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *s
     tables = sfd_tables_bytes(&artifact_view);
     if (tables > memory_bytes)
         return sfd_fail(problem, SFD_ERR_ARENA, 0u, (uint32_t)memory_bytes, (uint32_t)tables);
-    *session = sfd_tables_build(&artifact_view, state_view, batch, memory);
+    *session = sfd_tables_build(&artifact_view, state_view, batch, kernels, memory);
     error = sfd_memory_plan(*session, tables, plan);
     return error == SFD_OK ? SFD_OK : sfd_fail(problem, error, 0u, 0u, 0u);
 }
 
 int sfd_plan(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *state,
-             size_t state_bytes, uint32_t batch, void *workspace, size_t workspace_bytes,
-             struct sfd_plan *plan, struct sfd_problem *problem)
+             size_t state_bytes, uint32_t batch, const struct sfd_options *options, void *workspace,
+             size_t workspace_bytes, struct sfd_plan *plan, struct sfd_problem *problem)
 {
     struct sfd_session *session;
     struct sfd_container_view state_view;
 
     if (plan == NULL)
         return sfd_fail(problem, SFD_ERR_ARGUMENT, 0u, 0u, 0u);
-    return sfd_prepare(artifact, artifact_bytes, state, state_bytes, batch, workspace,
+    return sfd_prepare(artifact, artifact_bytes, state, state_bytes, batch, options, workspace,
                        workspace_bytes, &session, &state_view, plan, problem);
 }
 

@@ -46,59 +46,61 @@ static float *dense_gradient(const struct sfd_session *session, uint32_t paramet
     return parameter == SFD_NONE ? NULL : sfd_slot_gradient(session, &session->slots[parameter]);
 }
 
-static struct sfd_view tensor_view(const struct sfd_session *session, uint32_t tensor, float *data,
-                                   uint32_t n)
+/* One block of a tensor. */
+static struct sfd_view block_view(const struct sfd_session *session, uint32_t tensor, float *data,
+                                  uint32_t n, uint32_t first)
 {
     const struct sfd_value *value = &session->values[tensor];
+    uint32_t images = sfd_block_images(n, first);
     struct sfd_view view;
 
-    view.data = data;
+    view.data = data + (size_t)first * value->size;
     view.channels = value->channels;
     view.height = value->height;
     view.width = value->width;
-    view.row_stride = value->width * n;
-    view.channel_stride = value->height * value->width * n;
+    view.row_stride = value->width * images;
+    view.channel_stride = value->height * value->width * images;
     return view;
 }
 
-static struct sfd_convolution convolution_shape(const struct sfd_operation *operation)
+static struct sfd_channels channels_of(const struct sfd_value *value)
 {
-    struct sfd_convolution shape;
+    struct sfd_channels shape;
 
-    shape.groups = operation->groups;
-    shape.kernel_h = operation->kernel_h;
-    shape.kernel_w = operation->kernel_w;
-    shape.stride_h = operation->stride_h;
-    shape.stride_w = operation->stride_w;
-    shape.padding_h = operation->padding_h;
-    shape.padding_w = operation->padding_w;
-    shape.dilation_h = operation->dilation_h;
-    shape.dilation_w = operation->dilation_w;
+    shape.channels = value->channels;
+    shape.pixels = value->height * value->width;
     return shape;
 }
 
-static void sparse_forward(struct sfd_session *session, const struct sfd_node *node,
-                           const struct sfd_view *x, const struct sfd_view *y, uint32_t n,
-                           int training)
+/* How much of its scratch a kernel writes depends on the data. The last word is written here, so
+ * that a measured arena counts the region whole. */
+static void *scratch_data(const struct sfd_session *session, uint32_t region)
+{
+    uint32_t *scratch;
+
+    if (region == SFD_NONE)
+        return NULL;
+    scratch = sfd_region_data(session, region);
+    scratch[session->regions[region].bytes / sizeof *scratch - 1u] = 0u;
+    return scratch;
+}
+
+static void sparse_forward(struct sfd_session *session, const struct sfd_node *node, const float *x,
+                           float *y, uint32_t n, int training)
 {
     const struct sfd_operation *operation = &node->operation;
     const struct sfd_slot *slot = &session->slots[operation->weight];
-    const float *bias = parameter_data(session, operation->bias);
     float *w = sfd_region_data(session, slot->working);
     uint64_t *done = training ? &session->counters.done.forward : &session->counters.evaluation;
-    struct sfd_support support;
+    struct sfd_layer layer = sfd_layer_sizes(session, operation);
 
-    sfd_slot_support(session, slot, &support);
+    sfd_slot_support(session, slot, &layer.support);
     sfd_powerprop_forward(sfd_region_data(session, slot->value), w, slot->count, session->beta);
-    if (operation->kind == SFD_OPERATION_LINEAR) {
-        *done += session->kernels->linear_forward(&support, w, bias, x->data, y->data, n);
-    } else {
-        struct sfd_convolution shape = convolution_shape(operation);
-        *done += session->kernels->convolution_forward(&shape, &support, w, bias, x, y, n);
-    }
+    *done += session->kernels->forward(&layer, w, parameter_data(session, operation->bias), x, y, n,
+                                       scratch_data(session, node->forward_scratch));
     if (training && node->saved != SFD_NONE) {
         uint32_t size = session->values[operation->input0].size;
-        sfd_pack(x->data, size, n, sfd_keep_count(slot, (uint64_t)size * n), session->histogram,
+        sfd_pack(x, size, n, sfd_keep_count(slot, (uint64_t)size * n), session->histogram,
                  sfd_region_data(session, node->saved));
     }
 }
@@ -121,25 +123,49 @@ static struct sfd_norm norm_shape(const struct sfd_operation *operation, const s
     return norm;
 }
 
-static void norm_forward(struct sfd_session *session, const struct sfd_node *node,
-                         const struct sfd_view *x, float *y, uint32_t n, int training)
+static void norm_forward(struct sfd_session *session, const struct sfd_node *node, const float *x,
+                         float *y, uint32_t n, int training)
 {
     const struct sfd_operation *operation = &node->operation;
+    const struct sfd_value *in = &session->values[operation->input0];
+    const struct sfd_channels shape = channels_of(in);
     const float *weight = parameter_data(session, operation->weight);
     const float *bias = parameter_data(session, operation->bias);
     float *moments = sfd_region_data(session, node->moments);
 
     if (operation->kind != SFD_OPERATION_BATCH_NORM) {
-        struct sfd_norm norm = norm_shape(operation, &session->values[operation->input0]);
-        sfd_norm_forward(&norm, x->data, n, operation->epsilon, weight, bias, moments, y);
+        struct sfd_norm norm = norm_shape(operation, in);
+        sfd_norm_forward(&norm, x, n, operation->epsilon, weight, bias, moments, y);
     } else if (training || operation->mean == SFD_NONE) {
-        sfd_batch_norm_moments(x, n, moments);
-        sfd_batch_norm_forward(x, n, moments, moments + x->channels, operation->epsilon, weight,
-                               bias, y);
+        sfd_batch_norm_moments(&shape, x, n, moments);
+        sfd_batch_norm_forward(&shape, x, n, moments, moments + shape.channels, operation->epsilon,
+                               weight, bias, y);
     } else {
-        sfd_batch_norm_forward(x, n, parameter_data(session, operation->mean),
+        sfd_batch_norm_forward(&shape, x, n, parameter_data(session, operation->mean),
                                parameter_data(session, operation->variance), operation->epsilon,
                                weight, bias, y);
+    }
+}
+
+/* Winners lie as the output does, one for each of its elements. */
+static void pool_forward(const struct sfd_session *session, const struct sfd_node *node, uint32_t n,
+                         uint16_t *winner)
+{
+    const struct sfd_operation *operation = &node->operation;
+    size_t size = session->values[operation->output].size;
+    float *x = sfd_tensor_data(session, operation->input0);
+    float *y = sfd_tensor_data(session, operation->output);
+    uint32_t first;
+
+    for (first = 0u; first < n; first += SFD_BLOCK) {
+        struct sfd_view in = block_view(session, operation->input0, x, n, first);
+        struct sfd_view out = block_view(session, operation->output, y, n, first);
+        uint32_t images = sfd_block_images(n, first);
+        if (operation->kind == SFD_OPERATION_MAX_POOL)
+            sfd_max_pool_forward(operation, &in, &out, images,
+                                 winner ? winner + first * size : NULL);
+        else
+            sfd_average_pool_forward(operation, &in, &out, images);
     }
 }
 
@@ -147,56 +173,57 @@ static void node_forward(struct sfd_session *session, const struct sfd_node *nod
                          int training)
 {
     const struct sfd_operation *operation = &node->operation;
-    struct sfd_view x =
-        tensor_view(session, operation->input0, sfd_tensor_data(session, operation->input0), n);
-    struct sfd_view y =
-        tensor_view(session, operation->output, sfd_tensor_data(session, operation->output), n);
+    const float *x = sfd_tensor_data(session, operation->input0);
+    float *y = sfd_tensor_data(session, operation->output);
     uint32_t count = n * session->values[operation->output].size;
     void *mask = training && node->mask != SFD_NONE ? sfd_region_data(session, node->mask) : NULL;
 
     switch (operation->kind) {
     case SFD_OPERATION_CONVOLUTION:
     case SFD_OPERATION_LINEAR:
-        sparse_forward(session, node, &x, &y, n, training);
+        sparse_forward(session, node, x, y, n, training);
         break;
     case SFD_OPERATION_BATCH_NORM:
     case SFD_OPERATION_GROUP_NORM:
     case SFD_OPERATION_LAYER_NORM:
-        norm_forward(session, node, &x, y.data, n, training);
+        norm_forward(session, node, x, y, n, training);
         break;
     case SFD_OPERATION_RELU:
-        sfd_rectifier_forward(x.data, count, SFD_INFINITY, mask, y.data);
+        sfd_rectifier_forward(x, count, SFD_INFINITY, mask, y);
         break;
     case SFD_OPERATION_RELU6:
-        sfd_rectifier_forward(x.data, count, 6.0f, mask, y.data);
+        sfd_rectifier_forward(x, count, 6.0f, mask, y);
         break;
     case SFD_OPERATION_GELU:
     case SFD_OPERATION_SILU:
-        sfd_smooth_forward(operation, x.data, count, y.data);
+        sfd_smooth_forward(operation, x, count, y);
         break;
     case SFD_OPERATION_MAX_POOL:
-        sfd_max_pool_forward(operation, &x, &y, n, mask);
-        break;
     case SFD_OPERATION_AVERAGE_POOL:
     case SFD_OPERATION_ADAPTIVE_AVERAGE_POOL:
-        sfd_average_pool_forward(operation, &x, &y, n);
+        pool_forward(session, node, n, mask);
         break;
     case SFD_OPERATION_ADD:
-        sfd_add_forward(x.data, sfd_tensor_data(session, operation->input1), count, y.data);
+        sfd_add_forward(x, sfd_tensor_data(session, operation->input1), count, y);
         break;
     default: /* a reshape is the same memory */
         break;
     }
 }
 
-/* Images in a row become interleaved. */
+/* Images in a row become interleaved blocks. */
 static void interleave(const float *x, uint32_t size, uint32_t n, float *y)
 {
-    uint32_t element, image;
+    uint32_t first, element, image;
 
-    for (element = 0u; element < size; ++element)
-        for (image = 0u; image < n; ++image)
-            y[(size_t)element * n + image] = x[(size_t)image * size + element];
+    for (first = 0u; first < n; first += SFD_BLOCK) {
+        uint32_t images = sfd_block_images(n, first);
+        const float *in = x + (size_t)first * size;
+        float *out = y + (size_t)first * size;
+        for (element = 0u; element < size; ++element)
+            for (image = 0u; image < images; ++image)
+                out[(size_t)element * images + image] = in[(size_t)image * size + element];
+    }
 }
 
 void sfd_forward(struct sfd_session *session, const float *x, uint32_t n, int training)
@@ -210,84 +237,88 @@ void sfd_forward(struct sfd_session *session, const float *x, uint32_t n, int tr
         node_forward(session, &session->nodes[i], n, training);
 }
 
-/* The weight gradient of a layer whose input was packed: unpack a block of channels, multiply, go
- * on to the next. */
-static void packed_d_weight(struct sfd_session *session, const struct sfd_node *node,
-                            const struct sfd_support *support, const struct sfd_view *x,
-                            const struct sfd_view *dy, float *gradient, uint32_t n)
+/* A layer without entries packs nothing, and reads nothing of x. */
+static struct sfd_saved_input saved_input(const struct sfd_session *session,
+                                          const struct sfd_node *node, const float *x, uint32_t n)
 {
-    const struct sfd_operation *operation = &node->operation;
-    const struct sfd_value *in = &session->values[operation->input0];
-    const void *packed = sfd_region_data(session, node->saved);
-    const int linear = operation->kind == SFD_OPERATION_LINEAR;
-    uint32_t keep = sfd_keep_count(&session->slots[operation->weight], (uint64_t)in->size * n);
-    uint32_t channels = linear ? in->size : in->channels, run = in->size / channels * n;
-    uint32_t block = sfd_block_channels(session, operation), first, taken = 0u;
-    uint64_t *done = &session->counters.done.d_weight;
-    struct sfd_convolution shape = convolution_shape(operation);
-    struct sfd_view part = *x;
+    const struct sfd_slot *slot = &session->slots[node->operation.weight];
+    uint64_t elements = (uint64_t)session->values[node->operation.input0].size * n;
+    struct sfd_saved_input saved = {x, NULL, NULL, (uint32_t)elements};
 
-    part.data = sfd_region_data(session, node->scratch);
-    for (first = 0u; first < channels; first += block) {
-        uint32_t last = channels - first < block ? channels : first + block;
-        taken = sfd_unpack(packed, keep, first * run, (last - first) * run, taken, part.data);
-        *done += linear ? session->kernels->linear_d_weight(support, part.data, first, last,
-                                                            dy->data, gradient, n)
-                        : session->kernels->convolution_d_weight(&shape, support, &part, first,
-                                                                 last, dy, gradient, n);
+    if (node->saved != SFD_NONE) {
+        saved.dense = NULL;
+        saved.kept = sfd_keep_count(slot, elements);
+        saved.values = sfd_region_data(session, node->saved);
+        saved.mask = (const uint32_t *)sfd_region_data(session, node->saved) + saved.kept;
     }
+    return saved;
 }
 
 /* dX needs w; afterwards the same memory takes the gradient. */
 static void sparse_backward(struct sfd_session *session, const struct sfd_node *node,
-                            const struct sfd_view *x, const struct sfd_view *dy,
-                            const struct sfd_view *dx, uint32_t n)
+                            const float *x, const float *dy, float *dx, uint32_t n)
 {
     const struct sfd_operation *operation = &node->operation;
-    const struct sfd_sparse_kernels *kernels = session->kernels;
+    const struct sfd_kernels *kernels = session->kernels;
     const struct sfd_slot *slot = &session->slots[operation->weight];
-    const int linear = operation->kind == SFD_OPERATION_LINEAR;
+    const struct sfd_channels out = channels_of(&session->values[operation->output]);
+    struct sfd_saved_input saved = saved_input(session, node, x, n);
     struct sfd_multiply_adds *done = &session->counters.done;
-    struct sfd_convolution shape = convolution_shape(operation);
+    struct sfd_layer layer = sfd_layer_sizes(session, operation);
     float *working = sfd_region_data(session, slot->working);
-    struct sfd_support support;
+    void *scratch = scratch_data(session, node->backward_scratch);
+    int accumulate = node->delivery0 == SFD_DELIVER_ACCUMULATE;
 
-    sfd_slot_support(session, slot, &support);
+    sfd_slot_support(session, slot, &layer.support);
     if (dx)
-        done->d_input += linear
-                             ? kernels->linear_d_input(&support, working, dy->data, dx->data, n)
-                             : kernels->convolution_d_input(&shape, &support, working, dy, dx, n);
+        done->d_input += kernels->d_input(&layer, working, dy, dx, accumulate, n, scratch);
     if (operation->bias != SFD_NONE)
-        sfd_bias_backward(dy->data, dy->channels, dy->channel_stride,
-                          dense_gradient(session, operation->bias));
-    if (node->saved != SFD_NONE)
-        packed_d_weight(session, node, &support, x, dy, working, n);
-    else if (linear)
-        done->d_weight +=
-            kernels->linear_d_weight(&support, x->data, 0u, slot->columns, dy->data, working, n);
-    else
-        done->d_weight +=
-            kernels->convolution_d_weight(&shape, &support, x, 0u, x->channels, dy, working, n);
+        sfd_bias_backward(&out, dy, n, dense_gradient(session, operation->bias));
+    done->d_weight += kernels->d_weight(&layer, &saved, dy, working, n, scratch);
     sfd_powerprop_backward(sfd_region_data(session, slot->value), working, slot->count,
                            session->beta);
 }
 
-static void norm_backward(struct sfd_session *session, const struct sfd_node *node,
-                          const struct sfd_view *x, const float *dy, float *dx, int accumulate,
-                          uint32_t n)
+static void norm_backward(struct sfd_session *session, const struct sfd_node *node, const float *x,
+                          const float *dy, float *dx, int accumulate, uint32_t n)
 {
     const struct sfd_operation *operation = &node->operation;
+    const struct sfd_value *in = &session->values[operation->input0];
     const float *weight = parameter_data(session, operation->weight);
     const float *moments = sfd_region_data(session, node->moments);
     float *d_weight = dense_gradient(session, operation->weight);
     float *d_bias = dense_gradient(session, operation->bias);
 
     if (operation->kind == SFD_OPERATION_BATCH_NORM) {
-        sfd_batch_norm_backward(x, n, moments, operation->epsilon, weight, dy, dx, accumulate,
-                                d_weight, d_bias);
+        struct sfd_channels shape = channels_of(in);
+        sfd_batch_norm_backward(&shape, x, n, moments, operation->epsilon, weight, dy, dx,
+                                accumulate, d_weight, d_bias);
     } else {
-        struct sfd_norm norm = norm_shape(operation, &session->values[operation->input0]);
-        sfd_norm_backward(&norm, x->data, n, moments, weight, dy, dx, accumulate, d_weight, d_bias);
+        struct sfd_norm norm = norm_shape(operation, in);
+        sfd_norm_backward(&norm, x, n, moments, weight, dy, dx, accumulate, d_weight, d_bias);
+    }
+}
+
+/* The pools add to the gradient of their input. */
+static void pool_backward(const struct sfd_session *session, const struct sfd_node *node, float *dy,
+                          float *dx, uint32_t n)
+{
+    const struct sfd_operation *operation = &node->operation;
+    size_t size = session->values[operation->output].size;
+    uint32_t first;
+
+    if (node->delivery0 == SFD_DELIVER_WRITE)
+        memset(dx, 0, (size_t)n * session->values[operation->input0].size * sizeof *dx);
+    for (first = 0u; first < n; first += SFD_BLOCK) {
+        struct sfd_view out = block_view(session, operation->output, dy, n, first);
+        struct sfd_view in = block_view(session, operation->input0, dx, n, first);
+        uint32_t images = sfd_block_images(n, first);
+        if (operation->kind == SFD_OPERATION_MAX_POOL)
+            sfd_max_pool_backward(operation, &out, &in, images,
+                                  (const uint16_t *)sfd_region_data(session, node->mask) +
+                                      first * size);
+        else
+            sfd_average_pool_backward(operation, &out, &in, images);
     }
 }
 
@@ -304,51 +335,42 @@ static void pass_gradient(const struct sfd_session *session, uint32_t tensor,
 static void node_backward(struct sfd_session *session, const struct sfd_node *node, uint32_t n)
 {
     const struct sfd_operation *operation = &node->operation;
-    struct sfd_view x =
-        tensor_view(session, operation->input0, sfd_tensor_data(session, operation->input0), n);
-    struct sfd_view dy =
-        tensor_view(session, operation->output, gradient_data(session, operation->output), n);
-    struct sfd_view dx = x;
+    const float *x = sfd_tensor_data(session, operation->input0);
+    float *dy = gradient_data(session, operation->output);
+    float *dx =
+        node->delivery0 == SFD_DELIVER_NOTHING ? NULL : gradient_data(session, operation->input0);
     uint32_t count = n * session->values[operation->input0].size;
     int accumulate = node->delivery0 == SFD_DELIVER_ACCUMULATE;
-    int delivers = node->delivery0 != SFD_DELIVER_NOTHING;
-
-    dx.data = delivers ? gradient_data(session, operation->input0) : NULL;
-    if (node->delivery0 == SFD_DELIVER_WRITE && operation->kind != SFD_OPERATION_ADD)
-        memset(dx.data, 0, (size_t)count * sizeof *dx.data); /* these kernels add */
 
     switch (operation->kind) {
     case SFD_OPERATION_CONVOLUTION:
     case SFD_OPERATION_LINEAR:
-        sparse_backward(session, node, &x, &dy, delivers ? &dx : NULL, n);
+        sparse_backward(session, node, x, dy, dx, n);
         break;
     case SFD_OPERATION_BATCH_NORM:
     case SFD_OPERATION_GROUP_NORM:
     case SFD_OPERATION_LAYER_NORM:
-        norm_backward(session, node, &x, dy.data, dx.data, accumulate, n);
+        norm_backward(session, node, x, dy, dx, accumulate, n);
         break;
     case SFD_OPERATION_RELU:
     case SFD_OPERATION_RELU6:
-        sfd_rectifier_backward(sfd_region_data(session, node->mask), dy.data, count, dx.data,
-                               accumulate);
+        sfd_rectifier_backward(sfd_region_data(session, node->mask), dy, count, dx, accumulate);
         break;
     case SFD_OPERATION_GELU:
     case SFD_OPERATION_SILU:
-        sfd_smooth_backward(operation, x.data, dy.data, count, dx.data, accumulate);
+        sfd_smooth_backward(operation, x, dy, count, dx, accumulate);
         break;
     case SFD_OPERATION_MAX_POOL:
-        sfd_max_pool_backward(operation, &dy, &dx, n, sfd_region_data(session, node->mask));
-        break;
     case SFD_OPERATION_AVERAGE_POOL:
     case SFD_OPERATION_ADAPTIVE_AVERAGE_POOL:
-        sfd_average_pool_backward(operation, &dy, &dx, n);
+        pool_backward(session, node, dy, dx, n);
         break;
     case SFD_OPERATION_ADD:
-        pass_gradient(session, operation->input1, node->delivery1, dy.data, count);
-        pass_gradient(session, operation->input0, node->delivery0, dy.data, count);
+        pass_gradient(session, operation->input1, node->delivery1, dy, count);
+        pass_gradient(session, operation->input0, node->delivery0, dy, count);
         break;
     default: /* reshape */
-        pass_gradient(session, operation->input0, node->delivery0, dy.data, count);
+        pass_gradient(session, operation->input0, node->delivery0, dy, count);
         break;
     }
 }

@@ -39,8 +39,8 @@ static void load_parameters(struct sfd_session *session, const struct sfd_contai
 }
 
 int sfd_open(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *state,
-             size_t state_bytes, uint32_t batch, void *arena, size_t arena_bytes,
-             struct sfd_session **session, struct sfd_problem *problem)
+             size_t state_bytes, uint32_t batch, const struct sfd_options *options, void *arena,
+             size_t arena_bytes, struct sfd_session **session, struct sfd_problem *problem)
 {
     struct sfd_container_view state_view;
     struct sfd_session *opened;
@@ -49,8 +49,8 @@ int sfd_open(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *stat
 
     if (session == NULL)
         return sfd_fail(problem, SFD_ERR_ARGUMENT, 0u, 0u, 0u);
-    error = sfd_prepare(artifact, artifact_bytes, state, state_bytes, batch, arena, arena_bytes,
-                        &opened, &state_view, &plan, problem);
+    error = sfd_prepare(artifact, artifact_bytes, state, state_bytes, batch, options, arena,
+                        arena_bytes, &opened, &state_view, &plan, problem);
     if (error != SFD_OK)
         return error;
     if (plan.arena_bytes > arena_bytes)

@@ -10,12 +10,11 @@ static uint64_t align(uint64_t bytes)
 }
 
 /* At most: one region for the tables, three a sparse parameter, one a dense one, two a tensor
- * (storage, gradient), two an operation (saved input, mask or moments, and scratch never occur all
- * at once). */
+ * (storage, gradient), three an operation (saved input and two of scratch; or mask or moments). */
 static uint32_t region_limit(const struct sfd_artifact_view *artifact)
 {
     return 1u + 3u * artifact->parameter_count + 2u * artifact->tensor_count +
-           2u * artifact->operation_count;
+           3u * artifact->operation_count;
 }
 
 uint64_t sfd_tables_bytes(const struct sfd_artifact_view *artifact)
@@ -36,29 +35,62 @@ static void *take(uint8_t **cursor, uint64_t bytes)
     return block;
 }
 
-/* Multiply-adds of one example: each nonzero once for each output pixel that reads inside the
- * image. */
-static uint64_t node_multiply_adds(const struct sfd_session *session,
-                                   const struct sfd_operation *operation,
-                                   const struct sfd_container_view *state,
-                                   const struct sfd_entry *entry)
+struct sfd_layer sfd_layer_sizes(const struct sfd_session *session,
+                                 const struct sfd_operation *operation)
 {
     const struct sfd_value *in = &session->values[operation->input0];
     const struct sfd_value *out = &session->values[operation->output];
-    const uint8_t *column = state->bytes + entry->column_offset;
-    uint32_t k, area = operation->kernel_h * operation->kernel_w;
-    uint64_t total = 0u;
+    const struct sfd_slot *slot = &session->slots[operation->weight];
+    struct sfd_layer layer = {
+        .shape = {1u, 1u, 1u, 1u, 1u, 0u, 0u, 1u, 1u},
+        .support = {NULL, NULL, slot->rows, slot->columns, slot->count, slot->index_width},
+        .in_channels = in->size,
+        .in_height = 1u,
+        .in_width = 1u,
+        .out_height = 1u,
+        .out_width = 1u,
+    };
 
     if (operation->kind == SFD_OPERATION_LINEAR)
-        return entry->count;
+        return layer;
+    layer.shape.groups = operation->groups;
+    layer.shape.kernel_h = operation->kernel_h;
+    layer.shape.kernel_w = operation->kernel_w;
+    layer.shape.stride_h = operation->stride_h;
+    layer.shape.stride_w = operation->stride_w;
+    layer.shape.padding_h = operation->padding_h;
+    layer.shape.padding_w = operation->padding_w;
+    layer.shape.dilation_h = operation->dilation_h;
+    layer.shape.dilation_w = operation->dilation_w;
+    layer.in_channels = in->channels;
+    layer.in_height = in->height;
+    layer.in_width = in->width;
+    layer.out_height = out->height;
+    layer.out_width = out->width;
+    return layer;
+}
+
+/* Multiply-adds of one example: each nonzero once for each output pixel that reads inside the
+ * image. */
+static uint64_t layer_multiply_adds(const struct sfd_layer *layer,
+                                    const struct sfd_container_view *state,
+                                    const struct sfd_entry *entry)
+{
+    const struct sfd_convolution *shape = &layer->shape;
+    const uint8_t *column = state->bytes + entry->column_offset;
+    uint32_t k, area = shape->kernel_h * shape->kernel_w;
+    uint64_t total = 0u;
+
+    if (area == 1u && shape->padding_h == 0u && shape->padding_w == 0u)
+        return (uint64_t)entry->count * layer->out_height * layer->out_width;
     for (k = 0u; k < entry->count; ++k, column += entry->index_width) {
-        uint32_t rest =
+        uint32_t place =
             (entry->index_width == 2u ? sfd_load_u16(column) : sfd_load_u32(column)) % area;
         uint32_t y_low, y_high, x_low, x_high;
-        sfd_valid_range(in->height, out->height, operation->stride_h, operation->padding_h,
-                        rest / operation->kernel_w * operation->dilation_h, &y_low, &y_high);
-        sfd_valid_range(in->width, out->width, operation->stride_w, operation->padding_w,
-                        rest % operation->kernel_w * operation->dilation_w, &x_low, &x_high);
+        sfd_valid_range(layer->in_height, layer->out_height, shape->stride_h, shape->padding_h,
+                        place / shape->kernel_w * shape->dilation_h, &y_low, &y_high);
+        sfd_valid_range(layer->in_width, layer->out_width, shape->stride_w, shape->padding_w,
+                        place % shape->kernel_w * shape->dilation_w, &x_low, &x_high);
         total += (uint64_t)(y_high - y_low) * (x_high - x_low);
     }
     return total;
@@ -107,7 +139,8 @@ static void fill_nodes(struct sfd_session *session, const struct sfd_artifact_vi
     for (i = 0u; i < artifact->operation_count; ++i) {
         struct sfd_node *node = &session->nodes[i];
         sfd_artifact_operation(artifact, i, &node->operation);
-        node->saved = node->mask = node->moments = node->scratch = SFD_NONE;
+        node->saved = node->mask = node->moments = SFD_NONE;
+        node->forward_scratch = node->backward_scratch = SFD_NONE;
         node->has_backward = (uint8_t)parameter_is_trainable(&node->operation);
         if (node->operation.input0 != 0u &&
             session->nodes[node->operation.input0 - 1u].has_backward)
@@ -116,6 +149,20 @@ static void fill_nodes(struct sfd_session *session, const struct sfd_artifact_vi
             session->nodes[node->operation.input1 - 1u].has_backward)
             node->has_backward = 1u;
     }
+}
+
+/* The work of one layer in a step with a full batch. Of its weight gradient only the share of the
+ * kept inputs: work * kept / elements, without an overflow on the way. */
+static void plan_work(struct sfd_session *session, const struct sfd_operation *operation,
+                      uint64_t work)
+{
+    uint64_t elements = sfd_batch_elements(session, operation->input0);
+    uint64_t kept = sfd_keep_count(&session->slots[operation->weight], elements);
+
+    session->planned.forward += work;
+    session->planned.d_weight += work / elements * kept + work % elements * kept / elements;
+    if (operation->input0 != 0u && session->nodes[operation->input0 - 1u].has_backward)
+        session->planned.d_input += work;
 }
 
 static void count_work(struct sfd_session *session, const struct sfd_container_view *state)
@@ -128,14 +175,12 @@ static void count_work(struct sfd_session *session, const struct sfd_container_v
         if (entry.kind == SFD_PARAMETER_WEIGHT)
             for (j = 0u; j < session->operation_count; ++j) {
                 const struct sfd_operation *operation = &session->nodes[j].operation;
-                uint64_t work;
+                struct sfd_layer layer;
                 if (operation->weight != i)
                     continue;
-                work = node_multiply_adds(session, operation, state, &entry);
-                session->per_example.forward += work;
-                session->per_example.d_weight += work;
-                if (operation->input0 != 0u && session->nodes[operation->input0 - 1u].has_backward)
-                    session->per_example.d_input += work;
+                layer = sfd_layer_sizes(session, operation);
+                plan_work(session, operation,
+                          layer_multiply_adds(&layer, state, &entry) * session->batch);
             }
         if (i + 1u < session->parameter_count)
             sfd_container_entry_next(state, i + 1u, &entry);
@@ -144,7 +189,7 @@ static void count_work(struct sfd_session *session, const struct sfd_container_v
 
 struct sfd_session *sfd_tables_build(const struct sfd_artifact_view *artifact,
                                      const struct sfd_container_view *state, uint32_t batch,
-                                     void *memory)
+                                     const struct sfd_kernels *kernels, void *memory)
 {
     uint8_t *cursor = memory;
     struct sfd_session *session = take(&cursor, sizeof *session);
@@ -164,7 +209,7 @@ struct sfd_session *sfd_tables_build(const struct sfd_artifact_view *artifact,
     session->round = state->round;
     session->positions = state->positions;
     memcpy(session->support_id, state->support_id, sizeof session->support_id);
-    session->kernels = &sfd_kernels_portable;
+    session->kernels = kernels;
     session->arena = memory;
     fill_slots(session, artifact, state);
     fill_nodes(session, artifact);

@@ -11,6 +11,9 @@ const uint32_t sfd_mask_bit[32] = {
     1u << 24, 1u << 25, 1u << 26, 1u << 27, 1u << 28, 1u << 29, 1u << 30, 1u << 31,
 };
 
+const uint8_t sfd_bit_place[32] = {0,  1,  28, 2,  29, 14, 24, 3, 30, 22, 20, 15, 25, 17, 4,  8,
+                                   31, 27, 13, 23, 21, 19, 16, 7, 26, 12, 18, 6,  11, 5,  10, 9};
+
 /* A magnitude has 31 bits: passes over 8, 8, 8 and 7 of them, the exponent first. */
 #define FIRST_SHIFT 23u
 
@@ -23,15 +26,6 @@ static uint32_t pass_bins(uint32_t shift)
 static uint32_t known_bits(uint32_t shift)
 {
     return shift == FIRST_SHIFT ? 0u : ~(pass_bins(shift) * (1u << shift) - 1u);
-}
-
-/* Place of the lowest set bit, by a De Bruijn sequence. */
-static uint32_t lowest_bit(uint32_t bits)
-{
-    static const uint8_t place[32] = {0,  1,  28, 2,  29, 14, 24, 3, 30, 22, 20, 15, 25, 17, 4,  8,
-                                      31, 27, 13, 23, 21, 19, 16, 7, 26, 12, 18, 6,  11, 5,  10, 9};
-
-    return place[((bits & (0u - bits)) * UINT32_C(0x077cb531)) >> 27];
 }
 
 /* Which of up to 32 elements have these bits in their magnitude. */
@@ -89,7 +83,7 @@ void sfd_selection_count(struct sfd_selection *selection, const float *x, uint32
     for (i = 0u; i < elements; i += 32u) {
         uint32_t bits = word_matches(x + i, elements - i, known, selection->prefix);
         for (; bits != 0u; bits &= bits - 1u)
-            ++selection->histogram[(sfd_magnitude(x[i + lowest_bit(bits)]) >> shift) & bins];
+            ++selection->histogram[(sfd_magnitude(x[i + sfd_lowest_bit(bits)]) >> shift) & bins];
     }
 }
 
@@ -114,16 +108,28 @@ uint64_t sfd_packed_bytes(uint32_t keep, uint64_t elements)
     return keep == 0u ? 0u : 4u * ((uint64_t)keep + (elements + 31u) / 32u);
 }
 
+/* Place in the order image, element of what lies at `at` in memory. */
+static uint32_t image_order(uint32_t size, uint32_t n, uint32_t at)
+{
+    uint32_t first = at / (SFD_BLOCK * size) * SFD_BLOCK, images = sfd_block_images(n, first);
+    uint32_t rest = at - first * size;
+
+    return (first + rest % images) * size + rest / images;
+}
+
 /* One past the place, in the order image, element, of the last tie that is taken. */
 static uint32_t tie_end(const float *x, uint32_t size, uint32_t n, uint32_t threshold,
                         uint32_t ties)
 {
     uint32_t image, element;
 
-    for (image = 0u; image < n; ++image)
+    for (image = 0u; image < n; ++image) {
+        uint32_t first = image / SFD_BLOCK * SFD_BLOCK, images = sfd_block_images(n, first);
+        const float *value = x + (size_t)first * size + (image - first);
         for (element = 0u; element < size; ++element)
-            if (sfd_magnitude(x[(size_t)element * n + image]) == threshold && --ties == 0u)
+            if (sfd_magnitude(value[(size_t)element * images]) == threshold && --ties == 0u)
                 return image * size + element + 1u;
+    }
     return n * size;
 }
 
@@ -152,36 +158,14 @@ void sfd_pack(const float *x, uint32_t size, uint32_t n, uint32_t keep, uint32_t
         if (ties > 0u)
             equal = word_matches(x + i, size * n - i, 0x7fffffffu, threshold);
         for (; equal != 0u && ties > 0u; equal &= equal - 1u) {
-            uint32_t at = i + lowest_bit(equal);
-            if (at % n * size + at / n < end) {
+            uint32_t at = i + sfd_lowest_bit(equal);
+            if (image_order(size, n, at) < end) {
                 bits |= equal & (0u - equal);
                 --ties;
             }
         }
         mask[i / 32u] = bits;
         for (; bits != 0u; bits &= bits - 1u)
-            value[taken++] = x[i + lowest_bit(bits)];
+            value[taken++] = x[i + sfd_lowest_bit(bits)];
     }
-}
-
-/* Unpack elements [first, first + elements) into x, zeros between. `taken` values come before
- * `first`; returns the number that comes before the end. */
-uint32_t sfd_unpack(const void *packed, uint32_t keep, uint32_t first, uint32_t elements,
-                    uint32_t taken, float *x)
-{
-    const float *value = packed;
-    const uint32_t *mask = (const uint32_t *)packed + keep;
-    uint32_t word, end = first + elements;
-
-    memset(x, 0, (size_t)elements * sizeof *x);
-    for (word = first / 32u; word * 32u < end; ++word) {
-        uint32_t start = word * 32u, bits = mask[word];
-        if (start < first)
-            bits &= ~0u << (first - start);
-        if (end - start < 32u)
-            bits &= ~(~0u << (end - start));
-        for (; bits != 0u; bits &= bits - 1u)
-            x[start + lowest_bit(bits) - first] = value[taken++];
-    }
-    return taken;
 }

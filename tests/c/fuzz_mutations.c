@@ -141,12 +141,12 @@ static void open_and_train(const struct bytes *artifact, const struct bytes *sta
     uint8_t *arena = allocate(arena_bytes);
     int code;
 
-    code = sfd_open(artifact->data, artifact->size, state->data, state->size, batch, arena,
+    code = sfd_open(artifact->data, artifact->size, state->data, state->size, batch, NULL, arena,
                     arena_bytes - 1, &session, &problem);
     PROMISE(code == SFD_ERR_ARENA);
     PROMISE(problem.got == arena_bytes - 1 && problem.wanted == arena_bytes);
     sfd_arena_paint(arena, arena_bytes);
-    code = sfd_open(artifact->data, artifact->size, state->data, state->size, batch, arena,
+    code = sfd_open(artifact->data, artifact->size, state->data, state->size, batch, NULL, arena,
                     arena_bytes, &session, &problem);
     PROMISE(code == SFD_OK && session != NULL);
     train(session, artifact, state, batch, random, tally);
@@ -189,8 +189,8 @@ static int run_model(const struct bytes *artifact, const struct bytes *state, ui
         return code;
     }
     workspace = allocate((size_t)workspace_bytes);
-    code = sfd_plan(artifact->data, artifact->size, state->data, state->size, batch, workspace,
-                    (size_t)workspace_bytes, &plan, &problem);
+    code = sfd_plan(artifact->data, artifact->size, state->data, state->size, batch, NULL,
+                    workspace, (size_t)workspace_bytes, &plan, &problem);
     if (code == SFD_OK) {
         check_buffers(workspace, &plan);
     }

@@ -18,6 +18,7 @@
 #define CODEC(name, code) printf("Codec %s %d\n", #name, code);
 #define VALUE_TYPE(name, code) printf("ValueType %s %d\n", #name, code);
 #define BUFFER_KIND(name, code) printf("BufferKind %s %d\n", #name, code);
+#define KERNEL_SET(name, code, text) printf("KernelSet %s %d\n", #name, code);
 #define ERROR_CODE(name, code, text) printf("ErrorCode %s %d\n", #name, code);
 
 static void print_format(void)
@@ -75,6 +76,7 @@ static void print_interface(void)
 {
     SFD_ERRORS(ERROR_CODE)
     SFD_BUFFER_KINDS(BUFFER_KIND)
+    SFD_KERNEL_SETS(KERNEL_SET)
     printf("Target INT32 %d\n", SFD_TARGET_INT32);
     printf("Target INT64 %d\n", SFD_TARGET_INT64);
     printf("Target FLOAT32 %d\n", SFD_TARGET_FLOAT32);
@@ -89,6 +91,8 @@ static void print_interface(void)
     FIELD(buffer, last_step)
     FIELD(buffer, kind)
     FIELD(buffer, owner)
+    SIZE(options)
+    FIELD(options, kernels)
     SIZE(multiply_adds)
     FIELD(multiply_adds, forward)
     FIELD(multiply_adds, d_input)

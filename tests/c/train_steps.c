@@ -64,11 +64,11 @@ int main(int count, char **argument)
     if (sfd_workspace_bytes(artifact, artifact_bytes, &workspace_bytes, NULL) != SFD_OK)
         return 3;
     workspace = aligned((size_t)workspace_bytes);
-    if (sfd_plan(artifact, artifact_bytes, state, state_bytes, batch, workspace,
+    if (sfd_plan(artifact, artifact_bytes, state, state_bytes, batch, NULL, workspace,
                  (size_t)workspace_bytes, &plan, NULL) != SFD_OK)
         return 4;
     arena = aligned((size_t)plan.arena_bytes);
-    if (sfd_open(artifact, artifact_bytes, state, state_bytes, batch, arena,
+    if (sfd_open(artifact, artifact_bytes, state, state_bytes, batch, NULL, arena,
                  (size_t)plan.arena_bytes, &session, NULL) != SFD_OK)
         return 5;
     x = malloc((size_t)batch * (size + outputs) * sizeof *x); /* inputs, then wanted outputs */

@@ -58,6 +58,7 @@ def test_the_byte_level_unit_tests_pass(tmp_path: Path) -> None:
         layout.ValueType,
         _native.ErrorCode,
         _native.BufferKind,
+        _native.KernelSet,
         _native.Target,
     ],
 )
@@ -92,6 +93,7 @@ def test_constants_agree(contract: dict[str, dict[str, int]]) -> None:
 STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "problem": _native.Problem,
     "buffer": _native.Buffer,
+    "options": _native.Options,
     "multiply_adds": _native.MultiplyAdds,
     "plan": _native.Plan,
     "counters": _native.Counters,
