@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := $(VENV)/.native
-C_SOURCES := $(wildcard edge_runtime/csrc/*.c edge_runtime/csrc/*.h)
+C_SOURCES := $(wildcard edge_runtime/csrc/*.[ch] edge_runtime/csrc/fast/*.[ch])
 CONSTRAINTS := requirements/constraints.txt
 
 help: ## list the targets
