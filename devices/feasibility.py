@@ -76,24 +76,38 @@ def feasibility(
 ) -> tuple[Feasibility, ...]:
     """Plan the model at each batch size and density, and compare with the memory of each device.
 
-    The plans are those of `evenly_spread_state`; they are made once for all devices, in the order of `densities`,
-    then `batch_sizes`.
+    The plans are those of `evenly_spread_state`, in the order of `densities`, then `batch_sizes`.
     """
     structure = Artifact.of(artifact)
-    plans = []
-    for density in densities:
-        state = evenly_spread_state(structure, density)
-        encoded = state.encode()
-        plans += [
-            (density, state.nonzeros, plan(structure, encoded, batch_size))
+    states = [(density, evenly_spread_state(structure, density)) for density in densities]
+    return feasibility_of_states(structure, states, profiles, batch_sizes=batch_sizes)
+
+
+def feasibility_of_states(
+    artifact: Artifact,
+    states: Sequence[tuple[float, State]],
+    profiles: Sequence[DeviceProfile],
+    *,
+    batch_sizes: Sequence[int],
+) -> tuple[Feasibility, ...]:
+    """Plan each state, given with its density, at each batch size, with the kernels that each device runs.
+
+    Devices that run the same kernels share their plans.
+    """
+    plans = {
+        kernels: [
+            (density, state.nonzeros, plan(artifact, encoded, batch_size, kernels=kernels))
+            for density, state, encoded in [(d, state, state.encode()) for d, state in states]
             for batch_size in batch_sizes
         ]
+        for kernels in {profile.kernels for profile in profiles}
+    }
     return tuple(
         Feasibility(
             profile,
             tuple(
                 Fit.of_plan(planned, profile, density=density, nonzeros=nonzeros)
-                for density, nonzeros, planned in plans
+                for density, nonzeros, planned in plans[profile.kernels]
             ),
         )
         for profile in profiles

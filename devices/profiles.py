@@ -31,7 +31,8 @@ class DeviceProfile:
 
     `memory_bytes` is what the arena of a training session may take, `ram_bytes` and `flash_bytes` what the device has.
     `fpu` is "none", "single" or "double". `multiply_adds_per_second` is an estimate. `block_bytes` is the largest
-    block that the device buffers. `source` says for each number where it comes from; "assumed" begins an assumption.
+    block that the device buffers. `kernels` is "portable" where no vectorised set runs. `source` says for each number
+    where it comes from; "assumed" begins an assumption.
     """
 
     name: str
@@ -46,12 +47,13 @@ class DeviceProfile:
     simd: str | None = None
     fpu: str | None = None
     multiply_adds_per_second: float | None = None
+    kernels: str | None = None
 
 
 _SIZES = {"memory_bytes", "block_bytes", "ram_bytes", "flash_bytes"}
 _COUNTS = {"clock_hz", "cores", "multiply_adds_per_second"}
-_TEXTS = {"title", "simd", "fpu"}
-_FPUS = ("none", "single", "double")
+_TEXTS = {"title", "simd", "fpu", "kernels"}
+_CHOICES = {"fpu": ("none", "single", "double"), "kernels": ("portable",)}
 
 
 def parse_bytes(text: str) -> int:
@@ -147,9 +149,9 @@ def _parse_value(where: str, key: str, value: object) -> Any:
     if key in _TEXTS:
         if not isinstance(value, str) or not value or not value.isprintable():
             raise ConfigurationError(f"{where}: got {value!r:.80}, wanted a text")
-        if key == "fpu" and value not in _FPUS:
+        if value not in _CHOICES.get(key, (value,)):
             raise ConfigurationError(
-                f"{where}: got {value!r:.80}, wanted one of {', '.join(_FPUS)}"
+                f"{where}: got {value!r:.80}, wanted one of {', '.join(_CHOICES[key])}"
             )
         return value
     if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):

@@ -6,9 +6,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from sparsyfed.devices.feasibility import BATCH_SIZES, DENSITIES, Feasibility, Fit, feasibility
+from sparsyfed.devices.feasibility import (
+    BATCH_SIZES,
+    DENSITIES,
+    Feasibility,
+    Fit,
+    feasibility,
+    feasibility_of_states,
+)
 from sparsyfed.devices.profiles import DeviceProfile, find_profile, list_profiles, parse_bytes
-from sparsyfed.edge_runtime import Artifact, State, plan
+from sparsyfed.edge_runtime import Artifact, State
 from sparsyfed.edge_runtime.errors import FormatError
 from sparsyfed.tools.quantities import byte_text, count_text
 
@@ -48,16 +55,10 @@ def profile_model(
             model, batch_size, feasibility(model, chosen, batch_sizes=sizes, densities=DENSITIES)
         )
     trained = _load(State.load, state, "a state")
-    plans = [plan(model, trained, size) for size in sizes]
-    density, nonzeros = trained.density, trained.nonzeros
-    results = tuple(
-        Feasibility(
-            item,
-            tuple(Fit.of_plan(each, item, density=density, nonzeros=nonzeros) for each in plans),
-        )
-        for item in chosen
+    states = [(trained.density, trained)]
+    return ModelProfile(
+        model, batch_size, feasibility_of_states(model, states, chosen, batch_sizes=sizes)
     )
-    return ModelProfile(model, batch_size, results)
 
 
 def _with_memory(profile: DeviceProfile, memory_bytes: int) -> DeviceProfile:

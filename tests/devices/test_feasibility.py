@@ -11,7 +11,7 @@ from sparsyfed.edge_runtime.state import SparseTensor
 
 
 def test_each_pair_is_planned_and_compared(artifact: Artifact) -> None:
-    needed = plan(artifact, evenly_spread_state(artifact, 0.1), 8).arena_bytes
+    needed = plan(artifact, evenly_spread_state(artifact, 0.1), 8, kernels="portable").arena_bytes
     board = replace(find_profile("cortex_m4f_256k"), memory_bytes=needed)
     host = find_profile("linux_host")
     on_board, on_host = feasibility(artifact, [board, host])
@@ -19,7 +19,8 @@ def test_each_pair_is_planned_and_compared(artifact: Artifact) -> None:
         (density, batch) for density in DENSITIES for batch in BATCH_SIZES
     ]
     for fit in on_board.fits:
-        planned = plan(artifact, evenly_spread_state(artifact, fit.density), fit.batch_size)
+        state = evenly_spread_state(artifact, fit.density)
+        planned = plan(artifact, state, fit.batch_size, kernels="portable")
         assert fit.arena_bytes == planned.arena_bytes
         assert fit.fits == (planned.arena_bytes <= needed)
         assert fit.estimated_seconds == planned.macs.total / 12_800_000
