@@ -1,0 +1,8 @@
+/* The fast kernels for x86-64 with AVX-512. */
+#include <immintrin.h>
+
+#define SFD_LANES 16
+#include "fast_layer.h"
+
+const struct sfd_kernels sfd_kernels_avx512 = {"avx512", fast_scratch_bytes, fast_forward,
+                                               fast_backward};

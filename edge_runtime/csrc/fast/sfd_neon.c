@@ -1,0 +1,6 @@
+/* The fast kernels for aarch64. */
+#define SFD_LANES 4
+#include "fast_layer.h"
+
+const struct sfd_kernels sfd_kernels_neon = {"neon", fast_scratch_bytes, fast_forward,
+                                             fast_backward};

@@ -1,0 +1,6 @@
+/* The fast kernels for any x86-64. */
+#define SFD_LANES 4
+#include "fast_layer.h"
+
+const struct sfd_kernels sfd_kernels_sse2 = {"sse2", fast_scratch_bytes, fast_forward,
+                                             fast_backward};
