@@ -35,12 +35,13 @@ static uint32_t column_pixels(const struct sfd_layer *layer, uint32_t images)
 
 /* y = bias + W u over unrolled rows. */
 SFD_INLINE void columns_forward(const struct sfd_layer *layer, const float *w, const float *bias,
-                                const float *unrolled, float *y, uint32_t lanes, const int pixels)
+                                const float *unrolled, float *y, uint32_t lanes,
+                                const uint32_t pixels)
 {
     enum { MOST = 8 };
     const struct sfd_support *support = &layer->support;
-    const int vectors = pixels * PIXEL_VECTORS;
-    const int chains = vectors < MOST ? MOST / vectors : 1; /* additions need not wait */
+    const uint32_t vectors = pixels * PIXEL_VECTORS;
+    const uint32_t chains = vectors < MOST ? MOST / vectors : 1; /* additions need not wait */
     const uint32_t rows_per_group = support->rows / layer->shape.groups;
     const size_t width = (size_t)pixels * PIXEL;
     uint32_t row;
@@ -52,18 +53,18 @@ SFD_INLINE void columns_forward(const struct sfd_layer *layer, const float *w, c
         vector sum[16];
         float out[COLUMN_PIXELS * PIXEL];
         uint32_t k = support->row_pointer[row];
-        int c, u;
+        uint32_t c, u;
 
 #pragma GCC unroll 16
         for (u = 0; u < chains * vectors; ++u)
             sum[u] = vector_all(u < vectors ? first : 0.0f);
-        for (; end - k >= (uint32_t)chains; k += (uint32_t)chains)
+        for (; end - k >= chains; k += chains)
 #pragma GCC unroll 8
             for (c = 0; c < chains; ++c) {
-                const float *at = from + sfd_column(support, k + (uint32_t)c) * width;
+                const float *at = from + sfd_column(support, k + c) * width;
 #pragma GCC unroll 16
                 for (u = 0; u < vectors; ++u)
-                    sum[c * vectors + u] += w[k + (uint32_t)c] * vector_load(at + u * SFD_LANES);
+                    sum[c * vectors + u] += w[k + c] * vector_load(at + u * SFD_LANES);
             }
         for (; k < end; ++k)
 #pragma GCC unroll 16
@@ -84,15 +85,15 @@ SFD_INLINE void columns_forward(const struct sfd_layer *layer, const float *w, c
  * may be w: each weight is read before its gradient is written. */
 SFD_INLINE void columns_backward(const struct sfd_layer *layer, const float *w,
                                  const float *unrolled, const float *dy, uint32_t lanes, float *du,
-                                 float *gradient, int later, const int pixels)
+                                 float *gradient, int later, const uint32_t pixels)
 {
     const struct sfd_support *support = &layer->support;
-    const int vectors = pixels * PIXEL_VECTORS;
+    const uint32_t vectors = pixels * PIXEL_VECTORS;
     const uint32_t rows_per_group = support->rows / layer->shape.groups;
     const size_t width = (size_t)pixels * PIXEL;
     float in[COLUMN_PIXELS * PIXEL];
     uint32_t row, k;
-    int u;
+    uint32_t u;
 
     memset(in, 0, sizeof in);
     for (row = 0u; row < support->rows; ++row) {
@@ -108,13 +109,12 @@ SFD_INLINE void columns_backward(const struct sfd_layer *layer, const float *w,
             vector sum = vector_all(0.0f);
 #pragma GCC unroll 16
             for (u = 0; u < vectors; ++u)
-                sum += value[u] * vector_load(unrolled + at + (size_t)(u * SFD_LANES));
+                sum += value[u] * vector_load(unrolled + at + u * SFD_LANES);
             if (du)
 #pragma GCC unroll 16
                 for (u = 0; u < vectors; ++u)
-                    vector_store(du + at + (size_t)(u * SFD_LANES),
-                                 vector_load(du + at + (size_t)(u * SFD_LANES)) +
-                                     weight * value[u]);
+                    vector_store(du + at + u * SFD_LANES,
+                                 vector_load(du + at + u * SFD_LANES) + weight * value[u]);
             gradient[k] = vector_sum(sum) + (later ? gradient[k] : 0.0f);
         }
     }

@@ -33,10 +33,10 @@ struct fast_gather {
  * are kept `chains` times, so that additions do not wait for each other. */
 SFD_INLINE void gather_run(vector *sum, const struct fast_entry *entry,
                            const struct fast_entry *end, const float *x, size_t x_row,
-                           size_t x_pixel, const int columns, const int top, const int bottom,
-                           const int left, const int right)
+                           size_t x_pixel, const uint32_t columns, const uint32_t top,
+                           const uint32_t bottom, const uint32_t left, const uint32_t right)
 {
-    int i, j, u;
+    uint32_t i, j, u;
 
     for (; entry != end; ++entry) {
         const vector weight = vector_all(entry->value);
@@ -48,8 +48,8 @@ SFD_INLINE void gather_run(vector *sum, const struct fast_entry *entry,
 #pragma GCC unroll 4
                 for (u = 0; u < PIXEL_VECTORS; ++u)
                     sum[(i * columns + j) * PIXEL_VECTORS + u] +=
-                        weight * vector_load(from + (size_t)i * x_row + (size_t)j * x_pixel +
-                                             (size_t)(u * SFD_LANES));
+                        weight *
+                        vector_load(from + (size_t)i * x_row + (size_t)j * x_pixel + u * SFD_LANES);
     }
 }
 
@@ -59,7 +59,7 @@ SFD_INLINE void gather_pixel(vector *sum, const struct fast_entry *entry,
 {
     enum { CHAINS = 8 / PIXEL_VECTORS };
     vector chain[CHAINS * PIXEL_VECTORS];
-    int c, u;
+    uint32_t c, u;
 
 #pragma GCC unroll 8
     for (u = 0; u < CHAINS * PIXEL_VECTORS; ++u)
@@ -121,8 +121,8 @@ static uint64_t gather_irregular(const struct fast_gather *gather, uint32_t chan
                    (COLUMNS) - ((COLUMN_EDGE) == FAST_BUT_LAST));                             \
         break;
 
-SFD_INLINE uint64_t gather_tile(const struct fast_gather *gather, const int rows, const int columns,
-                                size_t x_pixel)
+SFD_INLINE uint64_t gather_tile(const struct fast_gather *gather, const uint32_t rows,
+                                const uint32_t columns, size_t x_pixel)
 {
     const struct fast_program *program = gather->program;
     const struct fast_tile *tile = gather->tile;
@@ -130,7 +130,7 @@ SFD_INLINE uint64_t gather_tile(const struct fast_gather *gather, const int rows
     const size_t x_row = gather->x_row;
     uint64_t done = 0u;
     uint32_t channel, r;
-    int i, j, u;
+    uint32_t i, j, u;
 
     for (channel = 0u; channel < program->channels; ++channel) {
         const uint32_t *start = gather->start + (size_t)channel * program->taps;
@@ -173,8 +173,8 @@ SFD_INLINE uint64_t gather_tile(const struct fast_gather *gather, const int rows
             for (j = 0; j < columns; ++j)
 #pragma GCC unroll 4
                 for (u = 0; u < PIXEL_VECTORS; ++u) {
-                    float *to = y + (size_t)i * gather->y_row + (size_t)j * gather->y_pixel +
-                                (size_t)(u * SFD_LANES);
+                    float *to =
+                        y + (size_t)i * gather->y_row + (size_t)j * gather->y_pixel + u * SFD_LANES;
                     vector value = sum[(i * columns + j) * PIXEL_VECTORS + u];
                     vector_store(to, gather->accumulate ? vector_load(to) + value : value);
                 }
@@ -224,6 +224,15 @@ static size_t gather_window(const struct fast_map *map, uint32_t kernel_h, uint3
 
     return (high < map->in_height ? high : map->in_height) *
            (wide < map->in_width ? wide : map->in_width) * PIXEL * 4u;
+}
+
+/* How often a tile changes from run to run: by its rows, and where it has both edges of the image. */
+static uint32_t gather_changes(const struct fast_map *map)
+{
+    const uint32_t columns = fast_tile_columns(map->width, 0u, TILE_PIXELS);
+    const uint32_t rows = fast_tile_rows(map->height, 0u, columns, TILE_PIXELS);
+
+    return rows == 1u && columns == map->width ? 2u : rows;
 }
 
 static uint64_t gather_images(const struct fast_program *program, const struct fast_images *images,

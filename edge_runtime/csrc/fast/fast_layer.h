@@ -33,7 +33,7 @@ static uint64_t gather_forward(const struct sfd_layer *layer, const float *w, co
     images.y_pixel = PIXEL;
     fast_program_forward(&program, layer, in_plane,
                          gather_window(&images.map, layer->shape.kernel_h, layer->shape.kernel_w),
-                         w);
+                         gather_changes(&images.map), w);
     for (; blocks > 0u; --blocks) {
         done += gather_images(&program, &images, runs, bias) * SFD_BLOCK;
         images.x += layer->in_channels * in_plane;
@@ -58,7 +58,7 @@ static uint64_t maximum(uint64_t a, uint64_t b)
 }
 
 /* A batch may be smaller than planned: each number of images from 1 on can be the rest. */
-static uint64_t fast_forward_bytes(const struct sfd_layer *layer, uint32_t n)
+static uint64_t fast_forward_scratch_bytes(const struct sfd_layer *layer, uint32_t n)
 {
     const uint64_t taps = (uint64_t)layer->shape.kernel_h * layer->shape.kernel_w;
     uint64_t bytes = 0u;
@@ -266,7 +266,7 @@ static void fast_backward(const struct sfd_layer *layer, const float *w,
     }
 }
 
-static uint64_t fast_backward_bytes(const struct sfd_layer *layer, uint32_t n)
+static uint64_t fast_backward_scratch_bytes(const struct sfd_layer *layer, uint32_t n)
 {
     uint64_t bytes = 0u, kept = aligned_bytes((uint64_t)layer->in_channels * 4u);
     uint32_t images;
@@ -283,8 +283,4 @@ static uint64_t fast_backward_bytes(const struct sfd_layer *layer, uint32_t n)
     return kept + bytes;
 }
 
-static uint64_t fast_scratch_bytes(const struct sfd_layer *layer, uint32_t n)
-{
-    return maximum(fast_forward_bytes(layer, n), fast_backward_bytes(layer, n));
-}
 #endif

@@ -31,17 +31,18 @@ struct fast_pair {
 
 SFD_INLINE void pair_run(vector *sum, const vector *x, const struct fast_entry *entry,
                          const struct fast_entry *end, vector *partial, const float *dy,
-                         size_t dy_row, const int wanted, const int columns, const int top,
-                         const int bottom, const int left, const int right)
+                         size_t dy_row, const int wanted, const uint32_t columns,
+                         const uint32_t top, const uint32_t bottom, const uint32_t left,
+                         const uint32_t right)
 {
     enum { CHAINS = 4 };
-    int i, j, u;
+    uint32_t i, j, u;
 
     for (; entry != end; ++entry, ++partial) {
         const vector weight = vector_all(entry->value);
         const float *from = dy + entry->offset;
         vector chain[CHAINS];
-        int used = 0;
+        uint32_t used = 0u;
         if (wanted & FAST_D_WEIGHT) {
             chain[0] = *partial;
             chain[1] = chain[2] = chain[3] = vector_all(0.0f);
@@ -52,9 +53,9 @@ SFD_INLINE void pair_run(vector *sum, const vector *x, const struct fast_entry *
             for (j = left; j < right; ++j)
 #pragma GCC unroll 4
                 for (u = 0; u < PIXEL_VECTORS; ++u) {
-                    const int at = (i * columns + j) * PIXEL_VECTORS + u;
-                    const vector value = vector_load(from + (size_t)i * dy_row +
-                                                     (size_t)(j * PIXEL + u * SFD_LANES));
+                    const uint32_t at = (i * columns + j) * PIXEL_VECTORS + u;
+                    const vector value =
+                        vector_load(from + (size_t)i * dy_row + j * PIXEL + u * SFD_LANES);
                     if (wanted & FAST_D_INPUT)
                         sum[at] += weight * value;
                     if (wanted & FAST_D_WEIGHT)
@@ -124,10 +125,10 @@ static uint64_t pair_work(const struct fast_pair *pair)
                  (COLUMN_EDGE) == FAST_BUT_FIRST, (COLUMNS) - ((COLUMN_EDGE) == FAST_BUT_LAST)); \
         break;
 
-SFD_INLINE void pair_store(const struct fast_pair *pair, const vector *sum, const int rows,
-                           const int columns)
+SFD_INLINE void pair_store(const struct fast_pair *pair, const vector *sum, const uint32_t rows,
+                           const uint32_t columns)
 {
-    int i, j, u;
+    uint32_t i, j, u;
 
 #pragma GCC unroll 4
     for (i = 0; i < rows; ++i)
@@ -136,20 +137,21 @@ SFD_INLINE void pair_store(const struct fast_pair *pair, const vector *sum, cons
 #pragma GCC unroll 4
             for (u = 0; u < PIXEL_VECTORS; ++u) {
                 float *to = pair->dx + (size_t)i * pair->dx_row + (size_t)j * pair->dx_pixel +
-                            (size_t)(u * SFD_LANES);
+                            u * SFD_LANES;
                 vector value = sum[(i * columns + j) * PIXEL_VECTORS + u];
                 vector_store(to, pair->accumulate ? vector_load(to) + value : value);
             }
 }
 
-SFD_INLINE void pair_tile(const struct fast_pair *pair, const int rows, const int columns,
+SFD_INLINE void pair_tile(const struct fast_pair *pair, const uint32_t rows, const uint32_t columns,
                           const int wanted)
 {
     const struct fast_program *program = pair->program;
     const uint32_t *start = program->start + (size_t)pair->channel * program->taps;
     const size_t dy_row = pair->dy_row;
     vector sum[8 * PIXEL_VECTORS], x[8 * PIXEL_VECTORS];
-    int irregular = 0, i, j, u;
+    int irregular = 0;
+    uint32_t i, j, u;
     uint32_t r;
 
 #pragma GCC unroll 4
@@ -158,11 +160,11 @@ SFD_INLINE void pair_tile(const struct fast_pair *pair, const int rows, const in
         for (j = 0; j < columns; ++j)
 #pragma GCC unroll 4
             for (u = 0; u < PIXEL_VECTORS; ++u) {
-                const int at = (i * columns + j) * PIXEL_VECTORS + u;
+                const uint32_t at = (i * columns + j) * PIXEL_VECTORS + u;
                 sum[at] = vector_all(0.0f);
                 if (wanted & FAST_D_WEIGHT)
                     x[at] = vector_load(pair->x + (size_t)i * pair->x_row +
-                                        (size_t)j * pair->x_pixel + (size_t)(u * SFD_LANES));
+                                        (size_t)j * pair->x_pixel + u * SFD_LANES);
             }
     for (r = 0u; r < pair->tile->run_count; ++r) {
         const struct fast_run *run = &pair->tile->run[r];

@@ -10,32 +10,38 @@ static uint32_t kernel_area(const struct sfd_layer *layer)
 #define BLOCK_LIMIT 32u
 #define BLOCK_BYTES (24u * 1024u)
 
-/* Each block reads and writes the sums of a tile again: it pays from so many nonzeros on. */
-#define BLOCK_NONZEROS 24u
+/* Each block reads and writes the sums of a tile again: it pays from so many nonzeros on, times
+ * the changes of a tile. */
+#define BLOCK_NONZEROS 12u
 
-/* As many blocks of input channels as the nonzeros of an output channel allow. */
-static uint32_t block_limit(const struct sfd_layer *layer)
+static uint32_t minimum(uint32_t a, uint32_t b)
 {
-    const uint32_t channels = layer->in_channels / layer->shape.groups;
-    uint32_t blocks = layer->support.count / layer->support.rows / BLOCK_NONZEROS;
-
-    blocks = blocks < BLOCK_LIMIT ? blocks : BLOCK_LIMIT;
-    blocks = blocks < channels ? blocks : channels;
-    return blocks > 0u ? blocks : 1u;
+    return a < b ? a : b;
 }
 
-/* Blocks of input channels that a forward takes where a tile touches window_bytes of each. */
-static uint32_t forward_blocks(const struct sfd_layer *layer, size_t window_bytes)
+/* As many blocks of input channels as the nonzeros of an output channel allow at most. */
+static uint32_t block_limit(const struct sfd_layer *layer, uint32_t tile_changes)
+{
+    const uint32_t channels = layer->in_channels / layer->shape.groups;
+    const uint32_t nonzeros = layer->support.count / layer->support.rows;
+    const uint32_t allowed = nonzeros / (BLOCK_NONZEROS * tile_changes);
+
+    return allowed > 0u ? minimum(minimum(allowed, channels), BLOCK_LIMIT) : 1u;
+}
+
+/* Blocks of input channels that a forward takes. */
+static uint32_t forward_blocks(const struct sfd_layer *layer, size_t window_bytes,
+                               uint32_t tile_changes)
 {
     const uint32_t channels = layer->in_channels / layer->shape.groups;
     const uint64_t blocks = ((uint64_t)channels * window_bytes + BLOCK_BYTES - 1u) / BLOCK_BYTES;
 
-    return blocks <= block_limit(layer) ? (uint32_t)blocks : 1u;
+    return blocks <= block_limit(layer, tile_changes) ? (uint32_t)blocks : 1u;
 }
 
 static uint32_t bucket_limit(const struct sfd_layer *layer)
 {
-    const uint32_t rows = layer->support.rows * block_limit(layer);
+    const uint32_t rows = layer->support.rows * block_limit(layer, 1u);
 
     return (rows > layer->in_channels ? rows : layer->in_channels) * kernel_area(layer);
 }
@@ -285,10 +291,11 @@ static void place_columns(struct fast_program *program, const struct sfd_layer *
 }
 
 void fast_program_forward(struct fast_program *program, const struct sfd_layer *layer,
-                          size_t channel_stride, size_t window_bytes, const float *values)
+                          size_t channel_stride, size_t window_bytes, uint32_t tile_changes,
+                          const float *values)
 {
     const uint32_t channels = layer->in_channels / layer->shape.groups;
-    const uint32_t blocks = forward_blocks(layer, window_bytes);
+    const uint32_t blocks = forward_blocks(layer, window_bytes, tile_changes);
     uint32_t i;
 
     program->channels = layer->support.rows;

@@ -107,9 +107,11 @@ void fast_taps_backward(struct fast_program *program, const struct sfd_layer *la
 void fast_taps_place(struct fast_program *program, size_t row_stride, size_t pixel_stride);
 
 /* Order the nonzeros by output channel and tap, once the taps have their offsets. channel_stride is
- * that of the images which are read, of each of which a tile touches window_bytes. */
+ * that of the images which are read, of each of which a tile touches
+ * window_bytes; tile_changes says how often a tile goes from run to run. */
 void fast_program_forward(struct fast_program *program, const struct sfd_layer *layer,
-                          size_t channel_stride, size_t window_bytes, const float *values);
+                          size_t channel_stride, size_t window_bytes, uint32_t tile_changes,
+                          const float *values);
 
 void fast_program_backward(struct fast_program *program, const struct sfd_layer *layer,
                            size_t channel_stride, const float *values);

@@ -242,7 +242,7 @@ static void small_forward(const struct sfd_layer *layer, const float *w, const f
     strip.map = line_map(&lines);
     /* of each row of the kernel a tile reads its own length, and a vector for the shifts */
     fast_program_forward(&program, layer, (size_t)lines.phases_y * lines.phases_x * lines.plane,
-                         layer->shape.kernel_h * gather_window(&strip.map, 1u, 2u), w);
+                         layer->shape.kernel_h * gather_window(&strip.map, 1u, 2u), 1u, w);
     strip.x = copy;
     strip.x_row = 0u;
     strip.x_pixel = PIXEL;
