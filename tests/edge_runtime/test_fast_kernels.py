@@ -1,5 +1,6 @@
 """The fast kernel sets against the portable one, layer by layer, with every set forced in turn."""
 
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -48,7 +49,11 @@ def build(compiler: list[str], sets: dict[str, list[str]], folder: Path) -> Path
 def compare(command: list[str], name: str) -> None:
     """Run the comparison of one set; skips where this processor does not have it."""
     finished = subprocess.run(
-        [*command, name, str(CASES), "1"], capture_output=True, text=True, timeout=900
+        [*command, name, str(CASES), "1"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     if finished.returncode == NOT_THIS_PROCESSOR:
         pytest.skip(f"this processor has no {name}")
@@ -64,9 +69,8 @@ def sanitized_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", X86_SETS)
 def test_a_set_agrees_with_the_portable_kernels(name: str, request: pytest.FixtureRequest) -> None:
-    machine = subprocess.run(["cc", "-dumpmachine"], capture_output=True, text=True).stdout
-    if not machine.startswith("x86_64"):
-        pytest.skip(f"the compiler builds for {machine.strip()}")
+    if platform.machine() != "x86_64":
+        pytest.skip(f"this is {platform.machine()}")
     compare([str(request.getfixturevalue("sanitized_program"))], name)
 
 

@@ -25,7 +25,6 @@ from sparsyfed.edge_runtime.plan import plan
 from sparsyfed.edge_runtime.reference import ReferenceModel
 from sparsyfed.edge_runtime.session import Session
 
-
 GRADIENT_BOUND = 1e-4
 TRAINING_BOUND = 1e-4
 DENSITIES = [1.0, 0.1, 0.05, 0.001]
