@@ -1,0 +1,131 @@
+/* Rectifiers, additions, bias gradients and powerprop in vectors. dx may be dy itself unless it is
+ * added to. */
+#ifndef SFD_FAST_ELEMENTWISE_H
+#define SFD_FAST_ELEMENTWISE_H
+
+#include "fast_sums.h"
+
+/* min(max(x, 0), ceiling), and the bits of the lanes where the slope is 1. A NaN passes through. */
+SFD_INLINE vector vector_rectify(vector x, vector ceiling, uint32_t *bits)
+{
+    const vector zero = {0.0f};
+    const lanes low = lanes_at_most(x, zero), high = lanes_at_most(ceiling, x);
+
+    *bits = lanes_to_bits((lanes) ~(low | high));
+    return lanes_select(low, zero, lanes_select(high, ceiling, x));
+}
+
+/* The lanes whose bit is set, zeros in the others. */
+SFD_INLINE vector vector_masked(uint32_t bits, vector x)
+{
+    return lanes_select(lanes_from_bits(bits), x, (vector){0.0f});
+}
+
+static void fast_rectifier_forward(const float *x, uint32_t count, float ceiling, uint32_t *mask,
+                                   float *y)
+{
+    const vector limit = vector_all(ceiling);
+    uint32_t whole = count - count % WORD, i, j;
+
+    for (i = 0u; i < whole; i += WORD) {
+        uint32_t word = 0u;
+        for (j = 0u; j < WORD; j += SFD_LANES) {
+            uint32_t bits;
+            vector_store(y + i + j, vector_rectify(vector_load(x + i + j), limit, &bits));
+            word |= bits << j;
+        }
+        if (mask)
+            mask[i / WORD] = word;
+    }
+    if (whole < count)
+        sfd_rectifier_forward(x + whole, count - whole, ceiling, mask ? mask + whole / WORD : NULL,
+                              y + whole);
+}
+
+static void fast_rectifier_backward(const uint32_t *mask, const float *dy, uint32_t count,
+                                    float *dx, int accumulate)
+{
+    uint32_t whole = count - count % WORD, i, j;
+
+    for (i = 0u; i < whole; i += WORD)
+        for (j = 0u; j < WORD; j += SFD_LANES) {
+            vector d = vector_masked(mask[i / WORD] >> j, vector_load(dy + i + j));
+            vector_store(dx + i + j, accumulate ? vector_load(dx + i + j) + d : d);
+        }
+    if (whole < count)
+        sfd_rectifier_backward(mask + whole / WORD, dy + whole, count - whole, dx + whole,
+                               accumulate);
+}
+
+static void fast_add_forward(const float *a, const float *b, uint32_t count, float *y)
+{
+    uint32_t i;
+
+    for (i = 0u; i + SFD_LANES <= count; i += SFD_LANES)
+        vector_store(y + i, vector_load(a + i) + vector_load(b + i));
+    for (; i < count; ++i)
+        y[i] = a[i] + b[i];
+}
+
+static void fast_add_into(const float *x, uint32_t count, float *y)
+{
+    fast_add_forward(x, y, count, y);
+}
+
+static void fast_bias_backward(const struct sfd_channels *shape, const float *dy, uint32_t n,
+                               float *d_bias)
+{
+    uint32_t channel, first;
+
+    for (channel = 0u; channel < shape->channels; ++channel) {
+        float total = 0.0f;
+        for (first = 0u; first < n; first += SFD_BLOCK)
+            total += run_sum(dy + sfd_channel_start(shape, n, first, channel),
+                             shape->pixels * sfd_block_images(n, first), 0.0f, 0);
+        d_bias[channel] = total;
+    }
+}
+
+/* w = sign(v) |v|^beta. The compiler makes vectors of these loops by itself. */
+static void fast_powerprop_forward(const float *v, float *w, uint32_t count, float beta)
+{
+    uint32_t i;
+
+    if (beta == 1.25f)
+        for (i = 0u; i < count; ++i)
+            w[i] = v[i] * sqrtf(sqrtf(fabsf(v[i])));
+    else if (beta == 1.5f)
+        for (i = 0u; i < count; ++i)
+            w[i] = v[i] * sqrtf(fabsf(v[i]));
+    else if (beta == 2.0f)
+        for (i = 0u; i < count; ++i)
+            w[i] = v[i] * fabsf(v[i]);
+    else
+        sfd_powerprop_forward(v, w, count, beta);
+}
+
+/* dL/dv = beta |v|^(beta - 1) dL/dw; a zero of v stays a zero whatever its gradient is. */
+static void fast_powerprop_backward(const float *v, float *gradient, uint32_t count, float beta)
+{
+    uint32_t i;
+
+    if (beta == 1.25f)
+        for (i = 0u; i < count; ++i) {
+            float slope = 1.25f * sqrtf(sqrtf(fabsf(v[i])));
+            gradient[i] = slope > 0.0f ? gradient[i] * slope : 0.0f;
+        }
+    else if (beta == 1.5f)
+        for (i = 0u; i < count; ++i) {
+            float slope = 1.5f * sqrtf(fabsf(v[i]));
+            gradient[i] = slope > 0.0f ? gradient[i] * slope : 0.0f;
+        }
+    else if (beta == 2.0f)
+        for (i = 0u; i < count; ++i) {
+            float slope = 2.0f * fabsf(v[i]);
+            gradient[i] = slope > 0.0f ? gradient[i] * slope : 0.0f;
+        }
+    else
+        sfd_powerprop_backward(v, gradient, count, beta);
+}
+
+#endif
