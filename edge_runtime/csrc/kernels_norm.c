@@ -78,40 +78,55 @@ static float channel_sum(const struct sfd_channels *shape, const float *x, uint3
     return total;
 }
 
-void sfd_batch_norm_moments(const struct sfd_channels *shape, const float *x, uint32_t n,
-                            float *moments)
+static void channel_moments(const struct sfd_channels *shape, const float *x, uint32_t n,
+                            uint32_t channel, float *mean, float *variance)
 {
-    uint32_t channel;
     float count = (float)(shape->pixels * n);
+    /* Shifted by one of the values: the mean of equal values is exact, and that of values far from
+     * zero keeps its digits. */
+    float shift = x[sfd_channel_start(shape, n, 0u, channel)];
 
-    for (channel = 0u; channel < shape->channels; ++channel) {
-        /* Shifted by one of the values: the mean of equal values is exact, and that of values far
-         * from zero keeps its digits. */
-        float shift = x[sfd_channel_start(shape, n, 0u, channel)];
-        float mean = shift + channel_sum(shape, x, n, channel, shift, 0) / count;
-        moments[channel] = mean;
-        moments[shape->channels + channel] = channel_sum(shape, x, n, channel, mean, 1) / count;
-    }
+    *mean = shift + channel_sum(shape, x, n, channel, shift, 0) / count;
+    *variance = channel_sum(shape, x, n, channel, *mean, 1) / count;
 }
 
-void sfd_batch_norm_forward(const struct sfd_channels *shape, const float *x, uint32_t n,
-                            const float *mean, const float *variance, float epsilon,
-                            const float *weight, const float *bias, float *y)
+static void run_forward(const float *x, uint32_t count, float mean, float scale, float shift,
+                        const float *addend, float *y)
 {
-    uint32_t channel, first, i;
+    uint32_t i;
+
+    if (addend)
+        for (i = 0u; i < count; ++i)
+            y[i] = ((x[i] - mean) * scale + shift) + addend[i];
+    else
+        for (i = 0u; i < count; ++i)
+            y[i] = (x[i] - mean) * scale + shift;
+}
+
+void sfd_batch_norm_forward(const struct sfd_batch_norm *norm, const float *x, uint32_t n,
+                            const struct sfd_epilogue *after, float *y)
+{
+    const struct sfd_channels *shape = &norm->shape;
+    const float *means = norm->mean ? norm->mean : norm->moments;
+    const float *variances = norm->mean ? norm->variance : norm->moments + shape->channels;
+    uint32_t channel, first;
 
     for (channel = 0u; channel < shape->channels; ++channel) {
-        float scale = (weight ? weight[channel] : 1.0f) / sqrtf(variance[channel] + epsilon);
-        float shift = bias ? bias[channel] : 0.0f, centre = mean[channel];
+        float scale, shift = norm->bias ? norm->bias[channel] : 0.0f;
+        if (!norm->mean)
+            channel_moments(shape, x, n, channel, norm->moments + channel,
+                            norm->moments + shape->channels + channel);
+        scale = (norm->weight ? norm->weight[channel] : 1.0f) /
+                sqrtf(variances[channel] + norm->epsilon);
         for (first = 0u; first < n; first += SFD_BLOCK) {
             size_t start = sfd_channel_start(shape, n, first, channel);
-            uint32_t count = shape->pixels * sfd_block_images(n, first);
-            const float *in = x + start;
-            float *out = y + start;
-            for (i = 0u; i < count; ++i)
-                out[i] = (in[i] - centre) * scale + shift;
+            run_forward(x + start, shape->pixels * sfd_block_images(n, first), means[channel],
+                        scale, shift, after->addend ? after->addend + start : NULL, y + start);
         }
     }
+    if (after->ceiling > 0.0f)
+        sfd_rectifier_forward(y, shape->channels * shape->pixels * n, after->ceiling, after->mask,
+                              y);
 }
 
 /* The gradient of a batch norm's input over one run. */
@@ -133,35 +148,40 @@ static void run_backward(const struct run_gradient *run, const float *x, const f
             dx[i] = scale * ((dy[i] - shift) - slope * (x[i] - mean));
 }
 
-void sfd_batch_norm_backward(const struct sfd_channels *shape, const float *x, uint32_t n,
-                             const float *moments, float epsilon, const float *weight,
-                             const float *dy, float *dx, int accumulate, float *d_weight,
-                             float *d_bias)
+void sfd_batch_norm_backward(const struct sfd_batch_norm *norm, const float *x, uint32_t n,
+                             const struct sfd_norm_gradient *gradient)
 {
+    const struct sfd_channels *shape = &norm->shape;
+    const uint32_t elements = shape->channels * shape->pixels * n;
+    const float *dy = gradient->dy;
+    const float count = (float)(shape->pixels * n);
     uint32_t channel, first;
-    float count = (float)(shape->pixels * n);
 
+    if (gradient->mask)
+        sfd_rectifier_backward(gradient->mask, dy, elements, gradient->dy, 0);
+    if (gradient->addend && gradient->addend != dy)
+        memcpy(gradient->addend, dy, elements * sizeof *dy);
     for (channel = 0u; channel < shape->channels; ++channel) {
         float sum = 0.0f, product = 0.0f;
-        float inverse = 1.0f / sqrtf(moments[shape->channels + channel] + epsilon);
+        float inverse = 1.0f / sqrtf(norm->moments[shape->channels + channel] + norm->epsilon);
         struct run_gradient run;
-        run.mean = moments[channel];
+        run.mean = norm->moments[channel];
         for (first = 0u; first < n; first += SFD_BLOCK) {
             size_t start = sfd_channel_start(shape, n, first, channel);
             sum_products(x + start, dy + start, shape->pixels * sfd_block_images(n, first),
                          run.mean, &sum, &product);
         }
-        if (d_weight)
-            d_weight[channel] = product * inverse;
-        if (d_bias)
-            d_bias[channel] = sum;
-        run.scale = (weight ? weight[channel] : 1.0f) * inverse;
+        if (gradient->d_weight)
+            gradient->d_weight[channel] = product * inverse;
+        if (gradient->d_bias)
+            gradient->d_bias[channel] = sum;
+        run.scale = (norm->weight ? norm->weight[channel] : 1.0f) * inverse;
         run.shift = sum / count;
         run.slope = product / count * inverse * inverse;
-        for (first = 0u; dx != NULL && first < n; first += SFD_BLOCK) {
+        for (first = 0u; gradient->dx != NULL && first < n; first += SFD_BLOCK) {
             size_t start = sfd_channel_start(shape, n, first, channel);
             run_backward(&run, x + start, dy + start, shape->pixels * sfd_block_images(n, first),
-                         dx + start, accumulate);
+                         gradient->dx + start, gradient->accumulate);
         }
     }
 }

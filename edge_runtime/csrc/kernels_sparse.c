@@ -329,5 +329,6 @@ static uint64_t backward_scratch_bytes(const struct sfd_layer *layer, uint32_t n
 }
 
 const struct sfd_kernels sfd_kernels_portable = {
-    "portable", forward_scratch_bytes, backward_scratch_bytes, forward, backward,
+    "portable", &sfd_tensors_portable, forward_scratch_bytes, backward_scratch_bytes, forward,
+    backward,
 };

@@ -57,6 +57,8 @@ struct sfd_node {
     uint16_t forward_scratch, backward_scratch; /* SCRATCH regions of the kernels; SFD_NONE: none */
     uint8_t delivery0, delivery1;
     uint8_t has_backward;
+    uint8_t fused;    /* a batch norm: operations after it that run with it, in both directions */
+    uint8_t absorbed; /* runs with the batch norm before it */
     uint64_t multiply_adds; /* a sparse layer's forward, of one image */
 };
 
@@ -132,11 +134,12 @@ struct sfd_saved_input {
     uint32_t kept;
 };
 
-/* One set of kernels over the nonzeros alone. w and gradient run over the support in CSR order, n is
+/* One set of kernels: those below work over the nonzeros alone. w and gradient run over the support in CSR order, n is
  * the images of the batch, in all its blocks. Scratch is aligned to SFD_ALIGNMENT. Each pass returns
  * the multiply-adds that it did. */
 struct sfd_kernels {
     const char *name;
+    const struct sfd_tensor_kernels *tensors;
     /* Bytes of scratch, a multiple of 4. They follow from the sizes alone (the support's arrays are
      * not there yet), do not fall as n grows, and are the same for all sets of vectorised kernels. */
     uint64_t (*forward_scratch_bytes)(const struct sfd_layer *layer, uint32_t n);
@@ -202,6 +205,14 @@ static inline uint32_t sfd_last_step(const struct sfd_session *session)
     return 2u * session->operation_count + 1u;
 }
 
+static inline uint32_t sfd_backward_step(const struct sfd_session *session, uint32_t node)
+{
+    return 2u * session->operation_count - node;
+}
+
+/* sfd_fusion.c: which operations run with the batch norm before them. */
+void sfd_fusion_plan(struct sfd_session *session);
+
 /* sfd_lifetimes.c: list all regions with their sizes and lifetimes. */
 void sfd_lifetimes_plan(struct sfd_session *session, uint64_t tables_bytes);
 
@@ -239,6 +250,12 @@ float *sfd_tensor_data(const struct sfd_session *session, uint32_t tensor);
 uint64_t sfd_packed_bytes(uint32_t keep, uint64_t elements);
 void sfd_pack(const float *x, uint32_t size, uint32_t n, uint32_t keep, uint32_t *histogram,
               void *packed);
+
+/* Place in the order image, element of what lies at `at` in memory. */
+uint32_t sfd_image_order(uint32_t size, uint32_t n, uint32_t at);
+
+/* One past the place, in that order, of the last of `ties` elements of this magnitude. */
+uint32_t sfd_tie_end(const float *x, uint32_t size, uint32_t n, uint32_t threshold, uint32_t ties);
 
 /* Bit j of a mask word; a table instead of a shift lets the compiler use vectors everywhere. */
 extern const uint32_t sfd_mask_bit[32];
@@ -294,16 +311,32 @@ static inline size_t sfd_channel_start(const struct sfd_channels *shape, uint32_
            shape->pixels;
 }
 
-/* kernels_norm.c. Batch norm's moments: the means of all channels, then their variances. */
-void sfd_batch_norm_moments(const struct sfd_channels *shape, const float *x, uint32_t n,
-                            float *moments);
-void sfd_batch_norm_forward(const struct sfd_channels *shape, const float *x, uint32_t n,
-                            const float *mean, const float *variance, float epsilon,
-                            const float *weight, const float *bias, float *y);
-void sfd_batch_norm_backward(const struct sfd_channels *shape, const float *x, uint32_t n,
-                             const float *moments, float epsilon, const float *weight,
-                             const float *dy, float *dx, int accumulate, float *d_weight,
-                             float *d_bias);
+/* A batch norm. Its statistics are given or, where `mean` is NULL, are those of the batch, which
+ * `moments` takes: the means of all channels, then their variances. */
+struct sfd_batch_norm {
+    struct sfd_channels shape;
+    float epsilon;
+    const float *weight, *bias; /* NULL: ones, zeros */
+    const float *mean, *variance;
+    float *moments;
+};
+
+/* What happens to the output of a batch norm in the same pass: an addition, then a rectifier. */
+struct sfd_epilogue {
+    const float *addend; /* NULL: none; may be the output */
+    float ceiling;       /* of the rectifier; 0: none */
+    uint32_t *mask;      /* the rectifier's; NULL: not wanted */
+};
+
+/* The gradients of a batch norm and of its epilogue. */
+struct sfd_norm_gradient {
+    const uint32_t *mask;     /* of the rectifier; NULL: none */
+    float *dy;                /* may be overwritten */
+    float *addend;            /* takes the gradient of the addend, may be dy; NULL: none */
+    float *dx;                /* may be dy if the addend's is not; NULL: not wanted */
+    int accumulate;           /* add to dx, which is not dy */
+    float *d_weight, *d_bias; /* NULL: not wanted */
+};
 
 /* Group and layer norm: `sets` of `elements` consecutive elements of an image are normalised, each
  * `span` of them share an affine coefficient, and the next set's coefficients begin `affine_step`
@@ -311,6 +344,41 @@ void sfd_batch_norm_backward(const struct sfd_channels *shape, const float *x, u
 struct sfd_norm {
     uint32_t sets, elements, span, affine_step;
 };
+
+/* One set of kernels over whole tensors: `count` floats, or n images in all their blocks. */
+struct sfd_tensor_kernels {
+    void (*batch_norm_forward)(const struct sfd_batch_norm *norm, const float *x, uint32_t n,
+                               const struct sfd_epilogue *after, float *y);
+    void (*batch_norm_backward)(const struct sfd_batch_norm *norm, const float *x, uint32_t n,
+                                const struct sfd_norm_gradient *gradient);
+    void (*norm_forward)(const struct sfd_norm *norm, const float *x, uint32_t n, float epsilon,
+                         const float *weight, const float *bias, float *moments, float *y);
+    void (*norm_backward)(const struct sfd_norm *norm, const float *x, uint32_t n,
+                          const float *moments, const float *weight, const float *dy, float *dx,
+                          int accumulate, float *d_weight, float *d_bias);
+    /* y = min(max(x, 0), ceiling), and a bit where the slope is 1. y may be x, mask NULL. */
+    void (*rectifier_forward)(const float *x, uint32_t count, float ceiling, uint32_t *mask,
+                              float *y);
+    /* dx is dy itself, or is added to. */
+    void (*rectifier_backward)(const uint32_t *mask, const float *dy, uint32_t count, float *dx,
+                               int accumulate);
+    void (*add_forward)(const float *a, const float *b, uint32_t count, float *y);
+    void (*add_into)(const float *x, uint32_t count, float *y);
+    void (*bias_backward)(const struct sfd_channels *shape, const float *dy, uint32_t n,
+                          float *d_bias);
+    void (*pack)(const float *x, uint32_t size, uint32_t n, uint32_t keep, uint32_t *histogram,
+                 void *packed);
+    void (*powerprop_forward)(const float *v, float *w, uint32_t count, float beta);
+    void (*powerprop_backward)(const float *v, float *gradient, uint32_t count, float beta);
+};
+
+extern const struct sfd_tensor_kernels sfd_tensors_portable;
+
+/* kernels_norm.c */
+void sfd_batch_norm_forward(const struct sfd_batch_norm *norm, const float *x, uint32_t n,
+                            const struct sfd_epilogue *after, float *y);
+void sfd_batch_norm_backward(const struct sfd_batch_norm *norm, const float *x, uint32_t n,
+                             const struct sfd_norm_gradient *gradient);
 void sfd_norm_forward(const struct sfd_norm *norm, const float *x, uint32_t n, float epsilon,
                       const float *weight, const float *bias, float *moments, float *y);
 void sfd_norm_backward(const struct sfd_norm *norm, const float *x, uint32_t n,

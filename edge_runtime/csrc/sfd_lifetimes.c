@@ -6,11 +6,6 @@
  * input's own region ends with its last forward reader. */
 #include "sfd_internal.h"
 
-static uint32_t backward_step(const struct sfd_session *session, uint32_t node)
-{
-    return 2u * session->operation_count - node;
-}
-
 static uint16_t region_add(struct sfd_session *session, enum sfd_buffer_kind kind, uint32_t owner,
                            uint64_t bytes, uint32_t first_step, uint32_t last)
 {
@@ -121,7 +116,7 @@ static void plan_layer(struct sfd_session *session, uint32_t index)
     uint64_t forward = session->kernels->forward_scratch_bytes(&layer, session->batch);
     uint64_t backward = session->kernels->backward_scratch_bytes(&layer, session->batch);
     uint32_t keep = sfd_keep_count(&session->slots[operation->weight], elements);
-    uint32_t end = backward_step(session, index);
+    uint32_t end = sfd_backward_step(session, index);
 
     if (keep > 0u && keep < elements)
         node->saved = region_add(session, SFD_BUFFER_SAVED_INPUT, index,
@@ -140,7 +135,7 @@ static void plan_kept(struct sfd_session *session, uint32_t index)
     const struct sfd_operation *operation = &node->operation;
     uint64_t in = sfd_batch_elements(session, operation->input0),
              out = sfd_batch_elements(session, operation->output);
-    uint32_t end = node->has_backward ? backward_step(session, index) : index;
+    uint32_t end = node->has_backward ? sfd_backward_step(session, index) : index;
 
     switch (operation->kind) {
     case SFD_OPERATION_CONVOLUTION:
@@ -205,7 +200,8 @@ static void plan_forward(struct sfd_session *session)
         if (operation->input1 != SFD_NONE)
             touch(session, session->values[operation->input1].storage, i);
         if (keeps_input(session, node))
-            touch(session, session->values[operation->input0].storage, backward_step(session, i));
+            touch(session, session->values[operation->input0].storage,
+                  sfd_backward_step(session, i));
         plan_kept(session, i);
     }
     touch(session, session->values[session->output].storage, session->operation_count);
@@ -219,16 +215,16 @@ static enum sfd_delivery plan_delivery(struct sfd_session *session, uint32_t ind
     if (tensor == 0u || !session->nodes[tensor - 1u].has_backward)
         return SFD_DELIVER_NOTHING;
     if (value->gradient != SFD_NONE) {
-        touch(session, value->gradient, backward_step(session, index));
+        touch(session, value->gradient, sfd_backward_step(session, index));
         return SFD_DELIVER_ACCUMULATE;
     }
     if (in_place) {
         value->gradient = session->values[session->nodes[index].operation.output].gradient;
         return SFD_DELIVER_IN_PLACE;
     }
-    value->gradient = region_add(session, SFD_BUFFER_GRADIENT, tensor - 1u,
-                                 sfd_batch_elements(session, tensor) * 4u,
-                                 backward_step(session, index), backward_step(session, index));
+    value->gradient = region_add(
+        session, SFD_BUFFER_GRADIENT, tensor - 1u, sfd_batch_elements(session, tensor) * 4u,
+        sfd_backward_step(session, index), sfd_backward_step(session, index));
     return SFD_DELIVER_WRITE;
 }
 
@@ -250,7 +246,7 @@ static void plan_backward(struct sfd_session *session)
 
         if (!node->has_backward)
             continue;
-        touch(session, session->values[operation->output].gradient, backward_step(session, i));
+        touch(session, session->values[operation->output].gradient, sfd_backward_step(session, i));
         node->delivery0 = (uint8_t)plan_delivery(session, i, operation->input0, in_place);
         if (operation->input1 != SFD_NONE)
             node->delivery1 = (uint8_t)plan_delivery(session, i, operation->input1,
@@ -263,4 +259,5 @@ void sfd_lifetimes_plan(struct sfd_session *session, uint64_t tables_bytes)
     plan_persistent(session, tables_bytes);
     plan_forward(session);
     plan_backward(session);
+    sfd_fusion_plan(session);
 }

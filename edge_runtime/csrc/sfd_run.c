@@ -74,7 +74,7 @@ static struct sfd_channels channels_of(const struct sfd_value *value)
 
 /* How much of its scratch a kernel writes depends on the data. The last word is written here, so
  * that a measured arena counts the region whole. */
-static void *scratch_data(const struct sfd_session *session, uint32_t region)
+static void *optional_data(const struct sfd_session *session, uint32_t region)
 {
     uint32_t *scratch;
 
@@ -90,18 +90,20 @@ static void sparse_forward(struct sfd_session *session, const struct sfd_node *n
 {
     const struct sfd_operation *operation = &node->operation;
     const struct sfd_slot *slot = &session->slots[operation->weight];
+    const struct sfd_tensor_kernels *tensors = session->kernels->tensors;
     float *w = sfd_region_data(session, slot->working);
     uint64_t *done = training ? &session->counters.done.forward : &session->counters.evaluation;
     struct sfd_layer layer = sfd_layer_sizes(session, node);
 
     sfd_slot_support(session, slot, &layer.support);
-    sfd_powerprop_forward(sfd_region_data(session, slot->value), w, slot->count, session->beta);
+    tensors->powerprop_forward(sfd_region_data(session, slot->value), w, slot->count,
+                               session->beta);
     *done += session->kernels->forward(&layer, w, parameter_data(session, operation->bias), x, y, n,
-                                       scratch_data(session, node->forward_scratch));
+                                       optional_data(session, node->forward_scratch));
     if (training && node->saved != SFD_NONE) {
         uint32_t size = session->values[operation->input0].size;
-        sfd_pack(x, size, n, sfd_keep_count(slot, (uint64_t)size * n), session->histogram,
-                 sfd_region_data(session, node->saved));
+        tensors->pack(x, size, n, sfd_keep_count(slot, (uint64_t)size * n), session->histogram,
+                      sfd_region_data(session, node->saved));
     }
 }
 
@@ -123,28 +125,68 @@ static struct sfd_norm norm_shape(const struct sfd_operation *operation, const s
     return norm;
 }
 
-static void norm_forward(struct sfd_session *session, const struct sfd_node *node, const float *x,
-                         float *y, uint32_t n, int training)
+static float rectifier_ceiling(const struct sfd_operation *operation)
+{
+    return operation->kind == SFD_OPERATION_RELU6 ? 6.0f : SFD_INFINITY;
+}
+
+static struct sfd_batch_norm batch_norm(const struct sfd_session *session,
+                                        const struct sfd_node *node)
 {
     const struct sfd_operation *operation = &node->operation;
-    const struct sfd_value *in = &session->values[operation->input0];
-    const struct sfd_channels shape = channels_of(in);
-    const float *weight = parameter_data(session, operation->weight);
-    const float *bias = parameter_data(session, operation->bias);
-    float *moments = sfd_region_data(session, node->moments);
+    struct sfd_batch_norm norm;
 
-    if (operation->kind != SFD_OPERATION_BATCH_NORM) {
-        struct sfd_norm norm = norm_shape(operation, in);
-        sfd_norm_forward(&norm, x, n, operation->epsilon, weight, bias, moments, y);
-    } else if (training || operation->mean == SFD_NONE) {
-        sfd_batch_norm_moments(&shape, x, n, moments);
-        sfd_batch_norm_forward(&shape, x, n, moments, moments + shape.channels, operation->epsilon,
-                               weight, bias, y);
-    } else {
-        sfd_batch_norm_forward(&shape, x, n, parameter_data(session, operation->mean),
-                               parameter_data(session, operation->variance), operation->epsilon,
-                               weight, bias, y);
+    norm.shape = channels_of(&session->values[operation->input0]);
+    norm.epsilon = operation->epsilon;
+    norm.weight = parameter_data(session, operation->weight);
+    norm.bias = parameter_data(session, operation->bias);
+    norm.mean = norm.variance = NULL;
+    norm.moments = sfd_region_data(session, node->moments);
+    return norm;
+}
+
+/* Of the operands of an addition the one that is not `tensor`. */
+static uint32_t other_operand(const struct sfd_operation *add, uint32_t tensor)
+{
+    return add->input0 == tensor ? add->input1 : add->input0;
+}
+
+/* The norm, and the operations that are fused with it. */
+static void batch_norm_forward(const struct sfd_session *session, const struct sfd_node *node,
+                               const float *x, uint32_t n, int training)
+{
+    const struct sfd_operation *operation = &node->operation, *next;
+    struct sfd_batch_norm norm = batch_norm(session, node);
+    struct sfd_epilogue after = {NULL, 0.0f, NULL};
+    uint32_t i;
+
+    if (!training && operation->mean != SFD_NONE) {
+        norm.mean = parameter_data(session, operation->mean);
+        norm.variance = parameter_data(session, operation->variance);
     }
+    for (i = 1u; i <= node->fused; ++i) {
+        next = &node[i].operation;
+        if (next->kind == SFD_OPERATION_ADD) {
+            after.addend = sfd_tensor_data(session, other_operand(next, operation->output));
+        } else {
+            after.ceiling = rectifier_ceiling(next);
+            after.mask = training ? optional_data(session, node[i].mask) : NULL;
+        }
+    }
+    session->kernels->tensors->batch_norm_forward(
+        &norm, x, n, &after, sfd_tensor_data(session, node[node->fused].operation.output));
+}
+
+/* Group and layer norm. */
+static void norm_forward(const struct sfd_session *session, const struct sfd_node *node,
+                         const float *x, float *y, uint32_t n)
+{
+    const struct sfd_operation *operation = &node->operation;
+    struct sfd_norm norm = norm_shape(operation, &session->values[operation->input0]);
+
+    session->kernels->tensors->norm_forward(
+        &norm, x, n, operation->epsilon, parameter_data(session, operation->weight),
+        parameter_data(session, operation->bias), sfd_region_data(session, node->moments), y);
 }
 
 /* Winners lie as the output does, one for each of its elements. */
@@ -176,7 +218,8 @@ static void node_forward(struct sfd_session *session, const struct sfd_node *nod
     const float *x = sfd_tensor_data(session, operation->input0);
     float *y = sfd_tensor_data(session, operation->output);
     uint32_t count = n * session->values[operation->output].size;
-    void *mask = training && node->mask != SFD_NONE ? sfd_region_data(session, node->mask) : NULL;
+    void *mask = training ? optional_data(session, node->mask) : NULL;
+    const struct sfd_tensor_kernels *tensors = session->kernels->tensors;
 
     switch (operation->kind) {
     case SFD_OPERATION_CONVOLUTION:
@@ -184,15 +227,15 @@ static void node_forward(struct sfd_session *session, const struct sfd_node *nod
         sparse_forward(session, node, x, y, n, training);
         break;
     case SFD_OPERATION_BATCH_NORM:
+        batch_norm_forward(session, node, x, n, training);
+        break;
     case SFD_OPERATION_GROUP_NORM:
     case SFD_OPERATION_LAYER_NORM:
-        norm_forward(session, node, x, y, n, training);
+        norm_forward(session, node, x, y, n);
         break;
     case SFD_OPERATION_RELU:
-        sfd_rectifier_forward(x, count, SFD_INFINITY, mask, y);
-        break;
     case SFD_OPERATION_RELU6:
-        sfd_rectifier_forward(x, count, 6.0f, mask, y);
+        tensors->rectifier_forward(x, count, rectifier_ceiling(operation), mask, y);
         break;
     case SFD_OPERATION_GELU:
     case SFD_OPERATION_SILU:
@@ -204,7 +247,7 @@ static void node_forward(struct sfd_session *session, const struct sfd_node *nod
         pool_forward(session, node, n, mask);
         break;
     case SFD_OPERATION_ADD:
-        sfd_add_forward(x, sfd_tensor_data(session, operation->input1), count, y);
+        tensors->add_forward(x, sfd_tensor_data(session, operation->input1), count, y);
         break;
     default: /* a reshape is the same memory */
         break;
@@ -234,7 +277,8 @@ void sfd_forward(struct sfd_session *session, const float *x, uint32_t n, int tr
     if (session->values[0].storage != SFD_NONE)
         interleave(x, session->values[0].size, n, sfd_tensor_data(session, 0u));
     for (i = 0u; i < session->operation_count; ++i)
-        node_forward(session, &session->nodes[i], n, training);
+        if (!session->nodes[i].absorbed)
+            node_forward(session, &session->nodes[i], n, training);
 }
 
 /* A layer without entries packs nothing, and reads nothing of x. */
@@ -266,35 +310,54 @@ static void sparse_backward(struct sfd_session *session, const struct sfd_node *
     struct sfd_multiply_adds *done = &session->counters.done;
     struct sfd_layer layer = sfd_layer_sizes(session, node);
     float *working = sfd_region_data(session, slot->working);
-    void *scratch = scratch_data(session, node->backward_scratch);
+    void *scratch = optional_data(session, node->backward_scratch);
     int accumulate = node->delivery0 == SFD_DELIVER_ACCUMULATE;
 
     sfd_slot_support(session, slot, &layer.support);
     if (operation->bias != SFD_NONE)
-        sfd_bias_backward(&out, dy, n, dense_gradient(session, operation->bias));
+        kernels->tensors->bias_backward(&out, dy, n, dense_gradient(session, operation->bias));
     kernels->backward(&layer, working, &saved, dy, dx, accumulate, working, n, scratch, done);
-    sfd_powerprop_backward(sfd_region_data(session, slot->value), working, slot->count,
-                           session->beta);
+    kernels->tensors->powerprop_backward(sfd_region_data(session, slot->value), working,
+                                         slot->count, session->beta);
 }
 
-static void norm_backward(struct sfd_session *session, const struct sfd_node *node, const float *x,
-                          const float *dy, float *dx, int accumulate, uint32_t n)
+/* The operations that are fused with the norm, and the norm. */
+static void batch_norm_backward(const struct sfd_session *session, const struct sfd_node *node,
+                                const float *x, float *dx, int accumulate, uint32_t n)
 {
     const struct sfd_operation *operation = &node->operation;
-    const struct sfd_value *in = &session->values[operation->input0];
-    const float *weight = parameter_data(session, operation->weight);
-    const float *moments = sfd_region_data(session, node->moments);
-    float *d_weight = dense_gradient(session, operation->weight);
-    float *d_bias = dense_gradient(session, operation->bias);
+    struct sfd_batch_norm norm = batch_norm(session, node);
+    struct sfd_norm_gradient gradient = {.dx = dx, .accumulate = accumulate};
+    uint32_t i;
 
-    if (operation->kind == SFD_OPERATION_BATCH_NORM) {
-        struct sfd_channels shape = channels_of(in);
-        sfd_batch_norm_backward(&shape, x, n, moments, operation->epsilon, weight, dy, dx,
-                                accumulate, d_weight, d_bias);
-    } else {
-        struct sfd_norm norm = norm_shape(operation, in);
-        sfd_norm_backward(&norm, x, n, moments, weight, dy, dx, accumulate, d_weight, d_bias);
+    gradient.dy = gradient_data(session, node[node->fused].operation.output);
+    gradient.d_weight = dense_gradient(session, operation->weight);
+    gradient.d_bias = dense_gradient(session, operation->bias);
+    for (i = 1u; i <= node->fused; ++i) {
+        const struct sfd_operation *next = &node[i].operation;
+        uint32_t other;
+        if (next->kind != SFD_OPERATION_ADD) {
+            gradient.mask = sfd_region_data(session, node[i].mask);
+            continue;
+        }
+        other = other_operand(next, operation->output);
+        if (session->values[other].gradient != SFD_NONE)
+            gradient.addend = gradient_data(session, other);
     }
+    session->kernels->tensors->batch_norm_backward(&norm, x, n, &gradient);
+}
+
+/* Group and layer norm. */
+static void norm_backward(const struct sfd_session *session, const struct sfd_node *node,
+                          const float *x, const float *dy, float *dx, int accumulate, uint32_t n)
+{
+    const struct sfd_operation *operation = &node->operation;
+    struct sfd_norm norm = norm_shape(operation, &session->values[operation->input0]);
+
+    session->kernels->tensors->norm_backward(&norm, x, n, sfd_region_data(session, node->moments),
+                                             parameter_data(session, operation->weight), dy, dx,
+                                             accumulate, dense_gradient(session, operation->weight),
+                                             dense_gradient(session, operation->bias));
 }
 
 /* The pools add to the gradient of their input. */
@@ -327,7 +390,7 @@ static void pass_gradient(const struct sfd_session *session, uint32_t tensor,
     if (delivery == SFD_DELIVER_WRITE)
         memcpy(gradient_data(session, tensor), dy, (size_t)count * sizeof *dy);
     else if (delivery == SFD_DELIVER_ACCUMULATE)
-        sfd_add_into(dy, count, gradient_data(session, tensor));
+        session->kernels->tensors->add_into(dy, count, gradient_data(session, tensor));
 }
 
 static void node_backward(struct sfd_session *session, const struct sfd_node *node, uint32_t n)
@@ -346,13 +409,16 @@ static void node_backward(struct sfd_session *session, const struct sfd_node *no
         sparse_backward(session, node, x, dy, dx, n);
         break;
     case SFD_OPERATION_BATCH_NORM:
+        batch_norm_backward(session, node, x, dx, accumulate, n);
+        break;
     case SFD_OPERATION_GROUP_NORM:
     case SFD_OPERATION_LAYER_NORM:
         norm_backward(session, node, x, dy, dx, accumulate, n);
         break;
     case SFD_OPERATION_RELU:
     case SFD_OPERATION_RELU6:
-        sfd_rectifier_backward(sfd_region_data(session, node->mask), dy, count, dx, accumulate);
+        session->kernels->tensors->rectifier_backward(sfd_region_data(session, node->mask), dy,
+                                                      count, dx, accumulate);
         break;
     case SFD_OPERATION_GELU:
     case SFD_OPERATION_SILU:
@@ -378,6 +444,6 @@ void sfd_backward(struct sfd_session *session, uint32_t n)
     uint32_t i;
 
     for (i = session->operation_count; i-- > 0u;)
-        if (session->nodes[i].has_backward)
+        if (session->nodes[i].has_backward && !session->nodes[i].absorbed)
             node_backward(session, &session->nodes[i], n);
 }

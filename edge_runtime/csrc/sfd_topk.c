@@ -108,8 +108,7 @@ uint64_t sfd_packed_bytes(uint32_t keep, uint64_t elements)
     return keep == 0u ? 0u : 4u * ((uint64_t)keep + (elements + 31u) / 32u);
 }
 
-/* Place in the order image, element of what lies at `at` in memory. */
-static uint32_t image_order(uint32_t size, uint32_t n, uint32_t at)
+uint32_t sfd_image_order(uint32_t size, uint32_t n, uint32_t at)
 {
     uint32_t first = at / (SFD_BLOCK * size) * SFD_BLOCK, images = sfd_block_images(n, first);
     uint32_t rest = at - first * size;
@@ -117,9 +116,7 @@ static uint32_t image_order(uint32_t size, uint32_t n, uint32_t at)
     return (first + rest % images) * size + rest / images;
 }
 
-/* One past the place, in the order image, element, of the last tie that is taken. */
-static uint32_t tie_end(const float *x, uint32_t size, uint32_t n, uint32_t threshold,
-                        uint32_t ties)
+uint32_t sfd_tie_end(const float *x, uint32_t size, uint32_t n, uint32_t threshold, uint32_t ties)
 {
     uint32_t image, element;
 
@@ -151,7 +148,7 @@ void sfd_pack(const float *x, uint32_t size, uint32_t n, uint32_t keep, uint32_t
     threshold = selection.prefix;
     ties = selection.remaining;
     if (threshold != 0u && ties < histogram[threshold & (pass_bins(0u) - 1u)])
-        end = tie_end(x, size, n, threshold, ties); /* which zeros are kept makes no difference */
+        end = sfd_tie_end(x, size, n, threshold, ties); /* which zeros makes no difference */
 
     for (i = 0u; i < size * n; i += 32u) {
         uint32_t bits = word_above(x + i, size * n - i, threshold), equal = 0u;
@@ -159,7 +156,7 @@ void sfd_pack(const float *x, uint32_t size, uint32_t n, uint32_t keep, uint32_t
             equal = word_matches(x + i, size * n - i, 0x7fffffffu, threshold);
         for (; equal != 0u && ties > 0u; equal &= equal - 1u) {
             uint32_t at = i + sfd_lowest_bit(equal);
-            if (image_order(size, n, at) < end) {
+            if (sfd_image_order(size, n, at) < end) {
                 bits |= equal & (0u - equal);
                 --ties;
             }

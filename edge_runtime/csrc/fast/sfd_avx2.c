@@ -1,7 +1,9 @@
 /* The fast kernels for x86-64 with AVX2 and FMA. */
 #define SFD_LANES 8u
 #include "fast_layer.h"
+#include "fast_tensors.h"
 
 const struct sfd_kernels sfd_kernels_avx2 = {
-    "avx2", fast_forward_scratch_bytes, fast_backward_scratch_bytes, fast_forward, fast_backward,
+    "avx2",       &fast_tensors, fast_forward_scratch_bytes, fast_backward_scratch_bytes,
+    fast_forward, fast_backward,
 };

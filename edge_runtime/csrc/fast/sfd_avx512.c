@@ -3,7 +3,9 @@
 
 #define SFD_LANES 16u
 #include "fast_layer.h"
+#include "fast_tensors.h"
 
 const struct sfd_kernels sfd_kernels_avx512 = {
-    "avx512", fast_forward_scratch_bytes, fast_backward_scratch_bytes, fast_forward, fast_backward,
+    "avx512",     &fast_tensors, fast_forward_scratch_bytes, fast_backward_scratch_bytes,
+    fast_forward, fast_backward,
 };
