@@ -11,6 +11,7 @@
 
 #define COLUMN_PIXELS 4u        /* most pixels of 16 floats in an unrolled row */
 #define COLUMN_BYTES (2u << 20) /* most bytes of the unrolled input */
+#define COLUMN_BLOCK_BYTES (320u << 10)
 
 /* Whether the input is its own unrolling: a linear layer over a whole block. */
 static int is_own_unrolling(const struct sfd_layer *layer, uint32_t images)
@@ -33,114 +34,211 @@ static uint32_t column_pixels(const struct sfd_layer *layer, uint32_t images)
     return pixels <= COLUMN_PIXELS && rows * pixels * PIXEL * 4u <= COLUMN_BYTES ? pixels : 0u;
 }
 
-/* y = bias + W u over unrolled rows. */
-SFD_INLINE void columns_forward(const struct sfd_layer *layer, const float *w, const float *bias,
-                                const float *unrolled, float *y, uint32_t lanes,
-                                const uint32_t pixels)
+/* One pass over the nonzeros. They are taken block of columns by block of columns, so that the rows
+ * of a block stay in the second-level cache while all output channels go by. */
+struct fast_column_pass {
+    const struct sfd_layer *layer;
+    const float *w;
+    const float *unrolled;
+    uint32_t lanes;   /* floats of an output channel: the rest of an unrolled row is not used */
+    uint32_t *cursor; /* for each output channel its next nonzero */
+};
+
+static uint32_t column_at(const void *column, uint32_t k, uint32_t index_width)
+{
+    return index_width == 2u ? ((const uint16_t *)column)[k] : ((const uint32_t *)column)[k];
+}
+
+/* The nonzeros of a row from k on whose column is below `limit`. Returns the one after the last. */
+static uint32_t row_end(const struct sfd_support *support, uint32_t row, uint32_t k, uint32_t limit)
+{
+    uint32_t end = support->row_pointer[row + 1u];
+
+    if (limit >= support->columns)
+        return end;
+    while (k < end) {
+        const uint32_t middle = k + (end - k) / 2u;
+        if (sfd_column(support, middle) < limit)
+            k = middle + 1u;
+        else
+            end = middle;
+    }
+    return end;
+}
+
+/* Columns in a block; the backward touches the gradient of each as well. */
+static uint32_t column_block(uint32_t pixels)
+{
+    return COLUMN_BLOCK_BYTES / (pixels * PIXEL * 4u);
+}
+
+/* sum += W u over nonzeros [k, end) of a row. */
+SFD_INLINE void columns_gather(vector *sum, const struct fast_column_pass *pass, size_t group,
+                               uint32_t k, const uint32_t end, const uint32_t pixels)
 {
     enum { MOST = 8 };
-    const struct sfd_support *support = &layer->support;
     const uint32_t vectors = pixels * PIXEL_VECTORS;
-    const uint32_t chains = vectors < MOST ? MOST / vectors : 1; /* additions need not wait */
-    const uint32_t rows_per_group = support->rows / layer->shape.groups;
+    const uint32_t chains = vectors < MOST ? MOST / vectors : 1u; /* additions need not wait */
     const size_t width = (size_t)pixels * PIXEL;
-    uint32_t row;
-
-    for (row = 0u; row < support->rows; ++row) {
-        const float *from = unrolled + (size_t)(row / rows_per_group) * support->columns * width;
-        const uint32_t end = support->row_pointer[row + 1u];
-        const float first = bias ? bias[row] : 0.0f;
-        vector sum[16];
-        float out[COLUMN_PIXELS * PIXEL];
-        uint32_t k = support->row_pointer[row];
-        uint32_t c, u;
+    const void *column = pass->layer->support.column;
+    const uint32_t index_width = pass->layer->support.index_width;
+    const float *from = pass->unrolled + group, *w = pass->w;
+    vector chain[16];
+    uint32_t c, u;
 
 #pragma GCC unroll 16
-        for (u = 0; u < chains * vectors; ++u)
-            sum[u] = vector_all(u < vectors ? first : 0.0f);
-        for (; end - k >= chains; k += chains)
+    for (u = 0u; u < chains * vectors; ++u)
+        chain[u] = vector_all(0.0f);
+    for (; end - k >= chains; k += chains)
 #pragma GCC unroll 8
-            for (c = 0; c < chains; ++c) {
-                const float *at = from + sfd_column(support, k + c) * width;
+        for (c = 0u; c < chains; ++c) {
+            const float *at = from + column_at(column, k + c, index_width) * width;
 #pragma GCC unroll 16
-                for (u = 0; u < vectors; ++u)
-                    sum[c * vectors + u] += w[k + c] * vector_load(at + u * SFD_LANES);
-            }
-        for (; k < end; ++k)
-#pragma GCC unroll 16
-            for (u = 0; u < vectors; ++u)
-                sum[u] += w[k] * vector_load(from + sfd_column(support, k) * width + u * SFD_LANES);
-#pragma GCC unroll 16
-        for (u = 0; u < vectors; ++u) {
-#pragma GCC unroll 8
-            for (c = 1; c < chains; ++c)
-                sum[u] += sum[c * vectors + u];
-            vector_store(out + u * SFD_LANES, sum[u]);
+            for (u = 0u; u < vectors; ++u)
+                chain[c * vectors + u] += w[k + c] * vector_load(at + u * SFD_LANES);
         }
-        memcpy(y + (size_t)row * lanes, out, lanes * sizeof *y);
+    for (; k < end; ++k) {
+        const float *at = from + column_at(column, k, index_width) * width;
+#pragma GCC unroll 16
+        for (u = 0u; u < vectors; ++u)
+            chain[u] += w[k] * vector_load(at + u * SFD_LANES);
+    }
+#pragma GCC unroll 16
+    for (u = 0u; u < vectors; ++u) {
+#pragma GCC unroll 8
+        for (c = 0u; c < chains; ++c)
+            sum[u] += chain[c * vectors + u];
     }
 }
 
-/* du += W^T dy (du may be NULL) and the gradient of each nonzero, added to where `later`. gradient
- * may be w: each weight is read before its gradient is written. */
-SFD_INLINE void columns_backward(const struct sfd_layer *layer, const float *w,
-                                 const float *unrolled, const float *dy, uint32_t lanes, float *du,
-                                 float *gradient, int later, const uint32_t pixels)
+/* y = bias + W u over unrolled rows. */
+SFD_INLINE void columns_forward(const struct fast_column_pass *pass, const float *bias, float *y,
+                                const uint32_t pixels)
 {
-    const struct sfd_support *support = &layer->support;
-    const uint32_t vectors = pixels * PIXEL_VECTORS;
-    const uint32_t rows_per_group = support->rows / layer->shape.groups;
-    const size_t width = (size_t)pixels * PIXEL;
-    float in[COLUMN_PIXELS * PIXEL];
-    uint32_t row, k;
+    const struct sfd_support *support = &pass->layer->support;
+    const uint32_t rows_per_group = support->rows / pass->layer->shape.groups;
+    const uint32_t vectors = pixels * PIXEL_VECTORS, lanes = pass->lanes;
+    const uint32_t block = column_block(pixels);
+    uint32_t first, row, u;
+
+    for (first = 0u; first < support->columns; first += block)
+        for (row = 0u; row < support->rows; ++row) {
+            const uint32_t k = first == 0u ? support->row_pointer[row] : pass->cursor[row];
+            const uint32_t end = row_end(support, row, k, first + block);
+            const size_t group = (size_t)(row / rows_per_group) * support->columns * pixels * PIXEL;
+            float out[COLUMN_PIXELS * PIXEL];
+            vector sum[16];
+            for (u = 0u; u < lanes && first == 0u; ++u)
+                out[u] = bias ? bias[row] : 0.0f;
+            if (first > 0u)
+                memcpy(out, y + (size_t)row * lanes, lanes * sizeof *out);
+            memset(out + lanes, 0, (pixels * PIXEL - lanes) * sizeof *out);
+#pragma GCC unroll 16
+            for (u = 0u; u < vectors; ++u)
+                sum[u] = vector_load(out + u * SFD_LANES);
+            columns_gather(sum, pass, group, k, end, pixels);
+#pragma GCC unroll 16
+            for (u = 0u; u < vectors; ++u)
+                vector_store(out + u * SFD_LANES, sum[u]);
+            memcpy(y + (size_t)row * lanes, out, lanes * sizeof *y);
+            pass->cursor[row] = end;
+        }
+}
+
+/* du += w dy (du may be NULL). Returns u dy, not summed up. */
+SFD_INLINE vector columns_product(const vector *dy, float w, const float *unrolled, float *du,
+                                  const uint32_t vectors)
+{
+    vector sum = vector_all(0.0f);
     uint32_t u;
 
-    memset(in, 0, sizeof in);
-    for (row = 0u; row < support->rows; ++row) {
-        const size_t group = (size_t)(row / rows_per_group) * support->columns * width;
-        vector value[16];
-        memcpy(in, dy + (size_t)row * lanes, lanes * sizeof *in);
 #pragma GCC unroll 16
-        for (u = 0; u < vectors; ++u)
-            value[u] = vector_load(in + u * SFD_LANES);
-        for (k = support->row_pointer[row]; k < support->row_pointer[row + 1u]; ++k) {
-            const size_t at = group + sfd_column(support, k) * width;
-            const float weight = w[k];
-            vector sum = vector_all(0.0f);
+    for (u = 0u; u < vectors; ++u)
+        sum += dy[u] * vector_load(unrolled + u * SFD_LANES);
+    if (du)
 #pragma GCC unroll 16
-            for (u = 0; u < vectors; ++u)
-                sum += value[u] * vector_load(unrolled + at + u * SFD_LANES);
-            if (du)
-#pragma GCC unroll 16
-                for (u = 0; u < vectors; ++u)
-                    vector_store(du + at + u * SFD_LANES,
-                                 vector_load(du + at + u * SFD_LANES) + weight * value[u]);
-            gradient[k] = vector_sum(sum) + (later ? gradient[k] : 0.0f);
+        for (u = 0u; u < vectors; ++u)
+            vector_store(du + u * SFD_LANES, vector_load(du + u * SFD_LANES) + w * dy[u]);
+    return sum;
+}
+
+/* du += W^T dy and the gradient of nonzeros [k, end) of a row, added to where `later`. gradient may
+ * be w: each weight is read before its gradient is written. */
+SFD_INLINE void columns_scatter(const vector *dy, const struct fast_column_pass *pass, size_t group,
+                                uint32_t k, const uint32_t end, float *du, float *gradient,
+                                int later, const uint32_t pixels)
+{
+    const uint32_t vectors = pixels * PIXEL_VECTORS;
+    const size_t width = (size_t)pixels * PIXEL;
+    const void *column = pass->layer->support.column;
+    const uint32_t index_width = pass->layer->support.index_width;
+    const float *from = pass->unrolled + group, *w = pass->w;
+    uint32_t j;
+
+    du = du ? du + group : NULL;
+    for (; k + SFD_LANES <= end; k += SFD_LANES) {
+        vector part[SFD_LANES], sums;
+        for (j = 0u; j < SFD_LANES; ++j) {
+            const size_t at = column_at(column, k + j, index_width) * width;
+            part[j] = columns_product(dy, w[k + j], from + at, du ? du + at : NULL, vectors);
         }
+        sums = vectors_sum(part);
+        vector_store(gradient + k, later ? vector_load(gradient + k) + sums : sums);
+    }
+    for (; k < end; ++k) {
+        const size_t at = column_at(column, k, index_width) * width;
+        const float sum =
+            vector_sum(columns_product(dy, w[k], from + at, du ? du + at : NULL, vectors));
+        gradient[k] = later ? gradient[k] + sum : sum;
     }
 }
 
-static void columns_forward_any(const struct sfd_layer *layer, const float *w, const float *bias,
-                                const float *unrolled, float *y, uint32_t lanes, uint32_t pixels)
+SFD_INLINE void columns_backward(const struct fast_column_pass *pass, const float *dy, float *du,
+                                 float *gradient, int later, const uint32_t pixels)
 {
-    if (pixels == 1u)
-        columns_forward(layer, w, bias, unrolled, y, lanes, 1);
-    else if (pixels == 2u)
-        columns_forward(layer, w, bias, unrolled, y, lanes, 2);
-    else
-        columns_forward(layer, w, bias, unrolled, y, lanes, 4);
+    const struct sfd_support *support = &pass->layer->support;
+    const uint32_t rows_per_group = support->rows / pass->layer->shape.groups;
+    const uint32_t vectors = pixels * PIXEL_VECTORS, lanes = pass->lanes;
+    const uint32_t block = column_block(2u * pixels);
+    float in[COLUMN_PIXELS * PIXEL];
+    uint32_t first, row, u;
+
+    memset(in, 0, sizeof in);
+    for (first = 0u; first < support->columns; first += block)
+        for (row = 0u; row < support->rows; ++row) {
+            const uint32_t k = first == 0u ? support->row_pointer[row] : pass->cursor[row];
+            const uint32_t end = row_end(support, row, k, first + block);
+            const size_t group = (size_t)(row / rows_per_group) * support->columns * pixels * PIXEL;
+            vector value[16];
+            memcpy(in, dy + (size_t)row * lanes, lanes * sizeof *in);
+#pragma GCC unroll 16
+            for (u = 0u; u < vectors; ++u)
+                value[u] = vector_load(in + u * SFD_LANES);
+            columns_scatter(value, pass, group, k, end, du, gradient, later, pixels);
+            pass->cursor[row] = end;
+        }
 }
 
-static void columns_backward_any(const struct sfd_layer *layer, const float *w,
-                                 const float *unrolled, const float *dy, uint32_t lanes, float *du,
+static void columns_forward_any(const struct fast_column_pass *pass, const float *bias, float *y,
+                                uint32_t pixels)
+{
+    if (pixels == 1u)
+        columns_forward(pass, bias, y, 1u);
+    else if (pixels == 2u)
+        columns_forward(pass, bias, y, 2u);
+    else
+        columns_forward(pass, bias, y, 4u);
+}
+
+static void columns_backward_any(const struct fast_column_pass *pass, const float *dy, float *du,
                                  float *gradient, int later, uint32_t pixels)
 {
     if (pixels == 1u)
-        columns_backward(layer, w, unrolled, dy, lanes, du, gradient, later, 1);
+        columns_backward(pass, dy, du, gradient, later, 1u);
     else if (pixels == 2u)
-        columns_backward(layer, w, unrolled, dy, lanes, du, gradient, later, 2);
+        columns_backward(pass, dy, du, gradient, later, 2u);
     else
-        columns_backward(layer, w, unrolled, dy, lanes, du, gradient, later, 4);
+        columns_backward(pass, dy, du, gradient, later, 4u);
 }
 
 /* The pixels of one unrolled row, which reads one channel through one tap. */
@@ -228,6 +326,7 @@ static void roll_up(const struct sfd_layer *layer, const float *du, uint32_t ima
 
 /* Where the working memory lies. */
 struct fast_columns {
+    uint32_t *cursor;
     float *unrolled, *du;
     float *channel; /* of the unpacked input */
     uint32_t pixels, lanes, images;
@@ -241,9 +340,19 @@ static uint64_t columns_bytes(const struct sfd_layer *layer, uint32_t images)
            column_pixels(layer, images) * PIXEL * 4u;
 }
 
+static uint64_t cursor_bytes(const struct sfd_layer *layer)
+{
+    return aligned_bytes((uint64_t)layer->support.rows * 4u);
+}
+
+static uint64_t columns_forward_bytes(const struct sfd_layer *layer, uint32_t images)
+{
+    return cursor_bytes(layer) + columns_bytes(layer, images);
+}
+
 static uint64_t columns_backward_bytes(const struct sfd_layer *layer, uint32_t images)
 {
-    return 2u * columns_bytes(layer, images) +
+    return cursor_bytes(layer) + 2u * columns_bytes(layer, images) +
            aligned_bytes((uint64_t)layer->in_height * layer->in_width * images * 4u);
 }
 
@@ -256,22 +365,38 @@ static struct fast_columns columns_lay(const struct sfd_layer *layer, uint32_t i
     columns.lanes = layer->out_height * layer->out_width * images;
     columns.images = images;
     columns.bytes = (size_t)columns_bytes(layer, images);
-    columns.unrolled = scratch;
-    columns.du = scratch + columns.bytes / 4u;
+    columns.cursor = (uint32_t *)(void *)scratch;
+    columns.unrolled = scratch + cursor_bytes(layer) / 4u;
+    columns.du = columns.unrolled + columns.bytes / 4u;
     columns.channel = columns.du + columns.bytes / 4u;
     return columns;
+}
+
+static struct fast_column_pass column_pass(const struct sfd_layer *layer, const float *w,
+                                           const struct fast_columns *columns,
+                                           const float *unrolled)
+{
+    struct fast_column_pass pass;
+
+    pass.layer = layer;
+    pass.w = w;
+    pass.unrolled = unrolled;
+    pass.lanes = columns->lanes;
+    pass.cursor = columns->cursor;
+    return pass;
 }
 
 static void columns_forward_block(const struct sfd_layer *layer, const float *w, const float *bias,
                                   const float *x, float *y, uint32_t images, float *scratch)
 {
     const struct fast_columns columns = columns_lay(layer, images, scratch);
+    struct fast_column_pass pass;
     uint32_t c;
 
     for (c = 0u; c < layer->in_channels && !is_own_unrolling(layer, images); ++c)
         unroll_channel(layer, x, c, c, images, columns.pixels * PIXEL, columns.unrolled);
-    columns_forward_any(layer, w, bias, is_own_unrolling(layer, images) ? x : columns.unrolled, y,
-                        columns.lanes, columns.pixels);
+    pass = column_pass(layer, w, &columns, is_own_unrolling(layer, images) ? x : columns.unrolled);
+    columns_forward_any(&pass, bias, y, columns.pixels);
 }
 
 /* The input unrolled, from its dense form or channel by channel from the packed one. */
@@ -301,12 +426,14 @@ static void columns_backward_block(const struct sfd_layer *layer, const float *w
     const size_t elements =
         (size_t)layer->in_channels * layer->in_height * layer->in_width * images;
     const int own = is_own_unrolling(layer, images);
+    struct fast_column_pass pass;
 
     if (dx && !accumulate)
         memset(dx, 0, elements * sizeof *dx);
     if (dx && !own)
         memset(columns.du, 0, columns.bytes);
-    columns_backward_any(layer, w, unrolled, dy, columns.lanes,
+    pass = column_pass(layer, w, &columns, unrolled);
+    columns_backward_any(&pass, dy,
                          !dx   ? NULL
                          : own ? dx
                                : columns.du,

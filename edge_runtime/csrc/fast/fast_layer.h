@@ -66,7 +66,7 @@ static uint64_t fast_forward_scratch_bytes(const struct sfd_layer *layer, uint32
 
     for (images = 1u; images <= n && images <= SFD_BLOCK; ++images)
         if (column_pixels(layer, images) > 0u)
-            bytes = maximum(bytes, columns_bytes(layer, images));
+            bytes = maximum(bytes, columns_forward_bytes(layer, images));
         else if (images < SFD_BLOCK)
             bytes = maximum(bytes, small_forward_bytes(layer, images));
         else

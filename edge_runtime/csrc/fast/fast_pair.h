@@ -255,6 +255,17 @@ static uint32_t strip_tiles(const struct fast_program *program, const struct fas
     return count;
 }
 
+/* gradient[k] += the sum of partial[k]. */
+static void add_sums(vector *partial, uint32_t count, float *gradient)
+{
+    uint32_t k = 0u;
+
+    for (; k + SFD_LANES <= count; k += SFD_LANES)
+        vector_store(gradient + k, vector_load(gradient + k) + vectors_sum(partial + k));
+    for (; k < count; ++k)
+        gradient[k] += vector_sum(partial[k]);
+}
+
 static void pair_strip(const struct fast_program *program, const struct fast_strip *strip,
                        struct fast_tile *tiles, struct fast_run *runs, vector *partial,
                        struct sfd_multiply_adds *done)
@@ -299,8 +310,7 @@ static void pair_strip(const struct fast_program *program, const struct fast_str
             done->d_weight += wanted & FAST_D_WEIGHT ? work : 0u;
         }
         if (wanted & FAST_D_WEIGHT)
-            for (k = 0u; k < count; ++k)
-                program->gradient[first + k] += vector_sum(partial[k]);
+            add_sums(partial, count, program->gradient + first);
     }
 }
 #endif

@@ -54,4 +54,30 @@ SFD_INLINE float vector_sum(vector v)
     return r[0] + r[1];
 }
 
+#if SFD_LANES == 16u
+#define EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#elif SFD_LANES == 8u
+#define EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14
+#define ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15
+#else
+#define EVEN_LANES 0, 2, 4, 6
+#define ODD_LANES 1, 3, 5, 7
+#endif
+
+/* The sums of SFD_LANES vectors, one in each lane, at a third of the cost of one after the other.
+ * Overwrites them. */
+SFD_INLINE vector vectors_sum(vector *v)
+{
+    uint32_t count, i;
+
+#pragma GCC unroll 4
+    for (count = SFD_LANES / 2u; count > 0u; count /= 2u)
+#pragma GCC unroll 8
+        for (i = 0u; i < count; ++i)
+            v[i] = __builtin_shufflevector(v[2u * i], v[2u * i + 1u], EVEN_LANES) +
+                   __builtin_shufflevector(v[2u * i], v[2u * i + 1u], ODD_LANES);
+    return v[0];
+}
+
 #endif
