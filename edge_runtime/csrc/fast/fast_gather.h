@@ -226,13 +226,14 @@ static size_t gather_window(const struct fast_map *map, uint32_t kernel_h, uint3
            (wide < map->in_width ? wide : map->in_width) * PIXEL * 4u;
 }
 
-/* How often a tile changes from run to run: by its rows, and where it has both edges of the image. */
+/* How often a tile changes from run to run: by its rows, and where a short one has
+ * both edges of the image. */
 static uint32_t gather_changes(const struct fast_map *map)
 {
     const uint32_t columns = fast_tile_columns(map->width, 0u, TILE_PIXELS);
     const uint32_t rows = fast_tile_rows(map->height, 0u, columns, TILE_PIXELS);
 
-    return rows == 1u && columns == map->width ? 2u : rows;
+    return rows == 1u && columns == map->width && columns < PIXEL / 2u ? 2u : rows;
 }
 
 static uint64_t gather_images(const struct fast_program *program, const struct fast_images *images,

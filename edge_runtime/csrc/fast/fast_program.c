@@ -8,11 +8,11 @@ static uint32_t kernel_area(const struct sfd_layer *layer)
 
 /* Most blocks of input channels, and what a block of the first-level cache may hold of them. */
 #define BLOCK_LIMIT 32u
-#define BLOCK_BYTES (24u * 1024u)
+#define BLOCK_BYTES (18u * 1024u)
 
 /* Each block reads and writes the sums of a tile again: it pays from so many nonzeros on, times
  * the changes of a tile. */
-#define BLOCK_NONZEROS 12u
+#define BLOCK_NONZEROS 10u
 
 static uint32_t minimum(uint32_t a, uint32_t b)
 {

@@ -23,12 +23,12 @@
 #define TILES_OF_2(X) TILES_OF_1(X) X(1, 2) X(2, 1)
 #define TILES_OF_4(X) TILES_OF_2(X) X(1, 3) X(1, 4) X(2, 2) X(4, 1)
 #define TILES_OF_8(X) TILES_OF_4(X) X(1, 5) X(1, 6) X(1, 7) X(1, 8) X(2, 3) X(2, 4) X(4, 2)
-#define TILES_OF_16(X)                                                                            \
-    TILES_OF_8(X)                                                                                 \
-    X(1, 9)                                                                                       \
-    X(1, 10)                                                                                      \
-    X(1, 11) X(1, 12) X(1, 13) X(1, 14) X(1, 15) X(1, 16) X(2, 5) X(2, 6) X(2, 7) X(2, 8) X(4, 3) \
-        X(4, 4)
+#define TILES_OF_16(X) \
+    TILES_OF_8(X)      \
+    X(1, 9)            \
+    X(1, 10)           \
+    X(1, 11)           \
+    X(1, 12) X(1, 13) X(1, 14) X(1, 15) X(1, 16) X(2, 5) X(2, 6) X(2, 7) X(2, 8) X(4, 3) X(4, 4)
 
 /* Tiles of one set of sums (forward), and of two (backward: dx and x). */
 #if SFD_LANES == 16
