@@ -305,14 +305,29 @@ static uint64_t d_weight(const struct sfd_layer *layer, const struct sfd_saved_i
     return done;
 }
 
-static uint64_t scratch_bytes(const struct sfd_layer *layer, uint32_t n)
+/* dX needs w; afterwards its memory may take the gradient. */
+static void backward(const struct sfd_layer *layer, const float *w, const struct sfd_saved_input *x,
+                     const float *dy, float *dx, int accumulate, float *gradient, uint32_t n,
+                     void *scratch, struct sfd_multiply_adds *done)
 {
-    uint64_t area = (uint64_t)layer->shape.kernel_h * layer->shape.kernel_w;
-    uint64_t windows = area * sizeof(struct window), packed = sfd_packed_scratch_bytes(layer, n);
+    if (dx)
+        done->d_input += d_input(layer, w, dy, dx, accumulate, n, scratch);
+    done->d_weight += d_weight(layer, x, dy, gradient, n, scratch);
+}
+
+static uint64_t forward_scratch_bytes(const struct sfd_layer *layer, uint32_t n)
+{
+    (void)n;
+    return (uint64_t)layer->shape.kernel_h * layer->shape.kernel_w * sizeof(struct window);
+}
+
+static uint64_t backward_scratch_bytes(const struct sfd_layer *layer, uint32_t n)
+{
+    uint64_t windows = forward_scratch_bytes(layer, n), packed = sfd_packed_scratch_bytes(layer, n);
 
     return windows > packed ? windows : packed;
 }
 
 const struct sfd_kernels sfd_kernels_portable = {
-    "portable", scratch_bytes, forward, d_input, d_weight,
+    "portable", forward_scratch_bytes, backward_scratch_bytes, forward, backward,
 };

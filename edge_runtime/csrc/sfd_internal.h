@@ -57,6 +57,7 @@ struct sfd_node {
     uint16_t forward_scratch, backward_scratch; /* SCRATCH regions of the kernels; SFD_NONE: none */
     uint8_t delivery0, delivery1;
     uint8_t has_backward;
+    uint64_t multiply_adds; /* a sparse layer's forward, of one image */
 };
 
 /* A parameter at run time. */
@@ -119,6 +120,7 @@ struct sfd_layer {
     struct sfd_convolution shape;
     struct sfd_support support; /* its rows are the output channels */
     uint32_t in_channels, in_height, in_width, out_height, out_width;
+    uint64_t multiply_adds; /* of one image: a nonzero with an input inside it */
 };
 
 /* What the forward kept of a layer's input: all of it, or the kept values and the bitmask of their
@@ -135,19 +137,18 @@ struct sfd_saved_input {
  * the multiply-adds that it did. */
 struct sfd_kernels {
     const char *name;
-    /* Bytes of scratch that any of the three passes may use, a multiple of 4. They follow from the sizes alone (the
-     * support's arrays are not there yet), do not fall as n grows, and are the same for all sets of
-     * vectorised kernels. */
-    uint64_t (*scratch_bytes)(const struct sfd_layer *layer, uint32_t n);
+    /* Bytes of scratch, a multiple of 4. They follow from the sizes alone (the support's arrays are
+     * not there yet), do not fall as n grows, and are the same for all sets of vectorised kernels. */
+    uint64_t (*forward_scratch_bytes)(const struct sfd_layer *layer, uint32_t n);
+    uint64_t (*backward_scratch_bytes)(const struct sfd_layer *layer, uint32_t n);
     /* y = bias + W x; bias may be NULL. */
     uint64_t (*forward)(const struct sfd_layer *layer, const float *w, const float *bias,
                         const float *x, float *y, uint32_t n, void *scratch);
-    /* dx = W^T dy, or dx += W^T dy to accumulate. */
-    uint64_t (*d_input)(const struct sfd_layer *layer, const float *w, const float *dy, float *dx,
-                        int accumulate, uint32_t n, void *scratch);
-    /* gradient = dy x^T at the nonzeros. */
-    uint64_t (*d_weight)(const struct sfd_layer *layer, const struct sfd_saved_input *x,
-                         const float *dy, float *gradient, uint32_t n, void *scratch);
+    /* dx = W^T dy, or dx += W^T dy to accumulate, unless dx is NULL; then gradient = dy x^T at the
+     * nonzeros. gradient may be w. Adds the multiply-adds that it did to *done. */
+    void (*backward)(const struct sfd_layer *layer, const float *w, const struct sfd_saved_input *x,
+                     const float *dy, float *dx, int accumulate, float *gradient, uint32_t n,
+                     void *scratch, struct sfd_multiply_adds *done);
 };
 
 /* The portable set: the oracle of all others, and what microboards run. The same bits on every
@@ -181,8 +182,7 @@ struct sfd_session *sfd_tables_build(const struct sfd_artifact_view *artifact,
                                      const struct sfd_kernels *kernels, void *memory);
 
 /* The sizes of a convolution or linear layer; its support's arrays are left NULL. */
-struct sfd_layer sfd_layer_sizes(const struct sfd_session *session,
-                                 const struct sfd_operation *operation);
+struct sfd_layer sfd_layer_sizes(const struct sfd_session *session, const struct sfd_node *node);
 
 #define SFD_MAX_BATCH 65535u
 

@@ -116,20 +116,21 @@ static void plan_layer(struct sfd_session *session, uint32_t index)
 {
     struct sfd_node *node = &session->nodes[index];
     const struct sfd_operation *operation = &node->operation;
-    struct sfd_layer layer = sfd_layer_sizes(session, operation);
+    struct sfd_layer layer = sfd_layer_sizes(session, node);
     uint64_t elements = sfd_batch_elements(session, operation->input0);
-    uint64_t scratch = session->kernels->scratch_bytes(&layer, session->batch);
+    uint64_t forward = session->kernels->forward_scratch_bytes(&layer, session->batch);
+    uint64_t backward = session->kernels->backward_scratch_bytes(&layer, session->batch);
     uint32_t keep = sfd_keep_count(&session->slots[operation->weight], elements);
     uint32_t end = backward_step(session, index);
 
     if (keep > 0u && keep < elements)
         node->saved = region_add(session, SFD_BUFFER_SAVED_INPUT, index,
                                  sfd_packed_bytes(keep, elements), index, end);
-    if (scratch > 0u) {
+    if (forward > 0u)
         node->forward_scratch =
-            region_add(session, SFD_BUFFER_SCRATCH, index, scratch, index, index);
-        node->backward_scratch = region_add(session, SFD_BUFFER_SCRATCH, index, scratch, end, end);
-    }
+            region_add(session, SFD_BUFFER_SCRATCH, index, forward, index, index);
+    if (backward > 0u)
+        node->backward_scratch = region_add(session, SFD_BUFFER_SCRATCH, index, backward, end, end);
 }
 
 /* What an operation keeps between its forward and its backward, beside its input. */

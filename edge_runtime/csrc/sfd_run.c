@@ -92,7 +92,7 @@ static void sparse_forward(struct sfd_session *session, const struct sfd_node *n
     const struct sfd_slot *slot = &session->slots[operation->weight];
     float *w = sfd_region_data(session, slot->working);
     uint64_t *done = training ? &session->counters.done.forward : &session->counters.evaluation;
-    struct sfd_layer layer = sfd_layer_sizes(session, operation);
+    struct sfd_layer layer = sfd_layer_sizes(session, node);
 
     sfd_slot_support(session, slot, &layer.support);
     sfd_powerprop_forward(sfd_region_data(session, slot->value), w, slot->count, session->beta);
@@ -264,17 +264,15 @@ static void sparse_backward(struct sfd_session *session, const struct sfd_node *
     const struct sfd_channels out = channels_of(&session->values[operation->output]);
     struct sfd_saved_input saved = saved_input(session, node, x, n);
     struct sfd_multiply_adds *done = &session->counters.done;
-    struct sfd_layer layer = sfd_layer_sizes(session, operation);
+    struct sfd_layer layer = sfd_layer_sizes(session, node);
     float *working = sfd_region_data(session, slot->working);
     void *scratch = scratch_data(session, node->backward_scratch);
     int accumulate = node->delivery0 == SFD_DELIVER_ACCUMULATE;
 
     sfd_slot_support(session, slot, &layer.support);
-    if (dx)
-        done->d_input += kernels->d_input(&layer, working, dy, dx, accumulate, n, scratch);
     if (operation->bias != SFD_NONE)
         sfd_bias_backward(&out, dy, n, dense_gradient(session, operation->bias));
-    done->d_weight += kernels->d_weight(&layer, &saved, dy, working, n, scratch);
+    kernels->backward(&layer, working, &saved, dy, dx, accumulate, working, n, scratch, done);
     sfd_powerprop_backward(sfd_region_data(session, slot->value), working, slot->count,
                            session->beta);
 }

@@ -35,9 +35,9 @@ static void *take(uint8_t **cursor, uint64_t bytes)
     return block;
 }
 
-struct sfd_layer sfd_layer_sizes(const struct sfd_session *session,
-                                 const struct sfd_operation *operation)
+struct sfd_layer sfd_layer_sizes(const struct sfd_session *session, const struct sfd_node *node)
 {
+    const struct sfd_operation *operation = &node->operation;
     const struct sfd_value *in = &session->values[operation->input0];
     const struct sfd_value *out = &session->values[operation->output];
     const struct sfd_slot *slot = &session->slots[operation->weight];
@@ -49,6 +49,7 @@ struct sfd_layer sfd_layer_sizes(const struct sfd_session *session,
         .in_width = 1u,
         .out_height = 1u,
         .out_width = 1u,
+        .multiply_adds = node->multiply_adds,
     };
 
     if (operation->kind == SFD_OPERATION_LINEAR)
@@ -174,13 +175,13 @@ static void count_work(struct sfd_session *session, const struct sfd_container_v
     for (i = 0u; i < session->parameter_count; ++i) {
         if (entry.kind == SFD_PARAMETER_WEIGHT)
             for (j = 0u; j < session->operation_count; ++j) {
-                const struct sfd_operation *operation = &session->nodes[j].operation;
+                struct sfd_node *node = &session->nodes[j];
                 struct sfd_layer layer;
-                if (operation->weight != i)
+                if (node->operation.weight != i)
                     continue;
-                layer = sfd_layer_sizes(session, operation);
-                plan_work(session, operation,
-                          layer_multiply_adds(&layer, state, &entry) * session->batch);
+                layer = sfd_layer_sizes(session, node);
+                node->multiply_adds = layer_multiply_adds(&layer, state, &entry);
+                plan_work(session, &node->operation, node->multiply_adds * session->batch);
             }
         if (i + 1u < session->parameter_count)
             sfd_container_entry_next(state, i + 1u, &entry);

@@ -1,4 +1,4 @@
-"""The native kernels against the NumPy reference in double precision, on clear cases."""
+"""Every set of native kernels against the NumPy reference in double precision, on clear cases."""
 
 from array import array
 from functools import partial
@@ -20,6 +20,7 @@ from operation_cases import OPERATION_CASES, TIE_CASES, operation_case, tie_case
 from sparsyfed.edge_runtime.artifact import Tensor
 from sparsyfed.edge_runtime.budget import keep_counts
 from sparsyfed.edge_runtime.format import Loss, OperationKind, ParameterKind
+from sparsyfed.edge_runtime.kernels import KERNELS_VARIABLE, available_kernels
 from sparsyfed.edge_runtime.plan import plan
 from sparsyfed.edge_runtime.reference import ReferenceModel
 from sparsyfed.edge_runtime.session import Session
@@ -27,6 +28,12 @@ from sparsyfed.edge_runtime.session import Session
 GRADIENT_BOUND = 1e-4
 TRAINING_BOUND = 1e-4
 DENSITIES = [1.0, 0.1, 0.05, 0.001]
+
+
+@pytest.fixture(autouse=True, params=available_kernels())
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each set of kernels that this processor runs, in turn."""
+    monkeypatch.setenv(KERNELS_VARIABLE, request.param)
 
 
 def assert_close(got: Any, wanted: Any, bound: float, what: str, floor: float = 0.0) -> None:

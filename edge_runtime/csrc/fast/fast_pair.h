@@ -1,0 +1,306 @@
+/* Input and weight gradient in one pass over dy.
+ *
+ * Both read dy at the same places: dx[c][p] += w * dy[r][p + shift], and the gradient of w is the sum
+ * of x[c][p] * dy[r][p + shift]. So a tile of dx and the same tile of x stay in registers while the
+ * nonzeros of an input channel go by, and each vector of dy that is loaded serves two multiply-adds:
+ * the loads are what limits the speed. Each nonzero has a vector of partial sums of its gradient,
+ * which is added up once for a strip of tiles. */
+#ifndef SFD_FAST_PAIR_H
+#define SFD_FAST_PAIR_H
+
+#include "fast_gather.h"
+
+/* What is wanted of a tile. */
+enum fast_wanted { FAST_D_INPUT = 1, FAST_D_WEIGHT = 2 };
+
+/* One tile of one input channel; all point to the tile's first pixel. Strides in floats. */
+struct fast_pair {
+    const struct fast_program *program;
+    const struct fast_tile *tile;
+    uint32_t channel;
+    const float *dy;
+    size_t dy_row;
+    const float *x;
+    size_t x_row, x_pixel;
+    float *dx;
+    size_t dx_row, dx_pixel;
+    int accumulate;
+    vector *partial; /* of the first tap's first entry */
+    uint32_t first_tap;
+};
+
+SFD_INLINE void pair_run(vector *sum, const vector *x, const struct fast_entry *entry,
+                         const struct fast_entry *end, vector *partial, const float *dy,
+                         size_t dy_row, const int wanted, const uint32_t columns,
+                         const uint32_t top, const uint32_t bottom, const uint32_t left,
+                         const uint32_t right)
+{
+    enum { CHAINS = 4 };
+    uint32_t i, j, u;
+
+    for (; entry != end; ++entry, ++partial) {
+        const vector weight = vector_all(entry->value);
+        const float *from = dy + entry->offset;
+        vector chain[CHAINS];
+        uint32_t used = 0u;
+        if (wanted & FAST_D_WEIGHT) {
+            chain[0] = *partial;
+            chain[1] = chain[2] = chain[3] = vector_all(0.0f);
+        }
+#pragma GCC unroll 4
+        for (i = top; i < bottom; ++i)
+#pragma GCC unroll 8
+            for (j = left; j < right; ++j)
+#pragma GCC unroll 4
+                for (u = 0; u < PIXEL_VECTORS; ++u) {
+                    const uint32_t at = (i * columns + j) * PIXEL_VECTORS + u;
+                    const vector value =
+                        vector_load(from + (size_t)i * dy_row + j * PIXEL + u * SFD_LANES);
+                    if (wanted & FAST_D_INPUT)
+                        sum[at] += weight * value;
+                    if (wanted & FAST_D_WEIGHT)
+                        chain[used % CHAINS] += x[at] * value;
+                    ++used;
+                }
+        if (wanted & FAST_D_WEIGHT)
+            *partial = (chain[0] + chain[1]) + (chain[2] + chain[3]);
+    }
+}
+
+/* Runs whose pixels no pattern describes, pixel by pixel, on the stored result. */
+static void pair_irregular(const struct fast_pair *pair, int wanted)
+{
+    const struct fast_program *program = pair->program;
+    const uint32_t *start = program->start + (size_t)pair->channel * program->taps;
+    uint32_t r, i, j, u;
+
+    for (r = 0u; r < pair->tile->run_count; ++r) {
+        const struct fast_run *run = &pair->tile->run[r];
+        const struct fast_entry *entry = program->entry + start[run->first], *e;
+        const struct fast_entry *end = program->entry + start[run->last];
+        vector *partial = pair->partial + (start[run->first] - start[pair->first_tap]);
+        if (run->pattern != FAST_IRREGULAR || entry == end)
+            continue;
+        for (i = run->top; i < run->bottom; ++i)
+            for (j = run->left; j < run->right; ++j) {
+                const float *dy = pair->dy + i * pair->dy_row + j * PIXEL;
+                const float *x = pair->x + i * pair->x_row + j * pair->x_pixel;
+                float *dx = pair->dx + i * pair->dx_row + j * pair->dx_pixel;
+                if (wanted & FAST_D_INPUT) {
+                    vector sum[PIXEL_VECTORS];
+                    for (u = 0u; u < PIXEL_VECTORS; ++u)
+                        sum[u] = vector_load(dx + u * SFD_LANES);
+                    gather_pixel(sum, entry, end, dy);
+                    for (u = 0u; u < PIXEL_VECTORS; ++u)
+                        vector_store(dx + u * SFD_LANES, sum[u]);
+                }
+                if (wanted & FAST_D_WEIGHT)
+                    for (e = entry; e != end; ++e)
+                        for (u = 0u; u < PIXEL_VECTORS; ++u)
+                            partial[e - entry] += vector_load(x + u * SFD_LANES) *
+                                                  vector_load(dy + e->offset + u * SFD_LANES);
+            }
+    }
+}
+
+/* Multiply-adds of one pass over the tile. */
+static uint64_t pair_work(const struct fast_pair *pair)
+{
+    const uint32_t *start = pair->program->start + (size_t)pair->channel * pair->program->taps;
+    uint64_t work = 0u;
+    uint32_t r;
+
+    for (r = 0u; r < pair->tile->run_count; ++r) {
+        const struct fast_run *run = &pair->tile->run[r];
+        work += (uint64_t)(start[run->last] - start[run->first]) *
+                (uint32_t)(run->bottom - run->top) * (uint32_t)(run->right - run->left);
+    }
+    return work;
+}
+
+#define PAIR_CASE(ROWS, COLUMNS, ROW_EDGE, COLUMN_EDGE)                                          \
+    case FAST_PATTERN(ROW_EDGE, COLUMN_EDGE):                                                    \
+        pair_run(sum, x, entry, end, partial, pair->dy, dy_row, wanted, COLUMNS,                 \
+                 (ROW_EDGE) == FAST_BUT_FIRST, (ROWS) - ((ROW_EDGE) == FAST_BUT_LAST),           \
+                 (COLUMN_EDGE) == FAST_BUT_FIRST, (COLUMNS) - ((COLUMN_EDGE) == FAST_BUT_LAST)); \
+        break;
+
+SFD_INLINE void pair_store(const struct fast_pair *pair, const vector *sum, const uint32_t rows,
+                           const uint32_t columns)
+{
+    uint32_t i, j, u;
+
+#pragma GCC unroll 4
+    for (i = 0; i < rows; ++i)
+#pragma GCC unroll 8
+        for (j = 0; j < columns; ++j)
+#pragma GCC unroll 4
+            for (u = 0; u < PIXEL_VECTORS; ++u) {
+                float *to = pair->dx + (size_t)i * pair->dx_row + (size_t)j * pair->dx_pixel +
+                            u * SFD_LANES;
+                vector value = sum[(i * columns + j) * PIXEL_VECTORS + u];
+                vector_store(to, pair->accumulate ? vector_load(to) + value : value);
+            }
+}
+
+SFD_INLINE void pair_tile(const struct fast_pair *pair, const uint32_t rows, const uint32_t columns,
+                          const int wanted)
+{
+    const struct fast_program *program = pair->program;
+    const uint32_t *start = program->start + (size_t)pair->channel * program->taps;
+    const size_t dy_row = pair->dy_row;
+    vector sum[8 * PIXEL_VECTORS], x[8 * PIXEL_VECTORS];
+    int irregular = 0;
+    uint32_t i, j, u;
+    uint32_t r;
+
+#pragma GCC unroll 4
+    for (i = 0; i < rows; ++i)
+#pragma GCC unroll 8
+        for (j = 0; j < columns; ++j)
+#pragma GCC unroll 4
+            for (u = 0; u < PIXEL_VECTORS; ++u) {
+                const uint32_t at = (i * columns + j) * PIXEL_VECTORS + u;
+                sum[at] = vector_all(0.0f);
+                if (wanted & FAST_D_WEIGHT)
+                    x[at] = vector_load(pair->x + (size_t)i * pair->x_row +
+                                        (size_t)j * pair->x_pixel + u * SFD_LANES);
+            }
+    for (r = 0u; r < pair->tile->run_count; ++r) {
+        const struct fast_run *run = &pair->tile->run[r];
+        const struct fast_entry *entry = program->entry + start[run->first];
+        const struct fast_entry *end = program->entry + start[run->last];
+        vector *partial = pair->partial + (start[run->first] - start[pair->first_tap]);
+        switch (run->pattern) {
+            PAIR_CASE(rows, columns, FAST_ALL, FAST_ALL)
+            PAIR_CASE(rows, columns, FAST_ALL, FAST_BUT_FIRST)
+            PAIR_CASE(rows, columns, FAST_ALL, FAST_BUT_LAST)
+            PAIR_CASE(rows, columns, FAST_BUT_FIRST, FAST_ALL)
+            PAIR_CASE(rows, columns, FAST_BUT_FIRST, FAST_BUT_FIRST)
+            PAIR_CASE(rows, columns, FAST_BUT_FIRST, FAST_BUT_LAST)
+            PAIR_CASE(rows, columns, FAST_BUT_LAST, FAST_ALL)
+            PAIR_CASE(rows, columns, FAST_BUT_LAST, FAST_BUT_FIRST)
+            PAIR_CASE(rows, columns, FAST_BUT_LAST, FAST_BUT_LAST)
+        default:
+            irregular = 1;
+        }
+    }
+    if (wanted & FAST_D_INPUT)
+        pair_store(pair, sum, rows, columns);
+    if (irregular)
+        pair_irregular(pair, wanted);
+}
+
+typedef void (*pair_function)(const struct fast_pair *pair);
+
+#define PAIR_FUNCTIONS(ROWS, COLUMNS)                                          \
+    static void pair_both_##ROWS##x##COLUMNS(const struct fast_pair *pair)     \
+    {                                                                          \
+        pair_tile(pair, ROWS, COLUMNS, FAST_D_INPUT | FAST_D_WEIGHT);          \
+    }                                                                          \
+    static void pair_d_input_##ROWS##x##COLUMNS(const struct fast_pair *pair)  \
+    {                                                                          \
+        pair_tile(pair, ROWS, COLUMNS, FAST_D_INPUT);                          \
+    }                                                                          \
+    static void pair_d_weight_##ROWS##x##COLUMNS(const struct fast_pair *pair) \
+    {                                                                          \
+        pair_tile(pair, ROWS, COLUMNS, FAST_D_WEIGHT);                         \
+    }
+FOR_PAIR_SHAPES(PAIR_FUNCTIONS)
+
+#define PAIR_BOTH(ROWS, COLUMNS) [TILE_INDEX(ROWS, COLUMNS)] = pair_both_##ROWS##x##COLUMNS,
+#define PAIR_D_INPUT(ROWS, COLUMNS) [TILE_INDEX(ROWS, COLUMNS)] = pair_d_input_##ROWS##x##COLUMNS,
+#define PAIR_D_WEIGHT(ROWS, COLUMNS) [TILE_INDEX(ROWS, COLUMNS)] = pair_d_weight_##ROWS##x##COLUMNS,
+
+static const pair_function pair_functions[3][TILE_SHAPES] = {
+    [FAST_D_INPUT - 1] = {FOR_PAIR_SHAPES(PAIR_D_INPUT)},
+    [FAST_D_WEIGHT - 1] = {FOR_PAIR_SHAPES(PAIR_D_WEIGHT)},
+    [(FAST_D_INPUT | FAST_D_WEIGHT) - 1] = {FOR_PAIR_SHAPES(PAIR_BOTH)},
+};
+
+/* Rows of one phase of the input gradient, all channels. The pointers are to pixel (0, 0) of the
+ * phase in channel 0. */
+struct fast_strip {
+    struct fast_map map;
+    uint32_t first_row, last_row, first_tap, last_tap;
+    const float *dy;
+    size_t dy_row;
+    const float *x; /* NULL: no weight gradient */
+    size_t x_channel, x_row, x_pixel;
+    float *dx; /* NULL: no input gradient */
+    size_t dx_channel, dx_row, dx_pixel;
+    int accumulate;
+};
+
+/* The tiles of a strip with their runs. Returns their number. */
+static uint32_t strip_tiles(const struct fast_program *program, const struct fast_strip *strip,
+                            struct fast_tile *tiles, struct fast_run *runs)
+{
+    const uint32_t width = strip->map.width;
+    uint32_t count = 0u, y = strip->first_row, x, rows;
+
+    for (; y < strip->last_row; y += rows) {
+        rows = fast_tile_rows(strip->last_row, y, fast_tile_columns(width, 0u, PAIR_PIXELS),
+                              PAIR_PIXELS);
+        for (x = 0u; x < width; x += tiles[count++].columns) {
+            struct fast_tile *tile = &tiles[count];
+            tile->y = y;
+            tile->x = x;
+            tile->rows = rows;
+            tile->columns = fast_tile_columns(width, x, PAIR_PIXELS);
+            tile->run = runs + (size_t)count * program->taps;
+            fast_tile_runs(tile, &strip->map, program->tap, strip->first_tap, strip->last_tap);
+        }
+    }
+    return count;
+}
+
+static void pair_strip(const struct fast_program *program, const struct fast_strip *strip,
+                       struct fast_tile *tiles, struct fast_run *runs, vector *partial,
+                       struct sfd_multiply_adds *done)
+{
+    const uint32_t tile_count = strip_tiles(program, strip, tiles, runs);
+    struct fast_pair pair;
+    uint32_t channel, t, k;
+
+    pair.program = program;
+    pair.dy_row = strip->dy_row;
+    pair.x_row = strip->x_row;
+    pair.x_pixel = strip->x_pixel;
+    pair.dx_row = strip->dx_row;
+    pair.dx_pixel = strip->dx_pixel;
+    pair.accumulate = strip->accumulate;
+    pair.partial = partial;
+    pair.first_tap = strip->first_tap;
+    for (channel = 0u; channel < program->channels; ++channel) {
+        const uint32_t *start = program->start + (size_t)channel * program->taps;
+        const uint32_t first = start[strip->first_tap], count = start[strip->last_tap] - first;
+        const int wanted =
+            (strip->dx ? FAST_D_INPUT : 0) | (strip->x && count > 0u ? FAST_D_WEIGHT : 0);
+        if (wanted == 0 || (count == 0u && strip->accumulate))
+            continue;
+        pair.channel = channel;
+        for (k = 0u; k < count; ++k)
+            partial[k] = vector_all(0.0f);
+        for (t = 0u; t < tile_count; ++t) {
+            const struct fast_tile *tile = &tiles[t];
+            uint64_t work;
+            pair.tile = tile;
+            pair.dy = strip->dy + tile->y * strip->dy_row + (size_t)tile->x * PIXEL;
+            if (wanted & FAST_D_WEIGHT)
+                pair.x = strip->x + channel * strip->x_channel + tile->y * strip->x_row +
+                         tile->x * strip->x_pixel;
+            if (wanted & FAST_D_INPUT)
+                pair.dx = strip->dx + channel * strip->dx_channel + tile->y * strip->dx_row +
+                          tile->x * strip->dx_pixel;
+            pair_functions[wanted - 1][TILE_INDEX(tile->rows, tile->columns)](&pair);
+            work = pair_work(&pair) * SFD_BLOCK;
+            done->d_input += wanted & FAST_D_INPUT ? work : 0u;
+            done->d_weight += wanted & FAST_D_WEIGHT ? work : 0u;
+        }
+        if (wanted & FAST_D_WEIGHT)
+            for (k = 0u; k < count; ++k)
+                program->gradient[first + k] += vector_sum(partial[k]);
+    }
+}
+#endif

@@ -1,0 +1,396 @@
+/* Orders the nonzeros of a layer for the fast kernels, and cuts images into tiles. */
+#include "fast_program.h"
+
+static uint32_t kernel_area(const struct sfd_layer *layer)
+{
+    return layer->shape.kernel_h * layer->shape.kernel_w;
+}
+
+/* Most blocks of input channels, and what a block of the first-level cache may hold of them. */
+#define BLOCK_LIMIT 32u
+#define BLOCK_BYTES (24u * 1024u)
+
+/* Each block reads and writes the sums of a tile again: it pays from so many nonzeros on, times
+ * the changes of a tile. */
+#define BLOCK_NONZEROS 12u
+
+static uint32_t minimum(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+/* As many blocks of input channels as the nonzeros of an output channel allow at most. */
+static uint32_t block_limit(const struct sfd_layer *layer, uint32_t tile_changes)
+{
+    const uint32_t channels = layer->in_channels / layer->shape.groups;
+    const uint32_t nonzeros = layer->support.count / layer->support.rows;
+    const uint32_t allowed = nonzeros / (BLOCK_NONZEROS * tile_changes);
+
+    return allowed > 0u ? minimum(minimum(allowed, channels), BLOCK_LIMIT) : 1u;
+}
+
+/* Blocks of input channels that a forward takes. */
+static uint32_t forward_blocks(const struct sfd_layer *layer, size_t window_bytes,
+                               uint32_t tile_changes)
+{
+    const uint32_t channels = layer->in_channels / layer->shape.groups;
+    const uint64_t blocks = ((uint64_t)channels * window_bytes + BLOCK_BYTES - 1u) / BLOCK_BYTES;
+
+    return blocks <= block_limit(layer, tile_changes) ? (uint32_t)blocks : 1u;
+}
+
+static uint32_t bucket_limit(const struct sfd_layer *layer)
+{
+    const uint32_t rows = layer->support.rows * block_limit(layer, 1u);
+
+    return (rows > layer->in_channels ? rows : layer->in_channels) * kernel_area(layer);
+}
+
+uint64_t fast_program_bytes(const struct sfd_layer *layer)
+{
+    return aligned_bytes((uint64_t)layer->support.count * sizeof(struct fast_entry)) +
+           aligned_bytes((uint64_t)layer->support.count * sizeof(float)) +
+           aligned_bytes(((uint64_t)bucket_limit(layer) + 1u) * sizeof(uint32_t)) +
+           aligned_bytes((uint64_t)layer->support.columns * sizeof(struct fast_place)) +
+           aligned_bytes((uint64_t)kernel_area(layer) * sizeof(struct fast_tap));
+}
+
+uint8_t *fast_program_lay(struct fast_program *program, const struct sfd_layer *layer,
+                          uint8_t *memory)
+{
+    program->taps = kernel_area(layer);
+    program->entry = (void *)memory;
+    memory += aligned_bytes((uint64_t)layer->support.count * sizeof *program->entry);
+    program->gradient = (void *)memory;
+    memory += aligned_bytes((uint64_t)layer->support.count * sizeof *program->gradient);
+    program->start = (void *)memory;
+    memory += aligned_bytes(((uint64_t)bucket_limit(layer) + 1u) * sizeof *program->start);
+    program->place = (void *)memory;
+    memory += aligned_bytes((uint64_t)layer->support.columns * sizeof *program->place);
+    program->tap = (void *)memory;
+    return memory + aligned_bytes((uint64_t)program->taps * sizeof *program->tap);
+}
+
+static uint32_t column_at(const void *column, uint32_t k, const int wide)
+{
+    return wide ? ((const uint32_t *)column)[k] : ((const uint16_t *)column)[k];
+}
+
+/* Where the buckets of a row of the weight begin. */
+static uint32_t row_bucket(const struct fast_program *program, uint32_t row)
+{
+    return row * program->row_bucket + row / program->group_rows * program->group_bucket;
+}
+
+static inline void count_entries(const struct fast_program *program,
+                                 const struct sfd_support *support, const int wide)
+{
+    const struct fast_place *place = program->place;
+    const void *column = support->column;
+    uint32_t row, rows = support->rows;
+
+    for (row = 0u; row < rows; ++row) {
+        uint32_t *start = program->start + row_bucket(program, row);
+        uint32_t k, end = support->row_pointer[row + 1u];
+        for (k = support->row_pointer[row]; k < end; ++k)
+            ++start[place[column_at(column, k, wide)].bucket];
+    }
+}
+
+static inline void place_entries(const struct fast_program *program,
+                                 const struct sfd_support *support, const float *values,
+                                 const int wide)
+{
+    const struct fast_place *place = program->place;
+    const void *column = support->column;
+    struct fast_entry *entries = program->entry;
+    uint32_t row, rows = support->rows;
+
+    for (row = 0u; row < rows; ++row) {
+        uint32_t *start = program->start + row_bucket(program, row);
+        int32_t before = (int32_t)row * program->row_offset +
+                         (int32_t)(row / program->group_rows) * program->group_offset;
+        uint32_t k, end = support->row_pointer[row + 1u];
+        for (k = support->row_pointer[row]; k < end; ++k) {
+            const struct fast_place at = place[column_at(column, k, wide)];
+            struct fast_entry *entry = &entries[start[at.bucket]++];
+            entry->offset = before + at.offset;
+            entry->value = values[k];
+        }
+    }
+}
+
+/* Sort by buckets, stable: count, add up, place. */
+static void sort_entries(struct fast_program *program, const struct sfd_layer *layer,
+                         const float *values)
+{
+    const struct sfd_support *support = &layer->support;
+    uint32_t b, total = 0u, *start = program->start;
+
+    program->group_rows = support->rows / layer->shape.groups;
+    memset(start, 0, ((size_t)program->buckets + 1u) * sizeof *start);
+    if (support->index_width == 2u)
+        count_entries(program, support, 0);
+    else
+        count_entries(program, support, 1);
+    for (b = 0u; b < program->buckets; ++b) {
+        uint32_t count = start[b];
+        start[b] = total;
+        total += count;
+    }
+    if (support->index_width == 2u)
+        place_entries(program, support, values, 0);
+    else
+        place_entries(program, support, values, 1);
+    /* Each bucket's cursor stands at its end now, which is where the next one begins. */
+    memmove(start + 1, start, (size_t)program->buckets * sizeof *start);
+    start[0] = 0u;
+}
+
+static inline void collect_entries(const struct fast_program *program,
+                                   const struct sfd_support *support, float *gradient,
+                                   const int later, const int wide)
+{
+    const struct fast_place *place = program->place;
+    const float *from = program->gradient;
+    const void *column = support->column;
+    uint32_t row, rows = support->rows;
+
+    for (row = 0u; row < rows; ++row) {
+        uint32_t *cursor = program->start + row_bucket(program, row);
+        uint32_t k, end = support->row_pointer[row + 1u];
+        for (k = support->row_pointer[row]; k < end; ++k) {
+            const float value = from[cursor[place[column_at(column, k, wide)].bucket]++];
+            gradient[k] = later ? gradient[k] + value : value;
+        }
+    }
+}
+
+void fast_program_collect(struct fast_program *program, const struct sfd_layer *layer,
+                          float *gradient, int later)
+{
+    if (layer->support.index_width == 2u)
+        collect_entries(program, &layer->support, gradient, later, 0);
+    else
+        collect_entries(program, &layer->support, gradient, later, 1);
+}
+
+static uint32_t modulo(int64_t value, uint32_t divisor)
+{
+    int64_t rest = value % (int64_t)divisor;
+
+    return (uint32_t)(rest < 0 ? rest + (int64_t)divisor : rest);
+}
+
+/* The phase along one axis whose pixels kernel offset `offset` reaches. */
+static uint32_t tap_phase(uint32_t offset, uint32_t dilation, uint32_t padding, uint32_t stride)
+{
+    return modulo((int64_t)offset * dilation - padding, stride);
+}
+
+/* Pixel `phase + stride * i` of dx reads pixel i + shift of dy. */
+static int32_t tap_shift(uint32_t offset, uint32_t dilation, uint32_t padding, uint32_t stride,
+                         uint32_t phase)
+{
+    return (int32_t)(((int64_t)phase + padding - (int64_t)offset * dilation) / (int64_t)stride);
+}
+
+void fast_taps_forward(struct fast_program *program, const struct sfd_layer *layer)
+{
+    const struct sfd_convolution *shape = &layer->shape;
+    struct fast_tap *tap = program->tap;
+    uint32_t y, x;
+
+    for (x = 0u; x < shape->kernel_w; ++x)
+        for (y = 0u; y < shape->kernel_h; ++y, ++tap) {
+            tap->kernel_y = (uint16_t)y;
+            tap->kernel_x = (uint16_t)x;
+            tap->shift_y = (int32_t)(y * shape->dilation_h) - (int32_t)shape->padding_h;
+            tap->shift_x = (int32_t)(x * shape->dilation_w) - (int32_t)shape->padding_w;
+        }
+}
+
+/* The taps of one phase. Returns the one after the last. */
+static struct fast_tap *phase_taps(const struct sfd_convolution *shape, uint32_t phase_y,
+                                   uint32_t phase_x, struct fast_tap *tap)
+{
+    uint32_t y, x;
+
+    for (x = shape->kernel_w; x-- > 0u;) {
+        if (tap_phase(x, shape->dilation_w, shape->padding_w, shape->stride_w) != phase_x)
+            continue;
+        for (y = shape->kernel_h; y-- > 0u;) {
+            if (tap_phase(y, shape->dilation_h, shape->padding_h, shape->stride_h) != phase_y)
+                continue;
+            tap->kernel_y = (uint16_t)y;
+            tap->kernel_x = (uint16_t)x;
+            tap->shift_y =
+                tap_shift(y, shape->dilation_h, shape->padding_h, shape->stride_h, phase_y);
+            tap->shift_x =
+                tap_shift(x, shape->dilation_w, shape->padding_w, shape->stride_w, phase_x);
+            ++tap;
+        }
+    }
+    return tap;
+}
+
+void fast_taps_backward(struct fast_program *program, const struct sfd_layer *layer)
+{
+    struct fast_tap *tap = program->tap;
+    uint32_t y, x;
+
+    for (y = 0u; y < layer->shape.stride_h; ++y)
+        for (x = 0u; x < layer->shape.stride_w; ++x)
+            tap = phase_taps(&layer->shape, y, x, tap);
+}
+
+void fast_phase_taps(const struct sfd_layer *layer, uint32_t phase_y, uint32_t phase_x,
+                     uint32_t *first, uint32_t *last)
+{
+    const struct sfd_convolution *shape = &layer->shape;
+    uint32_t y, x;
+
+    *first = *last = 0u;
+    for (x = 0u; x < shape->kernel_w; ++x)
+        for (y = 0u; y < shape->kernel_h; ++y) {
+            uint32_t px = tap_phase(x, shape->dilation_w, shape->padding_w, shape->stride_w);
+            uint32_t py = tap_phase(y, shape->dilation_h, shape->padding_h, shape->stride_h);
+            *first += py < phase_y || (py == phase_y && px < phase_x);
+            *last += py < phase_y || (py == phase_y && px <= phase_x);
+        }
+}
+
+void fast_taps_place(struct fast_program *program, size_t row_stride, size_t pixel_stride)
+{
+    uint32_t t;
+
+    for (t = 0u; t < program->taps; ++t)
+        program->tap[t].offset = program->tap[t].shift_y * (int32_t)row_stride +
+                                 program->tap[t].shift_x * (int32_t)pixel_stride;
+}
+
+/* The places of all columns. Those of later channels follow from channel 0's. */
+static void place_columns(struct fast_program *program, const struct sfd_layer *layer,
+                          int32_t channel_offset, uint32_t channel_bucket)
+{
+    uint32_t channels = layer->in_channels / layer->shape.groups, c, t;
+
+    for (t = 0u; t < program->taps; ++t) {
+        const struct fast_tap *tap = &program->tap[t];
+        struct fast_place *place =
+            &program->place[tap->kernel_y * layer->shape.kernel_w + tap->kernel_x];
+        place->offset = tap->offset;
+        place->bucket = t;
+    }
+    for (c = 1u; c < channels; ++c)
+        for (t = 0u; t < program->taps; ++t) {
+            struct fast_place *place = &program->place[c * program->taps + t];
+            place->offset = program->place[t].offset + (int32_t)c * channel_offset;
+            place->bucket = program->place[t].bucket + c * channel_bucket;
+        }
+}
+
+void fast_program_forward(struct fast_program *program, const struct sfd_layer *layer,
+                          size_t channel_stride, size_t window_bytes, uint32_t tile_changes,
+                          const float *values)
+{
+    const uint32_t channels = layer->in_channels / layer->shape.groups;
+    const uint32_t blocks = forward_blocks(layer, window_bytes, tile_changes);
+    uint32_t i;
+
+    program->channels = layer->support.rows;
+    program->blocks = blocks;
+    program->buckets = blocks * program->channels * program->taps;
+    place_columns(program, layer, (int32_t)channel_stride, 0u);
+    for (i = 0u; blocks > 1u && i < channels * program->taps; ++i)
+        program->place[i].bucket += (uint32_t)((uint64_t)(i / program->taps) * blocks / channels) *
+                                    program->channels * program->taps;
+    program->row_offset = 0;
+    program->group_offset = (int32_t)(channels * channel_stride);
+    program->row_bucket = program->taps;
+    program->group_bucket = 0u;
+    sort_entries(program, layer, values);
+}
+
+void fast_program_backward(struct fast_program *program, const struct sfd_layer *layer,
+                           size_t channel_stride, const float *values)
+{
+    place_columns(program, layer, 0, program->taps);
+    program->channels = layer->in_channels;
+    program->blocks = 1u;
+    program->buckets = program->channels * program->taps;
+    program->row_offset = (int32_t)channel_stride;
+    program->group_offset = 0;
+    program->row_bucket = 0u;
+    program->group_bucket = layer->in_channels / layer->shape.groups * program->taps;
+    sort_entries(program, layer, values);
+}
+
+uint32_t fast_tile_columns(uint32_t width, uint32_t x, uint32_t limit)
+{
+    uint32_t tiles = (width + limit - 1u) / limit, wide = (width + tiles - 1u) / tiles;
+
+    return width - x < wide ? width - x : wide; /* as even as can be: no narrow rest */
+}
+
+uint32_t fast_tile_rows(uint32_t height, uint32_t y, uint32_t columns, uint32_t limit)
+{
+    uint32_t rows = 4u;
+
+    while (rows > 1u && (rows * columns > limit || rows > height - y))
+        rows /= 2u;
+    return rows;
+}
+
+/* Pixels [*low, *high) of `count` from `start` on whose input is inside [0, in). */
+static void valid_pixels(uint32_t start, uint32_t count, uint32_t step, int32_t shift, uint32_t in,
+                         uint8_t *low, uint8_t *high)
+{
+    int64_t at = (int64_t)start * step + shift;
+    uint32_t i = 0u;
+
+    while (i < count && at + (int64_t)i * step < 0)
+        ++i;
+    *low = (uint8_t)i;
+    while (i < count && at + (int64_t)i * step < (int64_t)in)
+        ++i;
+    *high = (uint8_t)i;
+}
+
+static uint32_t edge(uint32_t low, uint32_t high, uint32_t count)
+{
+    if (low == 0u)
+        return high == count ? FAST_ALL : high + 1u == count ? FAST_BUT_LAST : FAST_IRREGULAR;
+    return low == 1u && high == count ? FAST_BUT_FIRST : FAST_IRREGULAR;
+}
+
+void fast_tile_runs(struct fast_tile *tile, const struct fast_map *map, const struct fast_tap *tap,
+                    uint32_t first, uint32_t last)
+{
+    uint32_t t;
+
+    tile->run_count = 0u;
+    for (t = first; t < last; ++t) {
+        struct fast_run *run = &tile->run[tile->run_count], *before = run - 1;
+        uint32_t rows, columns;
+        valid_pixels(tile->y, tile->rows, map->step_y, tap[t].shift_y, map->in_height, &run->top,
+                     &run->bottom);
+        valid_pixels(tile->x, tile->columns, map->step_x, tap[t].shift_x, map->in_width, &run->left,
+                     &run->right);
+        if (run->top == run->bottom || run->left == run->right)
+            continue;
+        rows = edge(run->top, run->bottom, tile->rows);
+        columns = edge(run->left, run->right, tile->columns);
+        run->pattern = (uint8_t)(rows == FAST_IRREGULAR || columns == FAST_IRREGULAR
+                                     ? FAST_IRREGULAR
+                                     : FAST_PATTERN(rows, columns));
+        run->first = t;
+        run->last = t + 1u;
+        if (tile->run_count > 0u && before->last == t && before->top == run->top &&
+            before->bottom == run->bottom && before->left == run->left &&
+            before->right == run->right)
+            before->last = t + 1u;
+        else
+            ++tile->run_count;
+    }
+}

@@ -1,0 +1,101 @@
+/* Packed inputs, unpacked some rows at a time. */
+#ifndef SFD_FAST_UNPACK_H
+#define SFD_FAST_UNPACK_H
+
+#include "fast_gather.h"
+
+/* A packed input, read some rows of all channels at a time, from top to bottom. */
+struct fast_unpacking {
+    const float *values;
+    const uint32_t *mask;
+    uint32_t channels, height, width;
+    uint32_t images; /* of the block */
+    uint32_t first;  /* element of the batch with which the block begins */
+    uint32_t taken;  /* values before the next block */
+    uint32_t *rank;  /* for each channel the values before the next rows */
+};
+
+static inline uint32_t bits_set(uint32_t bits)
+{
+    bits -= (bits >> 1) & 0x55555555u;
+    bits = (bits & 0x33333333u) + ((bits >> 2) & 0x33333333u);
+    return (((bits + (bits >> 4)) & 0x0f0f0f0fu) * 0x01010101u) >> 24;
+}
+
+/* `count` < 32 bits of the mask, from `element` on. */
+static inline uint32_t mask_bits(const uint32_t *mask, uint32_t element, uint32_t count)
+{
+    const uint32_t shift = element % 32u;
+    uint32_t bits = mask[element / 32u] >> shift;
+
+    if (shift + count > 32u)
+        bits |= mask[element / 32u + 1u] << (32u - shift);
+    return bits & ((1u << count) - 1u);
+}
+
+/* Bits set among `count` of the mask, from `element` on. */
+static uint32_t count_run(const uint32_t *mask, uint32_t element, uint32_t count)
+{
+    uint32_t total = 0u;
+
+    for (; count >= PIXEL; count -= PIXEL, element += PIXEL)
+        total += bits_set(mask_bits(mask, element, PIXEL));
+    return count > 0u ? total + bits_set(mask_bits(mask, element, count)) : total;
+}
+
+/* Start a block: the values before each of its channels. */
+static void unpacking_begin(struct fast_unpacking *unpacking, uint32_t first, uint32_t images)
+{
+    const uint32_t plane = unpacking->height * unpacking->width * images;
+    uint32_t c;
+
+    unpacking->first = first;
+    unpacking->images = images;
+    for (c = 0u; c < unpacking->channels; ++c) {
+        unpacking->rank[c] = unpacking->taken;
+        unpacking->taken += count_run(unpacking->mask, first + c * plane, plane);
+    }
+}
+
+/* Up to 16 elements, zeros between the values. Returns the values that follow. */
+SFD_INLINE const float *unpack_some(uint32_t bits, uint32_t count, const float *values, float *to)
+{
+    uint32_t i;
+
+#if SFD_LANES == 16 && defined(__AVX512F__)
+    if (count == PIXEL) {
+        _mm512_storeu_ps(to, _mm512_maskz_expandloadu_ps((__mmask16)bits, values));
+        return values + bits_set(bits);
+    }
+#endif
+    for (i = 0u; i < count; ++i)
+        to[i] = 0.0f;
+    for (; bits != 0u; bits &= bits - 1u)
+        to[__builtin_ctz(bits)] = *values++;
+    return values;
+}
+
+static const float *unpack_run(const uint32_t *mask, uint32_t element, uint32_t count,
+                               const float *values, float *to)
+{
+    for (; count >= PIXEL; count -= PIXEL, element += PIXEL, to += PIXEL)
+        values = unpack_some(mask_bits(mask, element, PIXEL), PIXEL, values, to);
+    if (count > 0u)
+        values = unpack_some(mask_bits(mask, element, count), count, values, to);
+    return values;
+}
+
+/* Unpack rows [top, top + rows) of one channel; rows below the image are left as they are. The next
+ * call for the channel goes on where this one ends. */
+static void unpack_rows(struct fast_unpacking *unpacking, uint32_t channel, uint32_t top,
+                        uint32_t rows, float *to)
+{
+    const uint32_t row = unpacking->width * unpacking->images;
+    const uint32_t left = unpacking->height - top < rows ? unpacking->height - top : rows;
+    const uint32_t element = unpacking->first + (channel * unpacking->height + top) * row;
+    const float *values = unpacking->values + unpacking->rank[channel];
+
+    values = unpack_run(unpacking->mask, element, left * row, values, to);
+    unpacking->rank[channel] = (uint32_t)(values - unpacking->values);
+}
+#endif

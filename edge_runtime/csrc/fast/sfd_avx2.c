@@ -1,0 +1,7 @@
+/* The fast kernels for x86-64 with AVX2 and FMA. */
+#define SFD_LANES 8u
+#include "fast_layer.h"
+
+const struct sfd_kernels sfd_kernels_avx2 = {
+    "avx2", fast_forward_scratch_bytes, fast_backward_scratch_bytes, fast_forward, fast_backward,
+};

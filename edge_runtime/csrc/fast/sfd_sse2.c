@@ -1,0 +1,7 @@
+/* The fast kernels for any x86-64. */
+#define SFD_LANES 4u
+#include "fast_layer.h"
+
+const struct sfd_kernels sfd_kernels_sse2 = {
+    "sse2", fast_forward_scratch_bytes, fast_backward_scratch_bytes, fast_forward, fast_backward,
+};
