@@ -1,15 +1,20 @@
 /* The weight gradient of a packed input, portable: sparse times sparse.
  *
- * For each column of the weight, a list of what its nonzeros multiply: the kept inputs of its channel
- * whose output pixel, at the column's place of the kernel, lies inside the image. Each nonzero runs
- * over the list of its column. The lists are made for as many kept inputs at a time as scratch holds.
- */
+ * A stretch of kept inputs is expanded to coordinates, as many as scratch has room for. For each
+ * column of the weight that has a nonzero, a list is made of what it multiplies: the inputs of its
+ * channel whose output pixel, at the column's place of the kernel, lies inside the image. Each
+ * nonzero runs over the list of its column; where columns have many nonzeros, those of four rows do
+ * so together, and load the list once. */
 #include "sfd_internal.h"
 
-/* Scratch for the lists, for each image of a block: short enough for a board, and long enough that
- * finding the nonzeros of a few columns costs little beside multiplying them. */
-#define LIST_BYTES 2048u
-#define LIST_CHANNELS 32u
+/* What scratch has room for, by the images of a block: little on a board, whose batches are small,
+ * and enough that making lists and finding nonzeros costs little beside multiplying them. */
+#define LIST_BYTES(images) (2048u * (images))
+#define LIST_COLUMNS(images) (128u + 32u * (images))
+#define NONZEROS(images) (64u + 64u * (images))
+
+/* Nonzeros in a column from which on collecting them pays. */
+#define CROWDED 8u
 
 /* A kept input, or a place of the kernel. Input pixel y (the padding included) meets kernel row i in
  * output row (y - i * dilation) / stride, if that divides and lies inside; columns likewise. Both
@@ -21,22 +26,42 @@ struct place {
     uint32_t offset;      /* of the quotients, in floats of the output's channel */
 };
 
-/* What one column multiplies: an input, and the offset of its output in any channel. */
+/* What one column multiplies: an input, and the offset of its output in any row's channel. */
 struct factor {
     uint32_t offset;
     float value;
 };
 
+/* A nonzero of the weight: its place in the support, and the next one of its column. */
+struct nonzero {
+    uint32_t row, k, next;
+};
+
+#define NOT_MADE UINT32_MAX
+#define NO_NONZERO UINT32_MAX
+
+/* A column of a channel in the stretch: its list, and the first of its collected nonzeros. */
+struct column {
+    uint32_t list, count, nonzero;
+};
+
 struct product {
     const struct sfd_layer *layer;
     const struct sfd_saved_input *x;
-    uint32_t area, group_rows, group_channels, row_span, column_span, capacity;
-    uint32_t images, block, in_run, out_run; /* of the block; `block` is its first element */
+    uint32_t area, group_rows, group_channels, row_span, column_span;
     struct place *kernel;
-    struct place *entry; /* up to `capacity` kept inputs */
+    /* the block: its images, its first element, the floats of a channel of input and output */
+    uint32_t images, block, in_run, out_run;
+    /* the stretch: its channels, and where the entries of each begin; the values of all of them */
+    struct place *entry;
+    uint32_t *start;
+    const float *value;
+    uint32_t entry_room, channel_room, first_channel, channels;
+    /* lists and collected nonzeros, by column */
+    struct column *column;
     struct factor *factor;
-    uint32_t *start; /* the list of column area * first_channel + c is [start[c], start[c + 1]) */
-    uint32_t first_channel, channels, taken;
+    struct nonzero *nonzero;
+    uint32_t factors, nonzero_room, nonzeros; /* no room: nonzeros are not collected */
 };
 
 static uint32_t smaller(uint64_t a, uint32_t b)
@@ -44,43 +69,37 @@ static uint32_t smaller(uint64_t a, uint32_t b)
     return a < b ? (uint32_t)a : b;
 }
 
-static uint32_t kernel_area(const struct sfd_layer *layer)
+static int is_crowded(const struct sfd_layer *layer)
 {
-    return layer->shape.kernel_h * layer->shape.kernel_w;
+    const struct sfd_support *support = &layer->support;
+
+    return support->count >= (uint64_t)CROWDED * support->columns * layer->shape.groups;
 }
 
-static uint32_t list_capacity(const struct sfd_layer *layer, uint32_t n)
+/* Set the sizes of all parts of the scratch; returns the bytes of it. */
+static uint64_t set_rooms(struct product *product, const struct sfd_layer *layer, uint32_t n)
 {
-    uint64_t size = (uint64_t)layer->in_channels * layer->in_height * layer->in_width;
     uint32_t images = sfd_block_images(n, 0u);
-    uint64_t bytes = sizeof(struct place) + (uint64_t)kernel_area(layer) * sizeof(struct factor);
+    uint64_t elements = (uint64_t)layer->in_channels * layer->in_height * layer->in_width * images;
+    uint64_t area = (uint64_t)layer->shape.kernel_h * layer->shape.kernel_w;
+    uint64_t entry_bytes = sizeof(struct place) + area * sizeof(struct factor);
 
-    return smaller(size * images, (uint32_t)(LIST_BYTES * images / bytes) + 16u);
+    product->area = (uint32_t)area;
+    product->entry_room = smaller(elements, (uint32_t)(LIST_BYTES(images) / entry_bytes) + 16u);
+    product->channel_room =
+        smaller(layer->in_channels, (uint32_t)(LIST_COLUMNS(images) / area) + 1u);
+    product->nonzero_room = is_crowded(layer) ? NONZEROS(images) : 0u;
+    return area * sizeof(struct place) + product->entry_room * entry_bytes +
+           product->nonzero_room * sizeof(struct nonzero) +
+           area * product->channel_room * sizeof(struct column) +
+           (product->channel_room + 1u) * sizeof(uint32_t);
 }
 
 uint64_t sfd_packed_scratch_bytes(const struct sfd_layer *layer, uint32_t n)
 {
-    uint64_t area = kernel_area(layer), capacity = list_capacity(layer, n);
+    struct product product;
 
-    return (area + capacity) * sizeof(struct place) + area * capacity * sizeof(struct factor) +
-           (area * smaller(layer->in_channels, LIST_CHANNELS) + 1u) * sizeof(uint32_t);
-}
-
-static uint32_t coordinate_code(uint32_t at, uint32_t stride, uint32_t span)
-{
-    return stride == 1u ? at : at % stride * span + at / stride;
-}
-
-static struct place place_at(const struct product *product, uint32_t y, uint32_t x)
-{
-    const struct sfd_convolution *shape = &product->layer->shape;
-    struct place place;
-
-    place.row = coordinate_code(y, shape->stride_h, product->row_span);
-    place.column = coordinate_code(x, shape->stride_w, product->column_span);
-    place.offset =
-        (y / shape->stride_h * product->layer->out_width + x / shape->stride_w) * product->images;
-    return place;
+    return set_rooms(&product, layer, n);
 }
 
 static struct product product_begin(const struct sfd_layer *layer, const struct sfd_saved_input *x,
@@ -90,19 +109,45 @@ static struct product product_begin(const struct sfd_layer *layer, const struct 
     struct product product;
 
     memset(&product, 0, sizeof product);
+    set_rooms(&product, layer, n);
     product.layer = layer;
     product.x = x;
-    product.area = kernel_area(layer);
     product.group_rows = layer->support.rows / shape->groups;
     product.group_channels = layer->in_channels / shape->groups;
     product.row_span = (layer->in_height + 2u * shape->padding_h) / shape->stride_h + 2u;
     product.column_span = (layer->in_width + 2u * shape->padding_w) / shape->stride_w + 2u;
-    product.capacity = list_capacity(layer, n);
+    product.value = x->values;
     product.kernel = scratch;
     product.entry = product.kernel + product.area;
-    product.factor = (struct factor *)(product.entry + product.capacity);
-    product.start = (uint32_t *)(product.factor + (size_t)product.area * product.capacity);
+    product.factor = (struct factor *)(product.entry + product.entry_room);
+    product.nonzero =
+        (struct nonzero *)(product.factor + (size_t)product.area * product.entry_room);
+    product.column = (struct column *)(product.nonzero + product.nonzero_room);
+    product.start = (uint32_t *)(product.column + (size_t)product.area * product.channel_room);
     return product;
+}
+
+static uint32_t coordinate_code(uint32_t at, uint32_t stride, uint32_t span)
+{
+    return stride == 1u ? at : at % stride * span + at / stride;
+}
+
+static uint32_t quotient(uint32_t at, uint32_t stride)
+{
+    return stride == 1u ? at : at / stride;
+}
+
+static struct place place_at(const struct product *product, uint32_t y, uint32_t x)
+{
+    const struct sfd_layer *layer = product->layer;
+    const uint32_t stride_h = layer->shape.stride_h, stride_w = layer->shape.stride_w;
+    struct place place;
+
+    place.row = coordinate_code(y, stride_h, product->row_span);
+    place.column = coordinate_code(x, stride_w, product->column_span);
+    place.offset =
+        (quotient(y, stride_h) * layer->out_width + quotient(x, stride_w)) * product->images;
+    return place;
 }
 
 static void product_block(struct product *product, uint32_t n, uint32_t first)
@@ -120,17 +165,6 @@ static void product_block(struct product *product, uint32_t n, uint32_t first)
                                           place % shape->kernel_w * shape->dilation_w);
 }
 
-static struct place entry_at(const struct product *product, uint32_t in_channel)
-{
-    const struct sfd_layer *layer = product->layer;
-    uint32_t pixel = in_channel / product->images;
-    struct place entry = place_at(product, pixel / layer->in_width + layer->shape.padding_h,
-                                  pixel % layer->in_width + layer->shape.padding_w);
-
-    entry.offset += in_channel % product->images;
-    return entry;
-}
-
 /* The bits of a mask word that are in [at, end), and where the word ends. */
 static uint32_t mask_bits(const uint32_t *mask, uint32_t at, uint32_t end, uint32_t *next)
 {
@@ -144,71 +178,86 @@ static uint32_t mask_bits(const uint32_t *mask, uint32_t at, uint32_t end, uint3
     return bits;
 }
 
-/* Expand the entries in [at, end), a part of the channel that begins at `channel`, until there are
- * `room`. Returns where it stopped. */
+/* Append what is kept in [at, end), a part of the channel that begins at `channel`, to the `count`
+ * entries, until there is no room. Returns where it stopped. */
 static uint32_t expand(const struct product *product, uint32_t channel, uint32_t at, uint32_t end,
-                       uint32_t room, uint32_t *count)
+                       uint32_t *count)
 {
-    *count = 0u;
+    const struct sfd_layer *layer = product->layer;
+    const uint32_t line = layer->in_width * product->images;
+    uint32_t y = (at - channel) / line, start = channel + y * line; /* of the line of pixels */
+
     while (at < end) {
         uint32_t word = at / 32u * 32u, next, bits = mask_bits(product->x->mask, at, end, &next);
         for (; bits != 0u; bits &= bits - 1u) {
+            struct place *entry = &product->entry[*count];
             at = word + sfd_lowest_bit(bits);
-            if (*count == room)
+            if (*count == product->entry_room)
                 return at;
-            product->entry[(*count)++] = entry_at(product, at - channel);
+            for (; at - start >= line; start += line)
+                ++y;
+            *entry = place_at(product, y + layer->shape.padding_h,
+                              (at - start) / product->images + layer->shape.padding_w);
+            entry->offset += (at - start) % product->images;
+            ++*count;
         }
         at = next;
     }
     return end;
 }
 
-/* Append to `at` what one place of the kernel multiplies of the expanded entries. Returns the end. */
-static uint32_t list_place(const struct product *product, const struct place *place,
-                           const float *value, uint32_t count, uint32_t at)
+/* Expand the channels from element `at` on, as many as there is room for; of the last one perhaps a
+ * part. Returns where it stopped. */
+static uint32_t stretch_begin(struct product *product, uint32_t at)
 {
-    const uint32_t height = product->layer->out_height, width = product->layer->out_width;
-    const struct place *entry = product->entry;
-    uint32_t i;
-
-    for (i = 0u; i < count; ++i) {
-        int inside = entry[i].row - place->row < height && entry[i].column - place->column < width;
-        product->factor[at].offset = entry[i].offset - place->offset;
-        product->factor[at].value = value[i];
-        at += (uint32_t)inside;
-    }
-    return at;
-}
-
-/* Make the lists of the channels from element `at` of the block on, as many as there is room for; of
- * the last one perhaps a part. Returns where it stopped. */
-static uint32_t make_lists(struct product *product, uint32_t at)
-{
-    uint32_t channel = (at - product->block) / product->in_run, room = product->capacity;
-    uint32_t end, place, count, column = 0u, factors = 0u;
+    uint32_t channel = (at - product->block) / product->in_run, count = 0u, end, i;
 
     product->first_channel = channel;
     product->channels = 0u;
     do {
         uint32_t begin = product->block + channel * product->in_run;
         end = begin + product->in_run;
-        at = expand(product, begin, at, end, room, &count);
-        for (place = 0u; place < product->area; ++place) {
-            product->start[column++] = factors;
-            factors = list_place(product, &product->kernel[place],
-                                 product->x->values + product->taken, count, factors);
-        }
-        product->taken += count;
-        room -= count;
-        ++product->channels;
-    } while (at == end && room > 0u && ++channel < product->layer->in_channels &&
-             product->channels < LIST_CHANNELS);
-    product->start[column] = factors;
+        product->start[product->channels++] = count;
+        at = expand(product, begin, at, end, &count);
+    } while (at == end && ++channel < product->layer->in_channels &&
+             product->channels < product->channel_room);
+    product->start[product->channels] = count;
+    product->factors = 0u;
+    for (i = 0u; i < product->channels * product->area; ++i) {
+        product->column[i].list = NOT_MADE;
+        product->column[i].nonzero = NO_NONZERO;
+    }
     return at;
 }
 
-/* Four partial sums: fixed, so that the order of additions is the same everywhere. */
-static float list_dot(const struct factor *factor, uint32_t count, const float *dy)
+static void list_make(struct product *product, uint32_t index)
+{
+    const uint32_t height = product->layer->out_height, width = product->layer->out_width;
+    const struct place place = product->kernel[index % product->area], *entry = product->entry;
+    uint32_t channel = index / product->area, i;
+    struct factor *factor = product->factor + product->factors;
+
+    product->column[index].list = product->factors;
+    for (i = product->start[channel]; i < product->start[channel + 1u]; ++i) {
+        factor->offset = entry[i].offset - place.offset;
+        factor->value = product->value[i];
+        factor += (entry[i].row - place.row < height) & (entry[i].column - place.column < width);
+    }
+    product->factors = (uint32_t)(factor - product->factor);
+    product->column[index].count = product->factors - product->column[index].list;
+}
+
+static const struct factor *list_find(struct product *product, uint32_t index, uint32_t *count)
+{
+    if (product->column[index].list == NOT_MADE)
+        list_make(product, index);
+    *count = product->column[index].count;
+    return product->factor + product->column[index].list;
+}
+
+/* The sums of one, two or four rows over a list: four partial sums in all, fixed, so that the order
+ * of additions is the same everywhere. */
+static void dot_one(const struct factor *factor, uint32_t count, const float *dy, float *sum)
 {
     float a = 0.0f, b = 0.0f, c = 0.0f, d = 0.0f;
 
@@ -220,7 +269,103 @@ static float list_dot(const struct factor *factor, uint32_t count, const float *
     }
     for (; count > 0u; --count, ++factor)
         a += factor->value * dy[factor->offset];
-    return (a + c) + (b + d);
+    *sum = (a + c) + (b + d);
+}
+
+static void dot_two(const struct factor *factor, uint32_t count, const float *const *dy, float *sum)
+{
+    const float *first = dy[0], *second = dy[1];
+    float a = 0.0f, b = 0.0f, c = 0.0f, d = 0.0f;
+
+    for (; count >= 2u; count -= 2u, factor += 2) {
+        a += factor[0].value * first[factor[0].offset];
+        b += factor[0].value * second[factor[0].offset];
+        c += factor[1].value * first[factor[1].offset];
+        d += factor[1].value * second[factor[1].offset];
+    }
+    if (count > 0u) {
+        a += factor->value * first[factor->offset];
+        b += factor->value * second[factor->offset];
+    }
+    sum[0] = a + c;
+    sum[1] = b + d;
+}
+
+static void dot_four(const struct factor *factor, uint32_t count, const float *const *dy,
+                     float *sum)
+{
+    const float *first = dy[0], *second = dy[1], *third = dy[2], *fourth = dy[3];
+    float a = 0.0f, b = 0.0f, c = 0.0f, d = 0.0f;
+
+    for (; count > 0u; --count, ++factor) {
+        a += factor->value * first[factor->offset];
+        b += factor->value * second[factor->offset];
+        c += factor->value * third[factor->offset];
+        d += factor->value * fourth[factor->offset];
+    }
+    sum[0] = a;
+    sum[1] = b;
+    sum[2] = c;
+    sum[3] = d;
+}
+
+/* Multiply one nonzero with the list of its column. */
+static uint32_t nonzero_multiply(struct product *product, uint32_t index, const float *dy,
+                                 float *gradient)
+{
+    uint32_t count;
+    const struct factor *factor = list_find(product, index, &count);
+    float sum;
+
+    if (count > 0u) {
+        dot_one(factor, count, dy, &sum);
+        *gradient += sum;
+    }
+    return count;
+}
+
+/* Multiply the nonzeros collected in one column with its list. */
+static uint64_t column_multiply(struct product *product, uint32_t index, const float *dy,
+                                float *gradient)
+{
+    uint32_t next = product->column[index].nonzero, count;
+    const struct factor *factor = list_find(product, index, &count);
+    uint64_t done = 0u;
+
+    while (count > 0u && next != NO_NONZERO) {
+        const float *row[4];
+        float sum[4];
+        uint32_t place[4], found = 0u, i;
+        for (; found < 4u && next != NO_NONZERO; next = product->nonzero[next].next) {
+            row[found] = dy + (size_t)product->nonzero[next].row * product->out_run;
+            place[found++] = product->nonzero[next].k;
+        }
+        if (found == 4u)
+            dot_four(factor, count, row, sum);
+        else if (found >= 2u)
+            dot_two(factor, count, row, sum);
+        if (found % 2u == 1u)
+            dot_one(factor, count, row[found - 1u], &sum[found - 1u]);
+        for (i = 0u; i < found; ++i)
+            gradient[place[i]] += sum[i];
+        done += (uint64_t)count * found;
+    }
+    return done;
+}
+
+/* Multiply what is collected, and begin to collect anew. */
+static uint64_t collected_multiply(struct product *product, const float *dy, float *gradient)
+{
+    uint32_t i, columns = product->channels * product->area;
+    uint64_t done = 0u;
+
+    for (i = 0u; product->nonzeros > 0u && i < columns; ++i)
+        if (product->column[i].nonzero != NO_NONZERO) {
+            done += column_multiply(product, i, dy, gradient);
+            product->column[i].nonzero = NO_NONZERO;
+        }
+    product->nonzeros = 0u;
+    return done;
 }
 
 /* First nonzero of [low, high) in a row whose column is not below `column`. */
@@ -237,28 +382,41 @@ static uint32_t row_search(const struct sfd_support *support, uint32_t low, uint
     return low;
 }
 
-/* Add the products of one row's nonzeros with the lists. */
-static uint64_t row_multiply(const struct product *product, uint32_t row, const float *dy,
+static void collect(struct product *product, uint32_t row, uint32_t k, uint32_t index)
+{
+    struct nonzero *nonzero = &product->nonzero[product->nonzeros];
+
+    nonzero->row = row;
+    nonzero->k = k;
+    nonzero->next = product->column[index].nonzero;
+    product->column[index].nonzero = product->nonzeros++;
+}
+
+/* Multiply or collect the nonzeros of one row in the channels of the stretch. */
+static uint64_t row_multiply(struct product *product, uint32_t row, const float *dy,
                              float *gradient)
 {
     const struct sfd_support *support = &product->layer->support;
+    const float *row_dy = dy + (size_t)row * product->out_run;
     uint32_t group = row / product->group_rows * product->group_channels;
     uint32_t first = product->first_channel, last = first + product->channels;
     uint32_t low = (first > group ? first - group : 0u) * product->area;
     uint32_t high = smaller(last - group, product->group_channels) * product->area;
-    const uint32_t *start = product->start;
     uint32_t k, end = support->row_pointer[row + 1u], before = (first - group) * product->area;
     uint64_t done = 0u;
 
     for (k = row_search(support, support->row_pointer[row], end, low); k < end; ++k) {
-        uint32_t column = sfd_column(support, k), list, count;
+        uint32_t column = sfd_column(support, k);
         if (column >= high)
             break;
-        list = start[column - before];
-        count = start[column - before + 1u] - list;
-        if (count > 0u)
-            gradient[k] += list_dot(product->factor + list, count, dy);
-        done += count;
+        column -= before;
+        if (product->nonzero_room > 0u) {
+            if (product->nonzeros == product->nonzero_room)
+                done += collected_multiply(product, dy, gradient);
+            collect(product, row, k, column);
+        } else {
+            done += nonzero_multiply(product, column, row_dy, &gradient[k]);
+        }
     }
     return done;
 }
@@ -276,11 +434,13 @@ uint64_t sfd_packed_d_weight(const struct sfd_layer *layer, const struct sfd_sav
         end = product.block + layer->in_channels * product.in_run;
         for (at = product.block; at < end;) {
             uint32_t last_group;
-            at = make_lists(&product, at);
+            at = stretch_begin(&product, at);
             last_group = (product.first_channel + product.channels - 1u) / product.group_channels;
             for (row = product.first_channel / product.group_channels * product.group_rows;
                  row < (last_group + 1u) * product.group_rows; ++row)
-                done += row_multiply(&product, row, dy + (size_t)row * product.out_run, gradient);
+                done += row_multiply(&product, row, dy, gradient);
+            done += collected_multiply(&product, dy, gradient);
+            product.value += product.start[product.channels];
         }
         dy += (size_t)layer->support.rows * product.out_run;
     }
