@@ -18,7 +18,7 @@ from sparsyfed.edge_runtime import MemoryPlan, Session, State, plan
 from sparsyfed.tools.bench_dense import dense_step, memory_formats, reference_like
 from sparsyfed.tools.bench_models import BETA, BenchModel
 from sparsyfed.tools.bench_process import measure_apart, say
-from sparsyfed.tools.bench_session import open_session, session_step
+from sparsyfed.tools.bench_session import open_session, session_options, session_step
 from sparsyfed.tools.bench_timing import Spread, best_of, ratio, take_turns
 from sparsyfed.tools.bench_training import train_apart
 
@@ -124,14 +124,16 @@ def _cell(
     sessions = {}
     for kernels, memory in product(settings.kernels, settings.memory):
         session = open_session(model.artifact, state, batch_size, kernels=kernels, memory=memory)
+        planned = plan(model.artifact, state, batch_size, **session_options(kernels, memory))
+        labels = {"memory": memory, "traffic_bytes": traffic_bytes(planned)}
         side = f"{session.kernels} {memory}"
-        sides[side], sessions[side] = session_step(session, x, y), (session, memory)
+        sides[side], sessions[side] = session_step(session, x, y), (session, labels)
     taken = take_turns(sides, settings.turns)
     dense = {name: taken[name] for name in formats}
     whole = plan(model.artifact, model.dense, batch_size)
-    for side, (session, memory) in sessions.items():
+    for side, (session, labels) in sessions.items():
         times = _times(dense, taken.get("reference"), taken[side])
-        yield {"memory": memory, **times, **_work(session, whole)}
+        yield {**labels, **times, **_work(session, whole)}
         session.close()
 
 
@@ -162,6 +164,15 @@ def _work(session: Session, whole: MemoryPlan) -> dict[str, Any]:
         "arena_bytes": memory.arena_bytes,
         "arena_peak_bytes": memory.arena_peak_bytes,
     }
+
+
+def traffic_bytes(planned: MemoryPlan) -> int:
+    """Bytes that a step moves at least: each planned buffer written once and read once.
+
+    Indices are read only; scratch and tables are left out.
+    """
+    moves = {"index": 1, "scratch": 0, "tables": 0}
+    return sum(moves.get(buffer.kind, 2) * buffer.bytes for buffer in planned.buffers)
 
 
 def work_done(done: float, dense: int) -> dict[str, float | None]:

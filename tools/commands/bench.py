@@ -15,8 +15,10 @@ LAYER_EXAMPLE = "sparsyfed bench layer --layers 64,64,3,1,32 1024,1024 --sparsit
 MEMORY_EXAMPLE = "sparsyfed bench memory --models resnet18 --sparsity 0.95"
 
 SMALL_MODELS = ["watch_cnn", "kws_dscnn", "resnet8", "mlp"]
-RESNET18_LAYERS = ["64,64,3,1,32", "128,128,3,1,16", "256,256,3,1,8", "512,512,3,1,4"]
-TRANSITION_LAYERS = ["64,128,3,2,32", "64,128,1,2,32", "64,64,3,1,32,64", "1024,1024"]
+DEFAULT_LAYERS = (
+    *((64, 64, 3, 1, 32), (128, 128, 3, 1, 16), (256, 256, 3, 1, 8), (512, 512, 3, 1, 4)),
+    *((64, 128, 3, 2, 32), (64, 128, 1, 2, 32), (64, 64, 3, 1, 32, 64), (1024, 1024)),
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -91,7 +93,7 @@ def _configure_layer(parser: argparse.ArgumentParser) -> None:
         "--layers",
         nargs="+",
         type=_layer,
-        default=[_layer(text) for text in RESNET18_LAYERS + TRANSITION_LAYERS],
+        default=DEFAULT_LAYERS,
         metavar="SIZES",
         help="IN,OUT,KERNEL,STRIDE,IMAGE[,GROUPS] a convolution, IN,OUT a linear layer "
         "(default: those of ResNet-18 and some more)",
