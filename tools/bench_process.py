@@ -14,8 +14,8 @@ from sparsyfed.edge_runtime.errors import BackendError, ConfigurationError, Spar
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 # Both sides on the same instructions. oneDNN computes PyTorch's convolutions, ATen the elementwise
-# operations, MKL the matrix products. MKL heeds MKL_CBWR on any processor, but on those that Intel
-# did not make only COMPATIBLE, which is SSE2, limits it (measured).
+# operations, MKL the matrix products. On an AMD processor MKL ignored MKL_ENABLE_INSTRUCTIONS, and of
+# MKL_CBWR only COMPATIBLE, which is SSE2, changed its speed (measured).
 LIMITS: dict[str, dict[str, str]] = {
     "best": {},
     "avx2": {
