@@ -253,13 +253,17 @@ static struct fast_cells cells_find(const struct sfd_layer *layer, uint32_t chan
     const struct sfd_convolution *shape = &layer->shape;
     const uint32_t at_y = tap / shape->kernel_w * shape->dilation_h;
     const uint32_t at_x = tap % shape->kernel_w * shape->dilation_w;
-    struct fast_cells cells;
+    struct fast_cells cells = {0u, layer->out_height, 0u, layer->out_width, 0u};
 
+    if (layer->out_height == 1u && layer->out_width == 1u && layer->in_height == 1u &&
+        layer->in_width == 1u && shape->padding_h == 0u && shape->padding_w == 0u) {
+        cells.start = (size_t)channel * images; /* a linear layer */
+        return cells;
+    }
     sfd_valid_range(layer->in_height, layer->out_height, shape->stride_h, shape->padding_h, at_y,
                     &cells.y_low, &cells.y_high);
     sfd_valid_range(layer->in_width, layer->out_width, shape->stride_w, shape->padding_w, at_x,
                     &cells.x_low, &cells.x_high);
-    cells.start = 0u;
     if (cells.y_low < cells.y_high && cells.x_low < cells.x_high)
         cells.start = (((size_t)channel * layer->in_height + cells.y_low * shape->stride_h + at_y -
                         shape->padding_h) *
