@@ -71,6 +71,24 @@ class BufferKind(enum.IntEnum):
     SCRATCH = 10
 
 
+class Action(enum.IntEnum):
+    """What a step of the schedule does: `enum sfd_action`."""
+
+    FORWARD = 0
+    LOSS = 1
+    RESTORE = 2
+    PACK = 3
+    BACKWARD = 4
+    UPDATE = 5
+
+
+class MemoryChoice(enum.IntEnum):
+    """What to do about memory: `enum sfd_memory`."""
+
+    FAST = 0
+    SMALL = 1
+
+
 class KernelSet(enum.IntEnum):
     """The kernel sets: `enum sfd_kernel_set`."""
 
@@ -113,10 +131,20 @@ class Buffer(ctypes.Structure):
     )
 
 
+class PlannedStep(ctypes.Structure):
+    """One step of the schedule: `struct sfd_planned_step`."""
+
+    _fields_ = (("action", ctypes.c_uint16), ("operation", ctypes.c_uint16))
+
+
 class Options(ctypes.Structure):
     """How a session runs: `struct sfd_options`."""
 
-    _fields_ = (("kernels", ctypes.c_int32),)
+    _fields_ = (
+        ("kernels", ctypes.c_int32),
+        ("memory", ctypes.c_int32),
+        ("arena_bytes", ctypes.c_uint64),
+    )
 
 
 class MultiplyAdds(ctypes.Structure):
@@ -126,6 +154,7 @@ class MultiplyAdds(ctypes.Structure):
         ("forward", ctypes.c_uint64),
         ("d_input", ctypes.c_uint64),
         ("d_weight", ctypes.c_uint64),
+        ("recomputed", ctypes.c_uint64),
     )
 
 
@@ -138,6 +167,7 @@ class Plan(ctypes.Structure):
         ("live_peak_bytes", ctypes.c_uint64),
         ("live_peak_step", ctypes.c_uint32),
         ("buffer_count", ctypes.c_uint32),
+        ("step_count", ctypes.c_uint32),
         ("step", MultiplyAdds),
     )
 
@@ -189,6 +219,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         ctypes.c_int,
         (*_BYTES, *_BYTES, _U32, _OPTIONS, *_BYTES, ctypes.POINTER(Plan), _PROBLEM),
     ),
+    "sfd_plan_step": (ctypes.c_int, (_ADDRESS, _U32, ctypes.POINTER(PlannedStep))),
     "sfd_plan_buffer": (ctypes.c_int, (_ADDRESS, _U32, ctypes.POINTER(Buffer))),
     "sfd_open": (
         ctypes.c_int,

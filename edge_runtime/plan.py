@@ -12,10 +12,15 @@ from typing import NoReturn
 from sparsyfed.edge_runtime import _native
 from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.container import MAX_U32
-from sparsyfed.edge_runtime.errors import InputError
+from sparsyfed.edge_runtime.errors import ArenaError, InputError
 from sparsyfed.edge_runtime.format import NONE
 from sparsyfed.edge_runtime.kernels import find_kernels
 from sparsyfed.edge_runtime.state import State
+
+
+PERSISTENT_KINDS = ("tables", "index", "weight", "working_weight", "dense")
+MEMORY_CHOICES = ("fast", "small")
+MAX_U64 = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,34 +39,59 @@ class MultiplyAdds:
       largest k of e elements, only those are multiplied, and how many of them lie at the border
       depends on the data: the number is the expectation floor(forward · k / e), as if all places
       were equally likely. `Session.counters` has what was done. Kernels that find it faster to
-      multiply the zeros too do as much as forward.
+      multiply the zeros too do as much as forward;
+    * recomputed is the forward of what is not kept for the backward but computed again.
     """
 
     forward: int
     d_input: int
     d_weight: int
+    recomputed: int
 
     @property
     def total(self) -> int:
-        """All three together."""
-        return self.forward + self.d_input + self.d_weight
+        """All of them together."""
+        return self.forward + self.d_input + self.d_weight + self.recomputed
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """One step of the schedule. The steps of a plan run in their order.
+
+    `action` is forward, loss, restore (compute the result of an operation again), pack (the input
+    of a layer, for its weight gradient), backward or update. `operation` is None for loss and
+    update. An operation that a batch norm takes along has no steps of its own. `name` is that of
+    the operation, or empty.
+    """
+
+    action: str
+    operation: int | None
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.name}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedBuffer:
     """One region of the arena, alive from `first_step` to `last_step`, both included.
 
-    With n operations, step i < n is the forward of operation i, step n the loss, step 2n - i the
-    backward of operation i, and step 2n + 1 the parameter update. `owner` is a parameter for the
-    kinds index, weight, working_weight and dense, else an operation, or None.
+    These are places in the plan's `steps`. `owner` is a parameter for the kinds index, weight,
+    working_weight and dense, else an operation, or None, and `name` the owner's name, or empty.
     """
 
     kind: str
     owner: int | None
+    name: str
     offset: int
     bytes: int
     first_step: int
     last_step: int
+
+    @property
+    def is_persistent(self) -> bool:
+        """Whether it has its memory for itself, over all steps."""
+        return self.kind in PERSISTENT_KINDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +102,9 @@ class MemoryPlan:
     `live_peak_bytes` is the most of them that is alive at one step, `live_peak_step`. `parts`
     splits the memory alive at that step by kind of buffer: what lives over the whole schedule, and
     what is alive just then.
+
+    As text it is a table of the parts, one of the work, and one of all buffers that share memory
+    over the steps.
     """
 
     batch_size: int
@@ -81,6 +114,7 @@ class MemoryPlan:
     live_peak_step: int
     parts: dict[str, int]
     macs: MultiplyAdds
+    steps: tuple[PlannedStep, ...]
     buffers: tuple[PlannedBuffer, ...]
 
     def __str__(self) -> str:
@@ -95,12 +129,28 @@ class MemoryPlan:
             ("forward", self.macs.forward),
             ("input gradients", self.macs.d_input),
             ("weight gradients", self.macs.d_weight),
+            ("computed again", self.macs.recomputed),
             ("step", self.macs.total),
         ]
         return (
             f"Memory in bytes, batch size {self.batch_size}\n{table(rows, totals=(-3, -1))}\n"
-            f"Multiply-adds of a step\n{table(work, totals=(-1,))}"
+            f"Multiply-adds of a step\n{table(work, totals=(-1,))}\n"
+            f"Buffers that share memory\n{self._buffer_table()}"
         )
+
+    def _buffer_table(self) -> str:
+        rows = [("buffer", "bytes", "from step", "to step")]
+        shared = [buffer for buffer in self.buffers if not buffer.is_persistent]
+        for buffer in sorted(shared, key=lambda one: (one.first_step, one.last_step)):
+            what = f"{buffer.kind.replace('_', ' ')} {buffer.name or 'of the input'}"
+            ends = (f"{at} {self.steps[at]}" for at in (buffer.first_step, buffer.last_step))
+            rows.append((what, f"{buffer.bytes:,}", *ends))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = (
+            f"  {what:<{widths[0]}}  {size:>{widths[1]}}  {first:<{widths[2]}}  {last}".rstrip()
+            for what, size, first, last in rows
+        )
+        return "\n".join(lines)
 
 
 def table(rows: Sequence[tuple[str, int]], totals: Sequence[int]) -> str:
@@ -121,18 +171,22 @@ def plan(
     batch_size: int,
     *,
     kernels: str | None = None,
+    memory: str = "fast",
+    arena_bytes: int | None = None,
 ) -> MemoryPlan:
     """Plan training `state` with batches of up to `batch_size` examples; allocates none of it.
 
-    `kernels` is as in `Session.open`. The vectorised sets all take the same memory, the portable
-    one has scratch of its own: "portable" plans for a microboard.
+    `kernels`, `memory` and `arena_bytes` are as in `Session.open`. The vectorised sets all take
+    the same memory, the portable one has scratch of its own: "portable" plans for a microboard.
 
     Raises FormatError for a malformed artifact or state, MismatchError when they don't belong
-    together, InputError for a batch size out of range or one whose arena would pass 4 GiB, and for
-    kernels that are not available.
+    together, ArenaError when no plan fits `arena_bytes`, InputError for a batch size out of range
+    or one whose arena would pass 4 GiB, for an unknown choice of memory, and for kernels that are
+    not available.
     """
-    options = _native.Options(kernels=find_kernels(kernels))
-    structure = Artifact.of(artifact).encode()
+    model = Artifact.of(artifact)
+    options = native_options(kernels, memory, arena_bytes)
+    structure = model.encode()
     state_bytes = state.encode() if isinstance(state, State) else state
     core = _native.library()
     problem = _native.Problem()
@@ -152,7 +206,8 @@ def plan(
         )
         if code:
             raise_plan_error(code, batch_size, problem)
-        buffers = tuple(planned_buffer(workspace, i) for i in range(planned.buffer_count))
+        steps = tuple(planned_step(workspace, i, model) for i in range(planned.step_count))
+        buffers = tuple(planned_buffer(workspace, i, model) for i in range(planned.buffer_count))
     finally:
         workspace.close()
     return MemoryPlan(
@@ -162,9 +217,18 @@ def plan(
         live_peak_bytes=planned.live_peak_bytes,
         live_peak_step=planned.live_peak_step,
         parts=parts_alive(buffers, planned.live_peak_step),
-        macs=MultiplyAdds(planned.step.forward, planned.step.d_input, planned.step.d_weight),
+        macs=MultiplyAdds(*(getattr(planned.step, name) for name, _ in planned.step._fields_)),
+        steps=steps,
         buffers=buffers,
     )
+
+
+def native_options(kernels: str | None, memory: str, arena_bytes: int | None) -> _native.Options:
+    """The options of a plan. Raises InputError for kernels or a choice of memory not known."""
+    if memory not in MEMORY_CHOICES:
+        raise InputError(f"got memory {memory!r}, wanted one of: {', '.join(MEMORY_CHOICES)}")
+    limit = 0 if arena_bytes is None else min(max(arena_bytes, 1), MAX_U64)
+    return _native.Options(find_kernels(kernels), _native.MemoryChoice[memory.upper()], limit)
 
 
 def raise_plan_error(code: int, batch_size: int, problem: _native.Problem) -> NoReturn:
@@ -176,18 +240,40 @@ def raise_plan_error(code: int, batch_size: int, problem: _native.Problem) -> No
         raise InputError(
             f"got batch size {batch_size}, for which the arena would pass 4 GiB: choose a smaller one"
         )
+    if code == _native.ErrorCode.ERR_ARENA:
+        raise ArenaError(
+            f"got an arena of {problem.got} bytes, batch size {batch_size} wants {problem.wanted} "
+            "at least: choose a smaller batch or a state of higher sparsity",
+            got=problem.got,
+            wanted=problem.wanted,
+        )
     _native.raise_error(code, "plan", problem)
 
 
-def planned_buffer(workspace: _native.Memory, index: int) -> PlannedBuffer:
+def planned_step(workspace: _native.Memory, index: int, artifact: Artifact) -> PlannedStep:
+    """Step of the plan just made in this workspace."""
+    record = _native.PlannedStep()
+    code = _native.library().sfd_plan_step(workspace.address, index, record)
+    if code:
+        _native.raise_error(code, f"planned step {index}")
+    action = _native.Action(record.action).name.lower()
+    if record.operation == NONE:
+        return PlannedStep(action, None, "")
+    return PlannedStep(action, record.operation, artifact.operations[record.operation].name)
+
+
+def planned_buffer(workspace: _native.Memory, index: int, artifact: Artifact) -> PlannedBuffer:
     """Buffer of the plan just made in this workspace."""
     record = _native.Buffer()
     code = _native.library().sfd_plan_buffer(workspace.address, index, record)
     if code:
         _native.raise_error(code, f"planned buffer {index}")
+    kind = _native.BufferKind(record.kind).name.lower()
+    owners = artifact.parameters if kind in PERSISTENT_KINDS else artifact.operations
     return PlannedBuffer(
-        kind=_native.BufferKind(record.kind).name.lower(),
+        kind=kind,
         owner=None if record.owner == NONE else record.owner,
+        name="" if record.owner == NONE else owners[record.owner].name,
         offset=record.offset,
         bytes=record.bytes,
         first_step=record.first_step,

@@ -18,8 +18,8 @@ from sparsyfed.edge_runtime.buffers import contiguous, described
 from sparsyfed.edge_runtime.container import FLOAT_BYTES, column_type
 from sparsyfed.edge_runtime.errors import ArenaError, BackendError, InputError
 from sparsyfed.edge_runtime.format import CONTAINER_HEADER, Content, Loss, ParameterKind
-from sparsyfed.edge_runtime.kernels import find_kernels, kernels_name
-from sparsyfed.edge_runtime.plan import plan
+from sparsyfed.edge_runtime.kernels import kernels_name
+from sparsyfed.edge_runtime.plan import native_options, plan
 from sparsyfed.edge_runtime.state import DenseTensor, SparseTensor, State
 from sparsyfed.edge_runtime.update import SparseUpdate
 
@@ -47,13 +47,14 @@ class MeasuredMemory:
 class Counters:
     """Multiply-adds really done by the convolution and linear layers, and steps applied.
 
-    `forward`, `d_input` and `d_weight` are those of training (see `plan.MultiplyAdds` for the
+    `forward`, `d_input`, `d_weight` and `recomputed` are those of training (see `plan.MultiplyAdds` for the
     formula), `evaluation` those of `Session.evaluate`.
     """
 
     forward: int
     d_input: int
     d_weight: int
+    recomputed: int
     steps: int
     evaluation: int
 
@@ -81,10 +82,10 @@ class Session:
         state: bytes,
         batch_size: int,
         arena_bytes: int,
-        kernels: _native.KernelSet,
+        options: _native.Options,
     ) -> None:
         self.artifact = artifact
-        self.kernels = kernels_name(kernels)
+        self.kernels = kernels_name(options.kernels)
         """Name of the kernel set in use."""
         self.batch_size = batch_size
         self._core = _native.library()
@@ -98,7 +99,7 @@ class Session:
         code = self._core.sfd_open(
             *(_native.address(memoryview(encoded)), len(encoded)),
             *(_native.address(memoryview(state)), len(state)),
-            *(batch_size, _native.Options(kernels=kernels)),
+            *(batch_size, options),
             *(self._arena.address, arena_bytes, self._handle, problem),
         )
         if code:
@@ -115,11 +116,17 @@ class Session:
         arena_bytes: int | None = None,
         *,
         kernels: str | None = None,
+        memory: str = "fast",
     ) -> Session:
         """Session for training `state` with batches of up to `batch_size` examples.
 
-        The arena has `arena_bytes`, or the planned size where that is not over
-        DEFAULT_ARENA_LIMIT: an artifact from elsewhere can't take more without being asked to.
+        The arena has the planned size, DEFAULT_ARENA_LIMIT at most: an artifact from elsewhere
+        can't take more without being asked to. With `arena_bytes` that is the limit, and the plan
+        is the one with the least work that is found to fit it.
+
+        `memory` says which activations are kept for the backward, and which are computed again:
+        "fast" computes again what costs little, "small" takes the least memory that is found for
+        at most one more forward. Gradients are the same to the bit.
 
         `kernels` names the kernel set: "portable", which gives the same bits on every machine, or
         the vectorised "sse2", "avx2", "avx512" or "neon", which agree with it within rounding.
@@ -134,24 +141,24 @@ class Session:
             raise BackendError(f"got backend {backend!r}, available: {', '.join(BACKENDS)}")
         structure = Artifact.of(artifact)
         state_bytes = state.encode() if isinstance(state, State) else state
-        wanted = plan(structure, state_bytes, batch_size, kernels=kernels).arena_bytes
-        if arena_bytes is None:
-            if wanted > DEFAULT_ARENA_LIMIT:
-                raise ArenaError(
-                    f"batch size {batch_size} wants an arena of {wanted} bytes, by default it has "
-                    f"{DEFAULT_ARENA_LIMIT} at most: give arena_bytes={wanted} to take so much",
-                    got=DEFAULT_ARENA_LIMIT,
-                    wanted=wanted,
-                )
-            arena_bytes = wanted
-        if arena_bytes < wanted:
+        planned = plan(
+            structure,
+            state_bytes,
+            batch_size,
+            kernels=kernels,
+            memory=memory,
+            arena_bytes=arena_bytes,
+        )
+        wanted = planned.arena_bytes
+        if arena_bytes is None and wanted > DEFAULT_ARENA_LIMIT:
             raise ArenaError(
-                f"got an arena of {arena_bytes} bytes, batch size {batch_size} wants {wanted}: "
-                "choose a smaller batch or a state of higher sparsity",
-                got=arena_bytes,
+                f"batch size {batch_size} wants an arena of {wanted} bytes, by default it has "
+                f"{DEFAULT_ARENA_LIMIT} at most: give arena_bytes={wanted} to take so much",
+                got=DEFAULT_ARENA_LIMIT,
                 wanted=wanted,
             )
-        return cls(structure, state_bytes, batch_size, arena_bytes, find_kernels(kernels))
+        options = native_options(kernels, memory, arena_bytes)
+        return cls(structure, state_bytes, batch_size, wanted, options)
 
     def __enter__(self) -> Self:
         return self
@@ -308,7 +315,10 @@ class Session:
         if code:
             _native.raise_error(code, "counters")
         done = record.done
-        return Counters(done.forward, done.d_input, done.d_weight, record.steps, record.evaluation)
+        return Counters(
+            *(done.forward, done.d_input, done.d_weight, done.recomputed),
+            *(record.steps, record.evaluation),
+        )
 
     def _open_handle(self) -> ctypes.c_void_p:
         if self._handle is None:

@@ -82,10 +82,27 @@ struct sfd_problem {
 #define SFD_ENUM_BUFFER(name, code) SFD_BUFFER_##name = code,
 enum sfd_buffer_kind { SFD_BUFFER_KINDS(SFD_ENUM_BUFFER) SFD_BUFFER_KIND_COUNT };
 
-/* One region of the arena, alive from step to step of the schedule, both included.
- * Step i < operations is the forward of operation i, step `operations` the loss,
- * step 2 * operations - i the backward of operation i, step 2 * operations + 1 the parameter
- * update. */
+/* What a step of the schedule does. A forward comes first for each operation, then the loss, then for
+ * each operation from the last to the first its backward, with what that wants and was not kept
+ * before it; the update comes last. */
+#define SFD_ACTIONS(X)                                                                 \
+    X(FORWARD, 0)  /* compute an operation's result */                                 \
+    X(LOSS, 1)     /* compute the loss and the gradient of the output */               \
+    X(RESTORE, 2)  /* compute the result again, with the same bits */                  \
+    X(PACK, 3)     /* pack the input of a layer for its weight gradient */             \
+    X(BACKWARD, 4) /* compute the gradients of an operation's inputs and parameters */ \
+    X(UPDATE, 5)   /* change the model */
+
+#define SFD_ENUM_ACTION(name, code) SFD_ACTION_##name = code,
+enum sfd_action { SFD_ACTIONS(SFD_ENUM_ACTION) };
+
+/* One step of the schedule. An operation that a batch norm takes along has no steps of its own. */
+struct sfd_planned_step {
+    uint16_t action;    /* enum sfd_action */
+    uint16_t operation; /* 65535 for the loss and the update */
+};
+
+/* One region of the arena, alive from step to step of the schedule, both included. */
 struct sfd_buffer {
     uint64_t offset;
     uint64_t bytes;
@@ -109,9 +126,20 @@ struct sfd_buffer {
 #define SFD_ENUM_KERNELS(name, code, text) SFD_KERNELS_##name = code,
 enum sfd_kernel_set { SFD_KERNEL_SETS(SFD_ENUM_KERNELS) };
 
+/* What to do about memory. Between forward and backward an activation is kept, or it is computed again
+ * when the backward wants it: the same gradients to the bit, for less memory and more work. */
+enum sfd_memory {
+    SFD_MEMORY_FAST = 0, /* compute again what costs little: at most an eighth of a forward */
+    SFD_MEMORY_SMALL = 1 /* the least memory that is found for at most one more forward */
+};
+
 /* How a session runs. Zeros are the defaults, as NULL is where a function takes options. */
 struct sfd_options {
     int32_t kernels; /* enum sfd_kernel_set; automatic: the best one that is available */
+    int32_t memory;  /* enum sfd_memory */
+    uint64_t
+        arena_bytes; /* a limit: SFD_ERR_ARENA if no plan fits it. SFD_MEMORY_FAST then is the plan
+                             with the least work that is found to fit. 0: no limit */
 };
 
 /* Multiply-adds over the prunable layers. */
@@ -119,6 +147,7 @@ struct sfd_multiply_adds {
     uint64_t forward;
     uint64_t d_input;
     uint64_t d_weight;
+    uint64_t recomputed; /* forward once more, to restore what was not kept */
 };
 
 struct sfd_plan {
@@ -128,6 +157,7 @@ struct sfd_plan {
                                  placement */
     uint32_t live_peak_step;
     uint32_t buffer_count;
+    uint32_t step_count;
     struct sfd_multiply_adds step; /* of one training step with a full batch: exact, but for
                                       d_weight, which depends on where the kept inputs lie. There
                                       it is the expectation, as if all places were equally likely:
@@ -191,6 +221,9 @@ SFD_API int sfd_plan(const uint8_t *artifact, size_t artifact_bytes, const uint8
                      size_t state_bytes, uint32_t batch, const struct sfd_options *options,
                      void *workspace, size_t workspace_bytes, struct sfd_plan *plan,
                      struct sfd_problem *problem);
+
+/* Step `index` < plan.step_count of the plan just made in this workspace. */
+SFD_API int sfd_plan_step(const void *workspace, uint32_t index, struct sfd_planned_step *step);
 
 /* Buffer `index` < plan.buffer_count of the plan just made in this workspace. */
 SFD_API int sfd_plan_buffer(const void *workspace, uint32_t index, struct sfd_buffer *buffer);

@@ -33,11 +33,25 @@ struct sfd_region {
     uint16_t next; /* next placed region by offset, while the placement runs */
 };
 
+/* What happens between the forward and the backward to a tensor that the backward wants. */
+enum sfd_retention {
+    SFD_KEEP,         /* it stays */
+    SFD_RESTORE_ONCE, /* computed again when it is first wanted, then it stays until the last time */
+    SFD_RESTORE_EACH, /* computed again whenever it is wanted */
+    SFD_RETENTION_COUNT
+};
+
 /* A tensor at run time. Regions are indices into the region table, SFD_NONE where there is none. */
 struct sfd_value {
     uint32_t channels, height, width, size;
-    uint16_t storage;  /* activation; SFD_NONE: the caller's input batch */
-    uint16_t gradient; /* SFD_NONE: no gradient is needed */
+    uint16_t gradient;  /* SFD_NONE: no gradient is needed */
+    uint8_t retention;  /* enum sfd_retention */
+    uint8_t is_there;   /* while the schedule is made: the backward has it at this point */
+    uint8_t is_wanted;  /* while the schedule is made: it has to be restored now */
+    uint16_t last_read; /* while the schedule is made: the last step that reads it */
+    uint16_t storage;   /* while regions are listed: where it lies now; SFD_NONE: at the caller's */
+    uint16_t settled;   /* while choices are searched: not to be changed before this round */
+    uint8_t chosen;     /* while choices are searched: the best retention so far */
 };
 
 /* How an operation's backward delivers the gradient of one of its inputs. */
@@ -54,12 +68,30 @@ struct sfd_node {
     uint16_t saved;   /* SAVED_INPUT region; SFD_NONE: the input itself is kept */
     uint16_t mask;    /* MASK region: bits of a rectifier, winners of a max pool */
     uint16_t moments; /* STATISTICS region of a norm */
-    uint16_t forward_scratch, backward_scratch; /* SCRATCH regions of the kernels; SFD_NONE: none */
     uint8_t delivery0, delivery1;
     uint8_t has_backward;
     uint8_t fused;    /* a batch norm: operations after it that run with it, in both directions */
-    uint8_t absorbed; /* runs with the batch norm before it */
+    uint8_t absorbed; /* operations back to the batch norm that it runs with; 0: it runs itself */
+    uint8_t reads_input;   /* its backward reads its input, not a packed form of it */
+    uint8_t packs_late;    /* its input is packed just before its backward */
+    uint16_t last_run;     /* the last step that computes its output or packs its input */
+    uint16_t backward;     /* the step of its backward */
+    uint16_t settled;      /* while choices are searched: not to be changed before this round */
+    uint8_t chosen;        /* while choices are searched: the best packs_late so far */
+    uint64_t packed_bytes; /* of its input; 0: it is not packed */
+    uint64_t forward_scratch_bytes, backward_scratch_bytes;
     uint64_t multiply_adds; /* a sparse layer's forward, of one image */
+};
+
+/* One step of the schedule. */
+struct sfd_step {
+    uint16_t node;
+    uint8_t action; /* enum sfd_action */
+    uint8_t keeps;  /* it makes what its operation keeps for its backward: a packed input, a mask */
+    uint16_t input0, input1, output; /* regions of the tensors */
+    uint16_t scratch;                /* SCRATCH region of the kernels; SFD_NONE: none */
+    uint16_t until;                  /* the last step that reads its output */
+    uint32_t live;                   /* memory in use, in units of SFD_ALIGNMENT */
 };
 
 /* A parameter at run time. */
@@ -78,12 +110,16 @@ struct sfd_session {
     struct sfd_value *values;
     struct sfd_slot *slots;
     struct sfd_region *regions;
-    uint32_t operation_count, tensor_count, parameter_count, region_count, region_capacity;
+    struct sfd_step *steps;
+    uint32_t operation_count, tensor_count, parameter_count;
+    uint32_t region_count, persistent_count;           /* persistent regions come first */
+    uint32_t step_count, step_capacity, forward_steps; /* the step after those is the loss */
     uint32_t loss, output, batch, round, positions;
     float beta;
     uint8_t support_id[8];
     const struct sfd_kernels *kernels;
     struct sfd_multiply_adds planned; /* of one training step with a full batch */
+    uint64_t search_left;             /* steps that the search for a plan may still look at */
     struct sfd_counters counters;
     uint8_t *arena;
     const float *input; /* the caller's image, during a call with a batch of one */
@@ -184,6 +220,9 @@ struct sfd_session *sfd_tables_build(const struct sfd_artifact_view *artifact,
                                      const struct sfd_container_view *state, uint32_t batch,
                                      const struct sfd_kernels *kernels, void *memory);
 
+/* What a node reads, keeps and uses, with a full batch. Tensors must not pass SFD_ARENA_LIMIT. */
+void sfd_tables_measure(struct sfd_session *session);
+
 /* The sizes of a convolution or linear layer; its support's arrays are left NULL. */
 struct sfd_layer sfd_layer_sizes(const struct sfd_session *session, const struct sfd_node *node);
 
@@ -200,27 +239,56 @@ int sfd_prepare(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *s
 /* More than this no offset can say. */
 #define SFD_ARENA_LIMIT UINT32_C(0xffffffc0)
 
-static inline uint32_t sfd_last_step(const struct sfd_session *session)
-{
-    return 2u * session->operation_count + 1u;
-}
-
-static inline uint32_t sfd_backward_step(const struct sfd_session *session, uint32_t node)
-{
-    return 2u * session->operation_count - node;
-}
-
 /* sfd_fusion.c: which operations run with the batch norm before them. */
 void sfd_fusion_plan(struct sfd_session *session);
 
-/* sfd_lifetimes.c: list all regions with their sizes and lifetimes. */
-void sfd_lifetimes_plan(struct sfd_session *session, uint64_t tables_bytes);
+/* The operation, with those fused to it, that computes a tensor other than the input. */
+static inline uint32_t sfd_producer(const struct sfd_session *session, uint32_t tensor)
+{
+    return tensor - 1u - session->nodes[tensor - 1u].absorbed;
+}
+
+/* What an operation computes together with those that are fused with it. */
+static inline uint32_t sfd_result(const struct sfd_session *session, uint32_t node)
+{
+    return node + session->nodes[node].fused + 1u;
+}
+
+/* The second input of an operation or of the addition fused with it; SFD_NONE: none. */
+uint32_t sfd_second_input(const struct sfd_session *session, uint32_t node);
+
+/* Whether a gradient of this tensor is wanted. */
+static inline int sfd_wants_gradient(const struct sfd_session *session, uint32_t tensor)
+{
+    return tensor != 0u && session->nodes[tensor - 1u].has_backward;
+}
+
+/* sfd_schedule.c: the steps that follow from the choices in values (retention) and nodes
+ * (packs_late). 0: there are more than fit. */
+int sfd_schedule_build(struct sfd_session *session);
+
+/* sfd_lifetimes.c: the regions, with their sizes and lifetimes. */
+void sfd_lifetimes_persistent(struct sfd_session *session, uint64_t tables_bytes);
+void sfd_lifetimes_transient(struct sfd_session *session);
+
+/* Add up what is alive in each step, beside what is persistent. A region counts in whole units. */
+void sfd_lifetimes_sum(struct sfd_session *session, uint32_t unit);
+
+/* sfd_search.c: choose what is kept and what is computed again, and leave schedule and lifetimes
+ * behind. The least work whose memory is found to fit into `bytes` of transient memory; 0: nothing
+ * was found. */
+void sfd_search_begin(struct sfd_session *session);
+int sfd_search_within(struct sfd_session *session, uint64_t bytes);
+
+/* The least memory that is found for work of at most one part in `share` of a forward. */
+void sfd_search_least(struct sfd_session *session, uint32_t share);
 
 /* Elements of a tensor over a full batch. */
 uint64_t sfd_batch_elements(const struct sfd_session *session, uint32_t tensor);
 
 /* sfd_placement.c: list the regions and place them. SFD_ERR_LIMIT over SFD_ARENA_LIMIT. */
-int sfd_memory_plan(struct sfd_session *session, uint64_t tables_bytes, struct sfd_plan *plan);
+int sfd_memory_plan(struct sfd_session *session, uint64_t tables_bytes,
+                    const struct sfd_options *options, struct sfd_plan *plan);
 
 /* Entries of a layer's input that are kept for the weight gradient: ceil(size * support /
  * positions). */
@@ -228,6 +296,8 @@ uint32_t sfd_keep_count(const struct sfd_slot *weight, uint64_t input_elements);
 
 /* sfd_run.c */
 void sfd_forward(struct sfd_session *session, const float *x, uint32_t n, int training);
+
+/* sfd_backward.c */
 void sfd_backward(struct sfd_session *session, uint32_t n);
 
 static inline void *sfd_region_data(const struct sfd_session *session, uint32_t region)
@@ -241,9 +311,13 @@ void sfd_slot_support(const struct sfd_session *session, const struct sfd_slot *
 /* dL/dv at the support, or dL/dp; NULL for a running statistic. */
 float *sfd_slot_gradient(const struct sfd_session *session, const struct sfd_slot *slot);
 
-/* The data of a tensor during a call. The caller's batch is read through the same pointer type as
- * the arena; no kernel writes to its input. */
-float *sfd_tensor_data(const struct sfd_session *session, uint32_t tensor);
+/* The data of a tensor during a call. SFD_NONE is the caller's batch: it is read through the same
+ * pointer type as the arena; no kernel writes to its input. */
+static inline float *sfd_tensor_data(const struct sfd_session *session, uint32_t region)
+{
+    return region == SFD_NONE ? (float *)(uintptr_t)session->input
+                              : sfd_region_data(session, region);
+}
 
 /* sfd_topk.c. Packed form: `keep` values, then the bitmask of their positions, both in the order of
  * memory. A tie goes to the lower position in the order image, element. */

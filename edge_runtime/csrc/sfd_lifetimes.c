@@ -1,13 +1,12 @@
 /* Which regions there are, and from which step to which step each is alive.
  *
- * A rectifier, a reshape and an addition work in place where nothing else needs their input. The
- * gradient of an operation's input takes the place of its output's gradient where the kernel allows
- * it. A convolution or linear layer with a sparse weight keeps its input packed, so that the
- * input's own region ends with its last forward reader. */
+ * An elementwise operation works in place where nothing else needs its input any more. The gradient
+ * of its input takes the place of its output's gradient, or of the input itself, where nothing else
+ * needs those. */
 #include "sfd_internal.h"
 
 static uint16_t region_add(struct sfd_session *session, enum sfd_buffer_kind kind, uint32_t owner,
-                           uint64_t bytes, uint32_t first_step, uint32_t last)
+                           uint64_t bytes, uint32_t first_step, uint32_t last_step)
 {
     struct sfd_region *region = &session->regions[session->region_count];
 
@@ -15,8 +14,25 @@ static uint16_t region_add(struct sfd_session *session, enum sfd_buffer_kind kin
     region->kind = (uint8_t)kind;
     region->owner = (uint16_t)owner;
     region->first_step = (uint16_t)first_step;
-    region->last_step = (uint16_t)last;
+    region->last_step = (uint16_t)last_step;
     return (uint16_t)session->region_count++;
+}
+
+static uint16_t scratch_add(struct sfd_session *session, const struct sfd_step *step,
+                            uint64_t bytes)
+{
+    uint32_t index = (uint32_t)(step - session->steps);
+
+    if (bytes == 0u)
+        return SFD_NONE;
+    return region_add(session, SFD_BUFFER_SCRATCH, step->node, bytes, index, index);
+}
+
+static uint16_t tensor_add(struct sfd_session *session, enum sfd_buffer_kind kind, uint32_t tensor,
+                           uint32_t step)
+{
+    return region_add(session, kind, tensor - 1u, sfd_batch_elements(session, tensor) * 4u, step,
+                      step);
 }
 
 static void touch(struct sfd_session *session, uint32_t region, uint32_t step)
@@ -25,11 +41,10 @@ static void touch(struct sfd_session *session, uint32_t region, uint32_t step)
         session->regions[region].last_step = (uint16_t)step;
 }
 
-uint32_t sfd_keep_count(const struct sfd_slot *weight, uint64_t input_elements)
+/* Whether what lies in the region is not needed after this step. */
+static int ends_at(const struct sfd_session *session, uint32_t region, uint32_t step)
 {
-    uint64_t positions = (uint64_t)weight->rows * weight->columns;
-
-    return (uint32_t)((weight->count * input_elements + positions - 1u) / positions);
+    return region != SFD_NONE && session->regions[region].last_step == step;
 }
 
 uint64_t sfd_batch_elements(const struct sfd_session *session, uint32_t tensor)
@@ -37,227 +52,279 @@ uint64_t sfd_batch_elements(const struct sfd_session *session, uint32_t tensor)
     return (uint64_t)session->batch * session->values[tensor].size;
 }
 
-static int is_sparse_layer(const struct sfd_node *node)
+void sfd_lifetimes_persistent(struct sfd_session *session, uint64_t tables_bytes)
 {
-    return node->operation.kind == SFD_OPERATION_CONVOLUTION ||
-           node->operation.kind == SFD_OPERATION_LINEAR;
-}
+    uint32_t i;
 
-/* Whether the backward of this operation reads its dense input. */
-static int keeps_input(const struct sfd_session *session, const struct sfd_node *node)
-{
-    if (!node->has_backward)
-        return 0;
-    switch (node->operation.kind) {
-    case SFD_OPERATION_CONVOLUTION:
-    case SFD_OPERATION_LINEAR: {
-        uint64_t elements = sfd_batch_elements(session, node->operation.input0);
-        return sfd_keep_count(&session->slots[node->operation.weight], elements) == elements;
-    }
-    case SFD_OPERATION_BATCH_NORM:
-    case SFD_OPERATION_GROUP_NORM:
-    case SFD_OPERATION_LAYER_NORM:
-    case SFD_OPERATION_GELU:
-    case SFD_OPERATION_SILU:
-        return 1;
-    default:
-        return 0;
-    }
-}
-
-/* Whether operation `node` may overwrite the storage of its input tensor. */
-static int may_overwrite(const struct sfd_session *session, uint32_t node, uint32_t tensor)
-{
-    uint32_t region = session->values[tensor].storage, i;
-
-    if (region == SFD_NONE || session->values[session->output].storage == region)
-        return 0;
-    for (i = 0u; i < session->operation_count; ++i) {
-        const struct sfd_node *other = &session->nodes[i];
-        if (session->values[other->operation.input0].storage == region &&
-            (i > node || keeps_input(session, other)))
-            return 0;
-        if (other->operation.input1 != SFD_NONE && i > node &&
-            session->values[other->operation.input1].storage == region)
-            return 0;
-    }
-    return 1;
-}
-
-static void plan_persistent(struct sfd_session *session, uint64_t tables_bytes)
-{
-    uint32_t i, end = sfd_last_step(session);
-
-    region_add(session, SFD_BUFFER_TABLES, SFD_NONE, tables_bytes, 0u, end);
+    (void)region_add(session, SFD_BUFFER_TABLES, SFD_NONE, tables_bytes, 0u, 0u);
     for (i = 0u; i < session->parameter_count; ++i) {
         struct sfd_slot *slot = &session->slots[i];
         uint64_t bytes = (uint64_t)slot->count * 4u;
         if (slot->kind == SFD_PARAMETER_WEIGHT) {
             uint64_t columns = ((uint64_t)slot->count * slot->index_width + 3u) / 4u * 4u;
             slot->index = region_add(session, SFD_BUFFER_INDEX, i,
-                                     ((uint64_t)slot->rows + 1u) * 4u + columns, 0u, end);
-            slot->value = region_add(session, SFD_BUFFER_WEIGHT, i, bytes, 0u, end);
-            slot->working = region_add(session, SFD_BUFFER_WORKING_WEIGHT, i, bytes, 0u, end);
+                                     ((uint64_t)slot->rows + 1u) * 4u + columns, 0u, 0u);
+            slot->value = region_add(session, SFD_BUFFER_WEIGHT, i, bytes, 0u, 0u);
+            slot->working = region_add(session, SFD_BUFFER_WORKING_WEIGHT, i, bytes, 0u, 0u);
         } else { /* a trainable tensor is followed by its gradient */
             slot->value =
                 region_add(session, SFD_BUFFER_DENSE, i,
-                           slot->kind == SFD_PARAMETER_DENSE ? 2u * bytes : bytes, 0u, end);
+                           slot->kind == SFD_PARAMETER_DENSE ? 2u * bytes : bytes, 0u, 0u);
         }
     }
+    session->persistent_count = session->region_count;
 }
 
-/* A sparse layer: its packed input, and scratch for its kernels in each of its two steps. */
-static void plan_layer(struct sfd_session *session, uint32_t index)
+/* What the backward of one operation needs, beside its input. */
+static void plan_kept(struct sfd_session *session, uint32_t index, uint32_t step, uint32_t end)
 {
     struct sfd_node *node = &session->nodes[index];
-    const struct sfd_operation *operation = &node->operation;
-    struct sfd_layer layer = sfd_layer_sizes(session, node);
-    uint64_t elements = sfd_batch_elements(session, operation->input0);
-    uint64_t forward = session->kernels->forward_scratch_bytes(&layer, session->batch);
-    uint64_t backward = session->kernels->backward_scratch_bytes(&layer, session->batch);
-    uint32_t keep = sfd_keep_count(&session->slots[operation->weight], elements);
-    uint32_t end = sfd_backward_step(session, index);
+    uint64_t out = sfd_batch_elements(session, node->operation.output);
 
-    if (keep > 0u && keep < elements)
-        node->saved = region_add(session, SFD_BUFFER_SAVED_INPUT, index,
-                                 sfd_packed_bytes(keep, elements), index, end);
-    if (forward > 0u)
-        node->forward_scratch =
-            region_add(session, SFD_BUFFER_SCRATCH, index, forward, index, index);
-    if (backward > 0u)
-        node->backward_scratch = region_add(session, SFD_BUFFER_SCRATCH, index, backward, end, end);
-}
-
-/* What an operation keeps between its forward and its backward, beside its input. */
-static void plan_kept(struct sfd_session *session, uint32_t index)
-{
-    struct sfd_node *node = &session->nodes[index];
-    const struct sfd_operation *operation = &node->operation;
-    uint64_t in = sfd_batch_elements(session, operation->input0),
-             out = sfd_batch_elements(session, operation->output);
-    uint32_t end = node->has_backward ? sfd_backward_step(session, index) : index;
-
-    switch (operation->kind) {
+    switch (node->operation.kind) {
     case SFD_OPERATION_CONVOLUTION:
     case SFD_OPERATION_LINEAR:
-        plan_layer(session, index);
-        break;
-    case SFD_OPERATION_BATCH_NORM: /* the running statistics move with the parameter update */
-        node->moments = region_add(session, SFD_BUFFER_STATISTICS, index,
-                                   (uint64_t)session->values[operation->input0].channels * 8u,
-                                   index, sfd_last_step(session));
-        break;
-    case SFD_OPERATION_GROUP_NORM:
-        node->moments = region_add(session, SFD_BUFFER_STATISTICS, index,
-                                   (uint64_t)session->batch * operation->groups * 8u, index, end);
-        break;
-    case SFD_OPERATION_LAYER_NORM:
-        node->moments = region_add(session, SFD_BUFFER_STATISTICS, index,
-                                   in / operation->normalized * 8u, index, end);
+        if (node->packed_bytes > 0u)
+            node->saved =
+                region_add(session, SFD_BUFFER_SAVED_INPUT, index, node->packed_bytes, step, end);
         break;
     case SFD_OPERATION_RELU:
     case SFD_OPERATION_RELU6:
-        if (node->has_backward)
-            node->mask =
-                region_add(session, SFD_BUFFER_MASK, index, (out + 31u) / 32u * 4u, index, end);
+        node->mask = region_add(session, SFD_BUFFER_MASK, index, (out + 31u) / 32u * 4u, step, end);
         break;
     case SFD_OPERATION_MAX_POOL:
-        if (node->has_backward)
-            node->mask =
-                region_add(session, SFD_BUFFER_MASK, index, (out + 1u) / 2u * 4u, index, end);
+        node->mask = region_add(session, SFD_BUFFER_MASK, index, (out + 1u) / 2u * 4u, step, end);
         break;
     default:
         break;
     }
 }
 
-static void plan_forward(struct sfd_session *session)
+static void plan_moments(struct sfd_session *session, uint32_t index, uint32_t step)
+{
+    struct sfd_node *node = &session->nodes[index];
+    const struct sfd_operation *operation = &node->operation;
+    uint64_t moments;
+    uint32_t end = node->has_backward ? node->backward : step;
+
+    if (operation->kind == SFD_OPERATION_BATCH_NORM) {
+        moments = session->values[operation->input0].channels;
+        end = session->step_count - 1u; /* the running statistics move with the update */
+    } else if (operation->kind == SFD_OPERATION_GROUP_NORM) {
+        moments = (uint64_t)session->batch * operation->groups;
+    } else if (operation->kind == SFD_OPERATION_LAYER_NORM) {
+        moments = sfd_batch_elements(session, operation->input0) / operation->normalized;
+    } else {
+        return;
+    }
+    node->moments = region_add(session, SFD_BUFFER_STATISTICS, index, moments * 8u, step, end);
+}
+
+static int works_in_place(const struct sfd_node *node)
+{
+    switch (node->operation.kind) {
+    case SFD_OPERATION_CONVOLUTION:
+    case SFD_OPERATION_LINEAR:
+    case SFD_OPERATION_MAX_POOL:
+    case SFD_OPERATION_AVERAGE_POOL:
+    case SFD_OPERATION_ADAPTIVE_AVERAGE_POOL:
+        return 0;
+    default:
+        return 1;
+    }
+}
+
+/* Where the result of a step goes. */
+static uint16_t place_result(struct sfd_session *session, const struct sfd_step *step)
+{
+    const struct sfd_node *node = &session->nodes[step->node];
+    uint32_t index = (uint32_t)(step - session->steps);
+
+    if (node->operation.kind == SFD_OPERATION_RESHAPE)
+        return step->input0;
+    if (works_in_place(node) && ends_at(session, step->input0, index))
+        return step->input0;
+    if (works_in_place(node) && ends_at(session, step->input1, index))
+        return step->input1;
+    return tensor_add(session, SFD_BUFFER_ACTIVATION, sfd_result(session, step->node), index);
+}
+
+/* A step that computes the result of an operation, for the first time or again. */
+static void plan_run(struct sfd_session *session, uint32_t index)
+{
+    struct sfd_step *step = &session->steps[index];
+    const struct sfd_node *node = &session->nodes[step->node];
+    uint32_t second = sfd_second_input(session, step->node);
+
+    step->input0 = session->values[node->operation.input0].storage;
+    step->input1 = second == SFD_NONE ? SFD_NONE : session->values[second].storage;
+    step->output = place_result(session, step);
+    touch(session, step->output, step->until);
+    session->values[sfd_result(session, step->node)].storage = step->output;
+    step->scratch = scratch_add(session, step, node->forward_scratch_bytes);
+    if (step->action == SFD_ACTION_FORWARD)
+        plan_moments(session, step->node, index);
+    if (step->keeps)
+        plan_kept(session, step->node + node->fused, index, node->backward);
+}
+
+static enum sfd_delivery deliver(struct sfd_session *session, uint32_t tensor, uint32_t step,
+                                 uint32_t in_place)
+{
+    struct sfd_value *value = &session->values[tensor];
+    enum sfd_delivery delivery = SFD_DELIVER_IN_PLACE;
+
+    if (!sfd_wants_gradient(session, tensor))
+        return SFD_DELIVER_NOTHING;
+    if (value->gradient != SFD_NONE)
+        return SFD_DELIVER_ACCUMULATE;
+    value->gradient = (uint16_t)in_place;
+    if (in_place == SFD_NONE) {
+        value->gradient = tensor_add(session, SFD_BUFFER_GRADIENT, tensor, step);
+        delivery = SFD_DELIVER_WRITE;
+    }
+    touch(session, value->gradient, session->nodes[sfd_producer(session, tensor)].backward);
+    return delivery;
+}
+
+/* Whether the two inputs of an addition can have one gradient in one place. The producer that comes
+ * first in the backward must find it unchanged: it must not write there itself, and no other reader
+ * of the inputs may have added to it. */
+static int may_share_gradient(const struct sfd_session *session, uint32_t index)
+{
+    const struct sfd_operation *add = &session->nodes[index].operation;
+    uint32_t tensors[2], first = 0u, i, j;
+
+    tensors[0] = add->input0;
+    tensors[1] = add->input1;
+    for (i = 0u; i < 2u; ++i) {
+        if (!sfd_wants_gradient(session, tensors[i]) ||
+            session->values[tensors[i]].gradient != SFD_NONE)
+            return 0;
+        if (first < sfd_producer(session, tensors[i]))
+            first = sfd_producer(session, tensors[i]);
+    }
+    if (tensors[0] == tensors[1] || session->nodes[first].fused > 0u)
+        return 0;
+    for (i = first; i < index; ++i)
+        for (j = 0u; j < 2u; ++j)
+            if (session->nodes[i].operation.input0 == tensors[j] ||
+                session->nodes[i].operation.input1 == tensors[j])
+                return 0;
+    return 1;
+}
+
+static void plan_addition_backward(struct sfd_session *session, uint32_t index, uint32_t step,
+                                   uint32_t dy)
+{
+    struct sfd_node *node = &session->nodes[index];
+    int shared = dy != SFD_NONE && may_share_gradient(session, index);
+
+    node->delivery0 = (uint8_t)deliver(session, node->operation.input0, step, dy);
+    if (node->delivery0 == SFD_DELIVER_IN_PLACE && !shared)
+        dy = SFD_NONE;
+    node->delivery1 = (uint8_t)deliver(session, node->operation.input1, step, dy);
+}
+
+/* An operation of one input, perhaps with an addition fused to it: the gradient of its other operand
+ * is dy, as the rectifier leaves it. */
+static void plan_single_backward(struct sfd_session *session, const struct sfd_step *step,
+                                 uint32_t dy)
+{
+    struct sfd_node *node = &session->nodes[step->node];
+    uint32_t index = (uint32_t)(step - session->steps);
+    uint32_t second = sfd_second_input(session, step->node), place = SFD_NONE;
+
+    node->delivery1 = SFD_DELIVER_NOTHING;
+    if (second != SFD_NONE)
+        node->delivery1 = (uint8_t)deliver(session, second, index, dy);
+    if (works_in_place(node) && node->delivery1 == SFD_DELIVER_NOTHING)
+        place = dy;
+    if (place == SFD_NONE && node->reads_input && works_in_place(node) &&
+        ends_at(session, step->input0, index))
+        place = step->input0;
+    node->delivery0 = (uint8_t)deliver(session, node->operation.input0, index, place);
+}
+
+static void plan_backward(struct sfd_session *session, uint32_t index)
+{
+    struct sfd_step *step = &session->steps[index];
+    const struct sfd_node *node = &session->nodes[step->node];
+    uint32_t dy = session->values[sfd_result(session, step->node)].gradient;
+
+    step->input0 = node->reads_input ? session->values[node->operation.input0].storage : SFD_NONE;
+    step->scratch = scratch_add(session, step, node->backward_scratch_bytes);
+    if (!ends_at(session, dy, index))
+        dy = SFD_NONE;
+    if (node->operation.kind == SFD_OPERATION_ADD)
+        plan_addition_backward(session, step->node, index, dy);
+    else
+        plan_single_backward(session, step, dy);
+}
+
+static void plan_loss(struct sfd_session *session, uint32_t index)
+{
+    session->steps[index].input0 = session->values[session->output].storage;
+    (void)deliver(session, session->output, index, SFD_NONE);
+}
+
+static void forget(struct sfd_session *session)
 {
     uint32_t i;
 
+    session->region_count = session->persistent_count;
+    for (i = 0u; i < session->persistent_count; ++i)
+        session->regions[i].last_step = (uint16_t)(session->step_count - 1u);
+    for (i = 0u; i < session->tensor_count; ++i)
+        session->values[i].storage = session->values[i].gradient = SFD_NONE;
+}
+
+void sfd_lifetimes_transient(struct sfd_session *session)
+{
+    uint32_t i;
+
+    forget(session);
     if (session->batch > 1u) /* the caller's images, interleaved; one image is read where it is */
-        session->values[0].storage = region_add(session, SFD_BUFFER_ACTIVATION, SFD_NONE,
-                                                sfd_batch_elements(session, 0u) * 4u, 0u, 0u);
-    for (i = 0u; i < session->operation_count; ++i) {
-        struct sfd_node *node = &session->nodes[i];
-        const struct sfd_operation *operation = &node->operation;
-        struct sfd_value *out = &session->values[operation->output];
-        uint32_t kind = operation->kind;
-
-        if (kind == SFD_OPERATION_RESHAPE)
-            out->storage = session->values[operation->input0].storage;
-        else if ((kind == SFD_OPERATION_RELU || kind == SFD_OPERATION_RELU6 ||
-                  kind == SFD_OPERATION_ADD) &&
-                 may_overwrite(session, i, operation->input0))
-            out->storage = session->values[operation->input0].storage;
-        else if (kind == SFD_OPERATION_ADD && may_overwrite(session, i, operation->input1))
-            out->storage = session->values[operation->input1].storage;
-        else
-            out->storage = region_add(session, SFD_BUFFER_ACTIVATION, i,
-                                      sfd_batch_elements(session, operation->output) * 4u, i, i);
-        touch(session, out->storage, i);
-        touch(session, session->values[operation->input0].storage, i);
-        if (operation->input1 != SFD_NONE)
-            touch(session, session->values[operation->input1].storage, i);
-        if (keeps_input(session, node))
-            touch(session, session->values[operation->input0].storage,
-                  sfd_backward_step(session, i));
-        plan_kept(session, i);
-    }
-    touch(session, session->values[session->output].storage, session->operation_count);
-}
-
-static enum sfd_delivery plan_delivery(struct sfd_session *session, uint32_t index, uint32_t tensor,
-                                       int in_place)
-{
-    struct sfd_value *value = &session->values[tensor];
-
-    if (tensor == 0u || !session->nodes[tensor - 1u].has_backward)
-        return SFD_DELIVER_NOTHING;
-    if (value->gradient != SFD_NONE) {
-        touch(session, value->gradient, sfd_backward_step(session, index));
-        return SFD_DELIVER_ACCUMULATE;
-    }
-    if (in_place) {
-        value->gradient = session->values[session->nodes[index].operation.output].gradient;
-        return SFD_DELIVER_IN_PLACE;
-    }
-    value->gradient = region_add(
-        session, SFD_BUFFER_GRADIENT, tensor - 1u, sfd_batch_elements(session, tensor) * 4u,
-        sfd_backward_step(session, index), sfd_backward_step(session, index));
-    return SFD_DELIVER_WRITE;
-}
-
-static void plan_backward(struct sfd_session *session)
-{
-    uint32_t i, loss = session->operation_count;
-
-    if (session->output != 0u && session->nodes[session->output - 1u].has_backward)
-        session->values[session->output].gradient =
-            region_add(session, SFD_BUFFER_GRADIENT, session->output - 1u,
-                       sfd_batch_elements(session, session->output) * 4u, loss, loss);
-    for (i = session->operation_count; i-- > 0u;) {
-        struct sfd_node *node = &session->nodes[i];
-        const struct sfd_operation *operation = &node->operation;
-        uint32_t kind = operation->kind;
-        int in_place = !is_sparse_layer(node) && kind != SFD_OPERATION_MAX_POOL &&
-                       kind != SFD_OPERATION_AVERAGE_POOL &&
-                       kind != SFD_OPERATION_ADAPTIVE_AVERAGE_POOL;
-
-        if (!node->has_backward)
-            continue;
-        touch(session, session->values[operation->output].gradient, sfd_backward_step(session, i));
-        node->delivery0 = (uint8_t)plan_delivery(session, i, operation->input0, in_place);
-        if (operation->input1 != SFD_NONE)
-            node->delivery1 = (uint8_t)plan_delivery(session, i, operation->input1,
-                                                     node->delivery0 != SFD_DELIVER_IN_PLACE);
+        session->values[0].storage =
+            region_add(session, SFD_BUFFER_ACTIVATION, SFD_NONE,
+                       sfd_batch_elements(session, 0u) * 4u, 0u, session->values[0].last_read);
+    for (i = 0u; i < session->step_count; ++i) {
+        struct sfd_step *step = &session->steps[i];
+        step->input0 = step->input1 = step->output = step->scratch = SFD_NONE;
+        switch (step->action) {
+        case SFD_ACTION_FORWARD:
+        case SFD_ACTION_RESTORE:
+            plan_run(session, i);
+            break;
+        case SFD_ACTION_PACK:
+            step->input0 = session->values[session->nodes[step->node].operation.input0].storage;
+            plan_kept(session, step->node, i, session->nodes[step->node].backward);
+            break;
+        case SFD_ACTION_LOSS:
+            plan_loss(session, i);
+            break;
+        case SFD_ACTION_BACKWARD:
+            plan_backward(session, i);
+            break;
+        default:
+            break;
+        }
     }
 }
 
-void sfd_lifetimes_plan(struct sfd_session *session, uint64_t tables_bytes)
+void sfd_lifetimes_sum(struct sfd_session *session, uint32_t unit)
 {
-    plan_persistent(session, tables_bytes);
-    plan_forward(session);
-    plan_backward(session);
-    sfd_fusion_plan(session);
+    uint32_t i, live = 0u;
+
+    for (i = 0u; i < session->step_count; ++i)
+        session->steps[i].live = 0u;
+    for (i = session->persistent_count; i < session->region_count; ++i) {
+        const struct sfd_region *region = &session->regions[i];
+        uint32_t units = region->bytes / unit + (region->bytes % unit != 0u);
+        session->steps[region->first_step].live += units;
+        if (region->last_step + 1u < session->step_count)
+            session->steps[region->last_step + 1u].live -= units;
+    }
+    for (i = 0u; i < session->step_count; ++i)
+        live = session->steps[i].live += live;
 }

@@ -5,6 +5,12 @@
  * full block, 64 bytes, on a cache line of its own. */
 #define PERSISTENT_ALIGNMENT 16u
 
+/* Without a budget, a fast plan may compute again what costs one part in so many of a forward, a
+ * small plan as much as a forward. */
+#define FAST_SHARE 8u
+#define SMALL_SHARE 1u
+#define BUDGET_ATTEMPTS 4u
+
 static uint64_t region_end(const struct sfd_region *region)
 {
     return (uint64_t)region->offset + region->bytes;
@@ -120,47 +126,93 @@ static int place_best(struct sfd_session *session, uint64_t base)
     return place_transient(session, base, BY_SIZE, &by_size);
 }
 
-static void measure_live_peak(const struct sfd_session *session, struct sfd_plan *plan)
+/* The lists are exact now: no sum of what is alive is more than the arena. */
+static void measure_live_peak(struct sfd_session *session, struct sfd_plan *plan)
 {
-    uint32_t step, i;
+    uint32_t i;
 
-    for (step = 0u; step <= sfd_last_step(session); ++step) {
-        uint64_t live = 0u;
-        for (i = 0u; i < session->region_count; ++i) {
-            const struct sfd_region *region = &session->regions[i];
-            if (!is_persistent(region) && region->first_step <= step && step <= region->last_step)
-                live += region->bytes;
+    sfd_lifetimes_sum(session, 1u);
+    plan->live_peak_bytes = 0u;
+    for (i = 0u; i < session->step_count; ++i)
+        if (session->steps[i].live > plan->live_peak_bytes) {
+            plan->live_peak_bytes = session->steps[i].live;
+            plan->live_peak_step = i;
         }
-        if (live > plan->live_peak_bytes) {
-            plan->live_peak_bytes = live;
-            plan->live_peak_step = step;
-        }
-    }
 }
 
-int sfd_memory_plan(struct sfd_session *session, uint64_t tables_bytes, struct sfd_plan *plan)
+static void plan_work(struct sfd_session *session, struct sfd_plan *plan)
 {
-    uint64_t base;
     uint32_t i;
-    int error;
 
-    memset(plan, 0, sizeof *plan);
-    for (i = 0u; i < session->tensor_count; ++i)
-        if (sfd_batch_elements(session, i) * 4u > SFD_ARENA_LIMIT)
-            return SFD_ERR_LIMIT;
-    sfd_lifetimes_plan(session, tables_bytes);
-    base = place_persistent(session);
-    if (base > SFD_ARENA_LIMIT)
-        return SFD_ERR_LIMIT;
-    error = place_best(session, base);
+    plan->step = session->planned;
+    for (i = 0u; i < session->step_count; ++i)
+        if (session->steps[i].action == SFD_ACTION_RESTORE)
+            plan->step.recomputed +=
+                session->nodes[session->steps[i].node].multiply_adds * session->batch;
+}
+
+/* Place the regions of the choices just made, and say what came of it. */
+static int place_all(struct sfd_session *session, uint64_t base, struct sfd_plan *plan)
+{
+    uint32_t i;
+    int error = place_best(session, base);
+
     if (error != SFD_OK)
         return error;
+    plan->arena_bytes = 0u;
     for (i = 0u; i < session->region_count; ++i)
         if (session->regions[i].bytes > 0u && region_end(&session->regions[i]) > plan->arena_bytes)
             plan->arena_bytes = region_end(&session->regions[i]);
     plan->transient_bytes = plan->arena_bytes > base ? plan->arena_bytes - base : 0u;
     plan->buffer_count = session->region_count;
-    plan->step = session->planned;
+    plan->step_count = session->step_count;
     measure_live_peak(session, plan);
+    plan_work(session, plan);
     return SFD_OK;
+}
+
+/* The least work whose regions end within the budget. Placed regions may take more than what is
+ * alive: then the search is told to leave that much free. Returns whether the budget is kept. */
+static int place_within(struct sfd_session *session, uint64_t base, uint64_t budget,
+                        struct sfd_plan *plan)
+{
+    uint64_t target = budget > base ? budget - base : 0u;
+    uint32_t attempt;
+
+    for (attempt = 0u; attempt < BUDGET_ATTEMPTS; ++attempt) {
+        if (!sfd_search_within(session, target) || place_all(session, base, plan) != SFD_OK)
+            return 0;
+        if (plan->arena_bytes <= budget)
+            return 1;
+        if (plan->arena_bytes - budget > target)
+            return 0;
+        target -= plan->arena_bytes - budget;
+    }
+    return 0;
+}
+
+int sfd_memory_plan(struct sfd_session *session, uint64_t tables_bytes,
+                    const struct sfd_options *options, struct sfd_plan *plan)
+{
+    uint64_t base;
+    uint32_t i;
+
+    memset(plan, 0, sizeof *plan);
+    for (i = 0u; i < session->tensor_count; ++i)
+        if (sfd_batch_elements(session, i) * 4u > SFD_ARENA_LIMIT)
+            return SFD_ERR_LIMIT;
+    sfd_tables_measure(session);
+    sfd_fusion_plan(session);
+    sfd_lifetimes_persistent(session, tables_bytes);
+    base = place_persistent(session);
+    if (base > SFD_ARENA_LIMIT)
+        return SFD_ERR_LIMIT;
+    sfd_search_begin(session);
+    if (options->memory == SFD_MEMORY_FAST && options->arena_bytes > 0u &&
+        place_within(session, base, options->arena_bytes, plan))
+        return SFD_OK;
+    sfd_search_least(session, options->memory == SFD_MEMORY_FAST && options->arena_bytes == 0u
+                                  ? FAST_SHARE
+                                  : SMALL_SHARE);
+    return place_all(session, base, plan);
 }

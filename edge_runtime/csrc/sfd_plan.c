@@ -26,8 +26,9 @@ int sfd_prepare(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *s
                 struct sfd_container_view *state_view, struct sfd_plan *plan,
                 struct sfd_problem *problem)
 {
-    const struct sfd_kernels *kernels =
-        sfd_kernels_find(options == NULL ? SFD_KERNELS_AUTOMATIC : options->kernels);
+    const struct sfd_options defaults = {SFD_KERNELS_AUTOMATIC, SFD_MEMORY_FAST, 0u};
+    const struct sfd_options *chosen = options == NULL ? &defaults : options;
+    const struct sfd_kernels *kernels = sfd_kernels_find(chosen->kernels);
     struct sfd_artifact_view artifact_view;
     uint64_t tables;
     int error;
@@ -35,7 +36,9 @@ int sfd_prepare(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *s
     if (!is_aligned(memory))
         return sfd_fail(problem, SFD_ERR_ARGUMENT, 0u, 0u, SFD_ALIGNMENT);
     if (kernels == NULL)
-        return sfd_fail(problem, SFD_ERR_KERNELS, 0u, (uint32_t)options->kernels, 0u);
+        return sfd_fail(problem, SFD_ERR_KERNELS, 0u, (uint32_t)chosen->kernels, 0u);
+    if (chosen->memory != SFD_MEMORY_FAST && chosen->memory != SFD_MEMORY_SMALL)
+        return sfd_fail(problem, SFD_ERR_ARGUMENT, 0u, (uint32_t)chosen->memory, 0u);
     if (batch == 0u || batch > SFD_MAX_BATCH)
         return sfd_fail(problem, SFD_ERR_BATCH, 0u, batch, SFD_MAX_BATCH);
     error = sfd_artifact_open(artifact, artifact_bytes, &artifact_view, problem);
@@ -49,8 +52,13 @@ int sfd_prepare(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *s
     if (tables > memory_bytes)
         return sfd_fail(problem, SFD_ERR_ARENA, 0u, (uint32_t)memory_bytes, (uint32_t)tables);
     *session = sfd_tables_build(&artifact_view, state_view, batch, kernels, memory);
-    error = sfd_memory_plan(*session, tables, plan);
-    return error == SFD_OK ? SFD_OK : sfd_fail(problem, error, 0u, 0u, 0u);
+    error = sfd_memory_plan(*session, tables, chosen, plan);
+    if (error != SFD_OK)
+        return sfd_fail(problem, error, 0u, 0u, 0u);
+    if (chosen->arena_bytes > 0u && chosen->arena_bytes < plan->arena_bytes)
+        return sfd_fail(problem, SFD_ERR_ARENA, 0u, (uint32_t)chosen->arena_bytes,
+                        (uint32_t)plan->arena_bytes);
+    return SFD_OK;
 }
 
 int sfd_plan(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *state,
@@ -64,6 +72,17 @@ int sfd_plan(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *stat
         return sfd_fail(problem, SFD_ERR_ARGUMENT, 0u, 0u, 0u);
     return sfd_prepare(artifact, artifact_bytes, state, state_bytes, batch, options, workspace,
                        workspace_bytes, &session, &state_view, plan, problem);
+}
+
+int sfd_plan_step(const void *workspace, uint32_t index, struct sfd_planned_step *step)
+{
+    const struct sfd_session *session = workspace;
+
+    if (!is_aligned(workspace) || step == NULL || index >= session->step_count)
+        return SFD_ERR_ARGUMENT;
+    step->action = session->steps[index].action;
+    step->operation = session->steps[index].node;
+    return SFD_OK;
 }
 
 int sfd_plan_buffer(const void *workspace, uint32_t index, struct sfd_buffer *buffer)

@@ -101,7 +101,8 @@ static float output_loss(const struct sfd_session *session, const void *y, enum 
                          uint32_t n, float *gradient, uint32_t *correct)
 {
     const struct sfd_value *value = &session->values[session->output];
-    const float *output = sfd_tensor_data(session, session->output);
+    const struct sfd_step *step = &session->steps[session->forward_steps];
+    const float *output = sfd_tensor_data(session, step->input0);
 
     if (session->loss == SFD_LOSS_CROSS_ENTROPY)
         return sfd_cross_entropy(output, y, target, n, value->size, gradient, correct);

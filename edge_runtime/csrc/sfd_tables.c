@@ -9,12 +9,19 @@ static uint64_t align(uint64_t bytes)
     return (bytes + SFD_ALIGNMENT - 1u) / SFD_ALIGNMENT * SFD_ALIGNMENT;
 }
 
-/* At most: one region for the tables, three a sparse parameter, one a dense one, two a tensor
- * (storage, gradient), three an operation (saved input and two of scratch; or mask or moments). */
+/* At most one step for the forward of an operation, one for its backward, one more to compute or
+ * pack something again, the loss and the update. */
+static uint32_t step_limit(const struct sfd_artifact_view *artifact)
+{
+    return 3u * artifact->operation_count + 2u;
+}
+
+/* At most: one region for the tables, one for the input; three a sparse parameter, and scratch for
+ * its layer in two steps, or one a dense parameter; for an operation its result, its gradient, and a
+ * saved input or a mask or moments; two for a step that computes something again. */
 static uint32_t region_limit(const struct sfd_artifact_view *artifact)
 {
-    return 1u + 3u * artifact->parameter_count + 2u * artifact->tensor_count +
-           3u * artifact->operation_count;
+    return 2u + 5u * artifact->parameter_count + 5u * artifact->operation_count;
 }
 
 uint64_t sfd_tables_bytes(const struct sfd_artifact_view *artifact)
@@ -23,7 +30,8 @@ uint64_t sfd_tables_bytes(const struct sfd_artifact_view *artifact)
            align((uint64_t)artifact->operation_count * sizeof(struct sfd_node)) +
            align((uint64_t)artifact->tensor_count * sizeof(struct sfd_value)) +
            align((uint64_t)artifact->parameter_count * sizeof(struct sfd_slot)) +
-           align((uint64_t)region_limit(artifact) * sizeof(struct sfd_region));
+           align((uint64_t)region_limit(artifact) * sizeof(struct sfd_region)) +
+           align((uint64_t)step_limit(artifact) * sizeof(struct sfd_step));
 }
 
 static void *take(uint8_t **cursor, uint64_t bytes)
@@ -141,7 +149,6 @@ static void fill_nodes(struct sfd_session *session, const struct sfd_artifact_vi
         struct sfd_node *node = &session->nodes[i];
         sfd_artifact_operation(artifact, i, &node->operation);
         node->saved = node->mask = node->moments = SFD_NONE;
-        node->forward_scratch = node->backward_scratch = SFD_NONE;
         node->has_backward = (uint8_t)parameter_is_trainable(&node->operation);
         if (node->operation.input0 != 0u &&
             session->nodes[node->operation.input0 - 1u].has_backward)
@@ -149,6 +156,50 @@ static void fill_nodes(struct sfd_session *session, const struct sfd_artifact_vi
         if (node->operation.input1 != SFD_NONE && node->operation.input1 != 0u &&
             session->nodes[node->operation.input1 - 1u].has_backward)
             node->has_backward = 1u;
+    }
+}
+
+uint32_t sfd_keep_count(const struct sfd_slot *weight, uint64_t input_elements)
+{
+    uint64_t positions = (uint64_t)weight->rows * weight->columns;
+
+    return (uint32_t)((weight->count * input_elements + positions - 1u) / positions);
+}
+
+static void measure_layer(const struct sfd_session *session, struct sfd_node *node)
+{
+    struct sfd_layer layer = sfd_layer_sizes(session, node);
+    uint64_t elements = sfd_batch_elements(session, node->operation.input0);
+    uint32_t keep = sfd_keep_count(&session->slots[node->operation.weight], elements);
+
+    node->forward_scratch_bytes = session->kernels->forward_scratch_bytes(&layer, session->batch);
+    node->backward_scratch_bytes = session->kernels->backward_scratch_bytes(&layer, session->batch);
+    node->reads_input = keep == elements; /* packing all of it would only add bits */
+    if (keep > 0u && keep < elements)
+        node->packed_bytes = sfd_packed_bytes(keep, elements);
+}
+
+void sfd_tables_measure(struct sfd_session *session)
+{
+    uint32_t i;
+
+    for (i = 0u; i < session->operation_count; ++i) {
+        struct sfd_node *node = &session->nodes[i];
+        switch (node->operation.kind) {
+        case SFD_OPERATION_CONVOLUTION:
+        case SFD_OPERATION_LINEAR:
+            measure_layer(session, node);
+            break;
+        case SFD_OPERATION_BATCH_NORM:
+        case SFD_OPERATION_GROUP_NORM:
+        case SFD_OPERATION_LAYER_NORM:
+        case SFD_OPERATION_GELU:
+        case SFD_OPERATION_SILU:
+            node->reads_input = node->has_backward;
+            break;
+        default:
+            break;
+        }
     }
 }
 
@@ -198,8 +249,9 @@ struct sfd_session *sfd_tables_build(const struct sfd_artifact_view *artifact,
     session->nodes = take(&cursor, (uint64_t)artifact->operation_count * sizeof *session->nodes);
     session->values = take(&cursor, (uint64_t)artifact->tensor_count * sizeof *session->values);
     session->slots = take(&cursor, (uint64_t)artifact->parameter_count * sizeof *session->slots);
-    session->region_capacity = region_limit(artifact);
-    session->regions = take(&cursor, (uint64_t)session->region_capacity * sizeof *session->regions);
+    session->regions = take(&cursor, (uint64_t)region_limit(artifact) * sizeof *session->regions);
+    session->step_capacity = step_limit(artifact);
+    session->steps = take(&cursor, (uint64_t)session->step_capacity * sizeof *session->steps);
     session->operation_count = artifact->operation_count;
     session->tensor_count = artifact->tensor_count;
     session->parameter_count = artifact->parameter_count;

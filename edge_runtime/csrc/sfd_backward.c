@@ -1,0 +1,192 @@
+/* The backward of a batch: what was not kept is computed again on the way. */
+#include "sfd_run.h"
+
+static float *gradient_data(const struct sfd_session *session, uint32_t tensor)
+{
+    return sfd_region_data(session, session->values[tensor].gradient);
+}
+
+static float *parameter_gradient(const struct sfd_session *session, uint32_t parameter)
+{
+    return parameter == SFD_NONE ? NULL : sfd_slot_gradient(session, &session->slots[parameter]);
+}
+
+/* A layer without entries packs nothing, and reads nothing of x. */
+static struct sfd_saved_input saved_input(const struct sfd_session *session,
+                                          const struct sfd_node *node, const float *x, uint32_t n)
+{
+    const struct sfd_slot *slot = &session->slots[node->operation.weight];
+    uint64_t elements = (uint64_t)session->values[node->operation.input0].size * n;
+    struct sfd_saved_input saved = {x, NULL, NULL, (uint32_t)elements};
+
+    if (node->saved != SFD_NONE) {
+        saved.dense = NULL;
+        saved.kept = sfd_keep_count(slot, elements);
+        saved.values = sfd_region_data(session, node->saved);
+        saved.mask = (const uint32_t *)sfd_region_data(session, node->saved) + saved.kept;
+    }
+    return saved;
+}
+
+/* dX needs w; afterwards the same memory takes the gradient. */
+static void sparse_backward(struct sfd_session *session, const struct sfd_step *step,
+                            const float *dy, float *dx, uint32_t n)
+{
+    const struct sfd_node *node = &session->nodes[step->node];
+    const struct sfd_operation *operation = &node->operation;
+    const struct sfd_kernels *kernels = session->kernels;
+    const struct sfd_slot *slot = &session->slots[operation->weight];
+    const struct sfd_channels out = sfd_channels_of(&session->values[operation->output]);
+    struct sfd_saved_input saved =
+        saved_input(session, node, sfd_tensor_data(session, step->input0), n);
+    struct sfd_layer layer = sfd_layer_sizes(session, node);
+    float *working = sfd_region_data(session, slot->working);
+
+    sfd_slot_support(session, slot, &layer.support);
+    if (operation->bias != SFD_NONE)
+        kernels->tensors->bias_backward(&out, dy, n, parameter_gradient(session, operation->bias));
+    kernels->backward(&layer, working, &saved, dy, dx, node->delivery0 == SFD_DELIVER_ACCUMULATE,
+                      working, n, sfd_working_data(session, step->scratch),
+                      &session->counters.done);
+    kernels->tensors->powerprop_backward(sfd_region_data(session, slot->value), working,
+                                         slot->count, session->beta);
+}
+
+/* The operations that are fused with the norm, and the norm. */
+static void batch_norm_backward(const struct sfd_session *session, const struct sfd_step *step,
+                                float *dy, float *dx, uint32_t n)
+{
+    const struct sfd_node *node = &session->nodes[step->node];
+    const struct sfd_operation *operation = &node->operation;
+    struct sfd_batch_norm norm = sfd_batch_norm_of(session, node);
+    struct sfd_norm_gradient gradient = {
+        .dy = dy, .dx = dx, .accumulate = node->delivery0 == SFD_DELIVER_ACCUMULATE};
+
+    gradient.d_weight = parameter_gradient(session, operation->weight);
+    gradient.d_bias = parameter_gradient(session, operation->bias);
+    if (node->fused > 0u && node[node->fused].operation.kind != SFD_OPERATION_ADD)
+        gradient.mask = sfd_region_data(session, node[node->fused].mask);
+    if (node->delivery1 != SFD_DELIVER_NOTHING)
+        gradient.addend = gradient_data(session, sfd_second_input(session, step->node));
+    session->kernels->tensors->batch_norm_backward(&norm, sfd_tensor_data(session, step->input0), n,
+                                                   &gradient);
+}
+
+/* Group and layer norm. */
+static void norm_backward(const struct sfd_session *session, const struct sfd_step *step,
+                          const float *dy, float *dx, uint32_t n)
+{
+    const struct sfd_node *node = &session->nodes[step->node];
+    const struct sfd_operation *operation = &node->operation;
+    struct sfd_norm norm = sfd_norm_shape(operation, &session->values[operation->input0]);
+
+    session->kernels->tensors->norm_backward(
+        &norm, sfd_tensor_data(session, step->input0), n, sfd_region_data(session, node->moments),
+        sfd_parameter_data(session, operation->weight), dy, dx,
+        node->delivery0 == SFD_DELIVER_ACCUMULATE, parameter_gradient(session, operation->weight),
+        parameter_gradient(session, operation->bias));
+}
+
+/* The pools add to the gradient of their input. */
+static void pool_backward(const struct sfd_session *session, const struct sfd_node *node, float *dy,
+                          float *dx, uint32_t n)
+{
+    const struct sfd_operation *operation = &node->operation;
+    size_t size = session->values[operation->output].size;
+    uint32_t first;
+
+    if (node->delivery0 == SFD_DELIVER_WRITE)
+        memset(dx, 0, (size_t)n * session->values[operation->input0].size * sizeof *dx);
+    for (first = 0u; first < n; first += SFD_BLOCK) {
+        struct sfd_view out = sfd_block_view(session, operation->output, dy, n, first);
+        struct sfd_view in = sfd_block_view(session, operation->input0, dx, n, first);
+        uint32_t images = sfd_block_images(n, first);
+        if (operation->kind == SFD_OPERATION_MAX_POOL)
+            sfd_max_pool_backward(operation, &out, &in, images,
+                                  (const uint16_t *)sfd_region_data(session, node->mask) +
+                                      first * size);
+        else
+            sfd_average_pool_backward(operation, &out, &in, images);
+    }
+}
+
+/* Deliver a gradient that is dy itself: reshape and addition. */
+static void pass_gradient(const struct sfd_session *session, uint32_t tensor,
+                          enum sfd_delivery delivery, const float *dy, uint32_t count)
+{
+    if (delivery == SFD_DELIVER_WRITE)
+        memcpy(gradient_data(session, tensor), dy, (size_t)count * sizeof *dy);
+    else if (delivery == SFD_DELIVER_ACCUMULATE)
+        session->kernels->tensors->add_into(dy, count, gradient_data(session, tensor));
+}
+
+/* The kernel works in place, or adds. */
+static void rectifier_backward(const struct sfd_session *session, const struct sfd_node *node,
+                               const float *dy, float *dx, uint32_t count)
+{
+    const uint32_t *mask = sfd_region_data(session, node->mask);
+    const int accumulate = node->delivery0 == SFD_DELIVER_ACCUMULATE;
+
+    if (node->delivery0 == SFD_DELIVER_WRITE)
+        memcpy(dx, dy, (size_t)count * sizeof *dy);
+    session->kernels->tensors->rectifier_backward(mask, accumulate ? dy : dx, count, dx,
+                                                  accumulate);
+}
+
+static void step_backward(struct sfd_session *session, const struct sfd_step *step, uint32_t n)
+{
+    const struct sfd_node *node = &session->nodes[step->node];
+    const struct sfd_operation *operation = &node->operation;
+    float *dy = gradient_data(session, sfd_result(session, step->node));
+    float *dx =
+        node->delivery0 == SFD_DELIVER_NOTHING ? NULL : gradient_data(session, operation->input0);
+    uint32_t count = n * session->values[operation->input0].size;
+
+    switch (operation->kind) {
+    case SFD_OPERATION_CONVOLUTION:
+    case SFD_OPERATION_LINEAR:
+        sparse_backward(session, step, dy, dx, n);
+        break;
+    case SFD_OPERATION_BATCH_NORM:
+        batch_norm_backward(session, step, dy, dx, n);
+        break;
+    case SFD_OPERATION_GROUP_NORM:
+    case SFD_OPERATION_LAYER_NORM:
+        norm_backward(session, step, dy, dx, n);
+        break;
+    case SFD_OPERATION_RELU:
+    case SFD_OPERATION_RELU6:
+        rectifier_backward(session, node, dy, dx, count);
+        break;
+    case SFD_OPERATION_GELU:
+    case SFD_OPERATION_SILU:
+        sfd_smooth_backward(operation, sfd_tensor_data(session, step->input0), dy, count, dx,
+                            node->delivery0 == SFD_DELIVER_ACCUMULATE);
+        break;
+    case SFD_OPERATION_MAX_POOL:
+    case SFD_OPERATION_AVERAGE_POOL:
+    case SFD_OPERATION_ADAPTIVE_AVERAGE_POOL:
+        pool_backward(session, node, dy, dx, n);
+        break;
+    case SFD_OPERATION_ADD:
+        pass_gradient(session, operation->input1, node->delivery1, dy, count);
+        pass_gradient(session, operation->input0, node->delivery0, dy, count);
+        break;
+    default: /* reshape */
+        pass_gradient(session, operation->input0, node->delivery0, dy, count);
+        break;
+    }
+}
+
+void sfd_backward(struct sfd_session *session, uint32_t n)
+{
+    uint32_t i;
+
+    for (i = session->forward_steps + 1u; i + 1u < session->step_count; ++i) {
+        const struct sfd_step *step = &session->steps[i];
+        if (step->action == SFD_ACTION_BACKWARD)
+            step_backward(session, step, n);
+        else
+            sfd_run_step(session, step, n, 1);
+    }
+}

@@ -1,0 +1,159 @@
+/* What runs in which step: the forward, the loss, then for each operation from the last to the first
+ * what its backward wants and is not there, and the backward itself, and at last the update. */
+#include "sfd_internal.h"
+
+static int step_add(struct sfd_session *session, uint32_t node, enum sfd_action action)
+{
+    struct sfd_step *step = &session->steps[session->step_count];
+
+    if (session->step_count == session->step_capacity)
+        return 0;
+    memset(step, 0, sizeof *step);
+    step->node = (uint16_t)node;
+    step->action = (uint8_t)action;
+    ++session->step_count;
+    return 1;
+}
+
+/* A step that computes the operation's result, or packs its input. */
+static int run_add(struct sfd_session *session, uint32_t node, enum sfd_action action)
+{
+    session->nodes[node].last_run = (uint16_t)session->step_count;
+    return step_add(session, node, action);
+}
+
+/* Returns the number of tensors that are newly wanted. */
+static uint32_t want(struct sfd_session *session, uint32_t tensor)
+{
+    struct sfd_value *value;
+
+    if (tensor == SFD_NONE)
+        return 0u;
+    value = &session->values[tensor];
+    if (value->is_there || value->is_wanted)
+        return 0u;
+    value->is_wanted = 1u;
+    return 1u;
+}
+
+/* Mark what has to run again so that `tensor` is there, from its producer on towards the input.
+ * Returns the first of these operations; `tensor` if there is none. */
+static uint32_t mark_wanted(struct sfd_session *session, uint32_t tensor)
+{
+    uint32_t i = tensor, missing = want(session, tensor);
+
+    while (missing > 0u) {
+        i = sfd_producer(session, i);
+        if (session->values[sfd_result(session, i)].is_wanted) {
+            missing += want(session, session->nodes[i].operation.input0);
+            missing += want(session, sfd_second_input(session, i));
+            --missing;
+        }
+    }
+    return i;
+}
+
+static int restore(struct sfd_session *session, uint32_t tensor)
+{
+    uint32_t i;
+
+    for (i = mark_wanted(session, tensor); i < tensor; i = sfd_result(session, i)) {
+        struct sfd_value *value = &session->values[sfd_result(session, i)];
+        if (!value->is_wanted)
+            continue;
+        value->is_wanted = 0u;
+        value->is_there = value->retention == SFD_RESTORE_ONCE;
+        if (!run_add(session, i, SFD_ACTION_RESTORE))
+            return 0;
+    }
+    return 1;
+}
+
+static int schedule_backward(struct sfd_session *session, uint32_t index)
+{
+    struct sfd_node *node = &session->nodes[index];
+    int packs = node->packs_late && node->last_run < session->forward_steps;
+
+    if ((node->reads_input || packs) && !restore(session, node->operation.input0))
+        return 0;
+    if (packs && !run_add(session, index, SFD_ACTION_PACK))
+        return 0;
+    session->steps[node->last_run].keeps = 1u;
+    node->backward = (uint16_t)session->step_count;
+    return step_add(session, index, SFD_ACTION_BACKWARD);
+}
+
+static int schedule_all(struct sfd_session *session)
+{
+    uint32_t i, count = session->operation_count;
+
+    for (i = 0u; i < session->tensor_count; ++i) {
+        struct sfd_value *value = &session->values[i];
+        value->is_there = i == 0u || value->retention == SFD_KEEP;
+        value->is_wanted = 0u;
+    }
+    session->step_count = 0u;
+    for (i = 0u; i < count; i = sfd_result(session, i))
+        (void)run_add(session, i, SFD_ACTION_FORWARD);
+    session->forward_steps = session->step_count;
+    (void)step_add(session, SFD_NONE, SFD_ACTION_LOSS);
+    while (count > 0u) {
+        count = sfd_producer(session, count);
+        if (session->nodes[count].has_backward && !schedule_backward(session, count))
+            return 0;
+    }
+    return step_add(session, SFD_NONE, SFD_ACTION_UPDATE);
+}
+
+static void read_tensor(struct sfd_session *session, uint32_t tensor, uint32_t step)
+{
+    if (tensor != SFD_NONE && session->values[tensor].last_read == SFD_NONE)
+        session->values[tensor].last_read = (uint16_t)step;
+}
+
+/* What a step reads, and until when what it writes is read. Steps come from the last to the first. */
+static void find_reads(struct sfd_session *session, uint32_t index)
+{
+    struct sfd_step *step = &session->steps[index];
+    const struct sfd_node *node = &session->nodes[step->node];
+    struct sfd_value *result;
+
+    switch (step->action) {
+    case SFD_ACTION_FORWARD:
+    case SFD_ACTION_RESTORE:
+        result = &session->values[sfd_result(session, step->node)];
+        step->until = result->last_read == SFD_NONE ? (uint16_t)index : result->last_read;
+        result->last_read = SFD_NONE;
+        read_tensor(session, node->operation.input0, index);
+        read_tensor(session, sfd_second_input(session, step->node), index);
+        break;
+    case SFD_ACTION_PACK:
+        read_tensor(session, node->operation.input0, index);
+        break;
+    default:
+        if (node->reads_input)
+            read_tensor(session, node->operation.input0, index);
+        break;
+    }
+}
+
+static void find_all_reads(struct sfd_session *session)
+{
+    uint32_t i;
+
+    for (i = 0u; i < session->tensor_count; ++i)
+        session->values[i].last_read = SFD_NONE;
+    for (i = session->step_count - 1u; i-- > 0u;) /* the update reads no tensor */
+        if (i == session->forward_steps)
+            read_tensor(session, session->output, i);
+        else
+            find_reads(session, i);
+}
+
+int sfd_schedule_build(struct sfd_session *session)
+{
+    if (!schedule_all(session))
+        return 0;
+    find_all_reads(session);
+    return 1;
+}

@@ -1,0 +1,295 @@
+/* Which tensors stay between forward and backward, and which are computed again.
+ *
+ * A search with a target of memory starts with all that the backward reads being kept. Each round
+ * tries every single change and applies the best one: what lowers the memory over the target, summed
+ * over all steps, most for the work that it costs. Where no change helps, the one that harms least is
+ * taken, a few times, and what was changed is left alone for some rounds, so that the search can
+ * leave a dead end. Once the plan fits, changes that save work and still fit are taken. All this is
+ * deterministic, and bounded by the number of steps that plans may have together. */
+#include "sfd_internal.h"
+
+/* The time of moving one element of a tensor through memory, in multiply-adds. It needs no
+ * precision: it is only to rank tensors that are cheap to compute again. */
+#define ELEMENT_WORK 8u
+#define SEARCH_STEPS (UINT64_C(1) << 24)
+#define ROUNDS_SETTLED 12u
+#define HARMFUL_ROUNDS 12u
+#define BISECTIONS 6u
+
+struct measure {
+    uint64_t excess; /* memory over the target, summed over the steps, in units of SFD_ALIGNMENT */
+    uint64_t work;   /* of what is computed again */
+};
+
+/* A new choice for the result of an operation, or for when its input is packed. */
+struct change {
+    uint16_t node;
+    uint8_t is_packing;
+    uint8_t choice;
+};
+
+struct search {
+    struct sfd_session *session;
+    uint32_t target;
+    uint64_t work_limit;
+    uint32_t round, harmful;
+    struct measure now;
+};
+
+static uint64_t node_work(const struct sfd_session *session, uint32_t node)
+{
+    return session->nodes[node].multiply_adds * session->batch +
+           ELEMENT_WORK * sfd_batch_elements(session, sfd_result(session, node));
+}
+
+static uint64_t forward_work(const struct sfd_session *session)
+{
+    uint64_t work = 0u;
+    uint32_t i;
+
+    for (i = 0u; i < session->operation_count; i = sfd_result(session, i))
+        work += node_work(session, i);
+    return work;
+}
+
+static int build(struct sfd_session *session)
+{
+    if (!sfd_schedule_build(session))
+        return 0;
+    sfd_lifetimes_transient(session);
+    return 1;
+}
+
+static int take_measure(struct sfd_session *session, uint32_t target, struct measure *measure)
+{
+    uint32_t i;
+
+    memset(measure, 0, sizeof *measure);
+    if (session->search_left < session->step_capacity || !build(session))
+        return 0;
+    session->search_left -= session->step_count;
+    sfd_lifetimes_sum(session, SFD_ALIGNMENT);
+    for (i = 0u; i < session->step_count; ++i) {
+        const struct sfd_step *step = &session->steps[i];
+        if (step->live > target)
+            measure->excess += step->live - target;
+        if (step->action == SFD_ACTION_RESTORE)
+            measure->work += node_work(session, step->node);
+    }
+    return 1;
+}
+
+/* Exchange the choice of the plan and that of the change. */
+static void exchange(struct sfd_session *session, struct change *change)
+{
+    uint8_t *choice = change->is_packing
+                          ? &session->nodes[change->node].packs_late
+                          : &session->values[sfd_result(session, change->node)].retention;
+    uint8_t before = *choice;
+
+    *choice = change->choice;
+    change->choice = before;
+}
+
+static uint16_t *settled_until(struct sfd_session *session, const struct change *change)
+{
+    return change->is_packing ? &session->nodes[change->node].settled
+                              : &session->values[sfd_result(session, change->node)].settled;
+}
+
+/* How good it is to come from one measure to another: first the rank, then the value, then less
+ * work. Rank 0 is out of the question. */
+struct score {
+    uint32_t rank;
+    float value;
+    uint64_t work;
+};
+
+#define RANK_HARMFUL 1u
+#define RANK_AT_A_PRICE 2u
+#define RANK_FREE 3u
+
+static struct score score_of(const struct search *search, const struct measure *after)
+{
+    const struct measure *now = &search->now;
+    struct score score = {0u, 0.0f, after->work};
+
+    if (after->work > search->work_limit)
+        return score;
+    if (now->excess == 0u) {
+        score.rank = after->excess == 0u && after->work < now->work ? RANK_FREE : 0u;
+    } else if (after->excess >= now->excess) {
+        score.rank = RANK_HARMFUL;
+        score.value = -(float)(after->excess - now->excess);
+    } else if (after->work <= now->work) {
+        score.rank = RANK_FREE;
+        score.value = (float)(now->excess - after->excess);
+    } else {
+        score.rank = RANK_AT_A_PRICE;
+        score.value = (float)(now->excess - after->excess) / (float)(after->work - now->work);
+    }
+    return score;
+}
+
+static int is_better(const struct score *a, const struct score *b)
+{
+    if (a->rank != b->rank)
+        return a->rank > b->rank;
+    if (a->value != b->value)
+        return a->value > b->value;
+    return a->work < b->work;
+}
+
+struct best {
+    struct change change;
+    struct score score;
+    struct measure measure;
+};
+
+static void try_change(struct search *search, uint32_t node, int is_packing, uint32_t choice,
+                       struct best *best)
+{
+    struct change change = {(uint16_t)node, (uint8_t)is_packing, (uint8_t)choice};
+    struct measure after;
+    struct score score;
+    int possible;
+
+    if (search->now.excess > 0u && *settled_until(search->session, &change) > search->round)
+        return;
+    exchange(search->session, &change);
+    possible = take_measure(search->session, search->target, &after);
+    exchange(search->session, &change);
+    if (!possible)
+        return;
+    score = score_of(search, &after);
+    if (score.rank > 0u && is_better(&score, &best->score)) {
+        best->change = change;
+        best->score = score;
+        best->measure = after;
+    }
+}
+
+static void find_best(struct search *search, struct best *best)
+{
+    struct sfd_session *session = search->session;
+    uint32_t i, retention;
+
+    memset(best, 0, sizeof *best);
+    for (i = 0u; i < session->operation_count; i = sfd_result(session, i)) {
+        const struct sfd_node *node = &session->nodes[i];
+        uint32_t now = session->values[sfd_result(session, i)].retention;
+        for (retention = 0u; retention < SFD_RETENTION_COUNT; ++retention)
+            if (retention != now)
+                try_change(search, i, 0, retention, best);
+        if (node->packed_bytes > 0u && node->operation.input0 != 0u)
+            try_change(search, i, 1, !node->packs_late, best);
+    }
+}
+
+/* All that the backward reads is kept. What it does not read is computed again if that is wanted
+ * nevertheless. */
+static void reset_choices(struct sfd_session *session)
+{
+    uint32_t i;
+
+    for (i = 0u; i < session->tensor_count; ++i) {
+        session->values[i].retention = SFD_RESTORE_ONCE;
+        session->values[i].settled = 0u;
+    }
+    for (i = 0u; i < session->operation_count; ++i) {
+        struct sfd_node *node = &session->nodes[i];
+        node->packs_late = 0u;
+        node->settled = 0u;
+        if (node->reads_input)
+            session->values[node->operation.input0].retention = SFD_KEEP;
+    }
+}
+
+/* Whether the plan fits the target in the end. */
+static int search_target(struct sfd_session *session, uint32_t target, uint64_t work_limit)
+{
+    struct search search = {session, target, work_limit, 0u, 0u, {0u, 0u}};
+    struct best best;
+
+    reset_choices(session);
+    if (!take_measure(session, target, &search.now))
+        return 0;
+    for (;; ++search.round) {
+        find_best(&search, &best);
+        if (best.score.rank == 0u)
+            return search.now.excess == 0u;
+        if (best.score.rank == RANK_HARMFUL && ++search.harmful > HARMFUL_ROUNDS)
+            return 0;
+        if (search.now.excess > 0u)
+            *settled_until(session, &best.change) = (uint16_t)(search.round + ROUNDS_SETTLED + 1u);
+        exchange(session, &best.change);
+        search.now = best.measure;
+    }
+}
+
+static void remember_choices(struct sfd_session *session)
+{
+    uint32_t i;
+
+    for (i = 0u; i < session->tensor_count; ++i)
+        session->values[i].chosen = session->values[i].retention;
+    for (i = 0u; i < session->operation_count; ++i)
+        session->nodes[i].chosen = session->nodes[i].packs_late;
+}
+
+static void recall_choices(struct sfd_session *session)
+{
+    uint32_t i;
+
+    for (i = 0u; i < session->tensor_count; ++i)
+        session->values[i].retention = session->values[i].chosen;
+    for (i = 0u; i < session->operation_count; ++i)
+        session->nodes[i].packs_late = session->nodes[i].chosen;
+    (void)build(session);
+}
+
+static uint32_t live_peak(struct sfd_session *session)
+{
+    uint32_t i, peak = 0u;
+
+    (void)build(session);
+    sfd_lifetimes_sum(session, SFD_ALIGNMENT);
+    for (i = 0u; i < session->step_count; ++i)
+        if (session->steps[i].live > peak)
+            peak = session->steps[i].live;
+    return peak;
+}
+
+void sfd_search_begin(struct sfd_session *session)
+{
+    session->search_left = SEARCH_STEPS;
+    reset_choices(session);
+    (void)build(session);
+}
+
+int sfd_search_within(struct sfd_session *session, uint64_t bytes)
+{
+    if (!search_target(session, (uint32_t)(bytes / SFD_ALIGNMENT), forward_work(session)))
+        return 0;
+    return build(session);
+}
+
+void sfd_search_least(struct sfd_session *session, uint32_t share)
+{
+    uint64_t work_limit = forward_work(session) / share;
+    uint32_t i, low = 0u, high, middle;
+
+    reset_choices(session);
+    remember_choices(session);
+    high = live_peak(session);
+    for (i = 0u; i < BISECTIONS; ++i) {
+        middle = low + (high - low) / 2u;
+        if (search_target(session, middle, work_limit)) {
+            remember_choices(session);
+            high = live_peak(session);
+        } else {
+            low = middle;
+        }
+    }
+    recall_choices(session);
+}
