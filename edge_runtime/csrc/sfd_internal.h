@@ -29,8 +29,10 @@ struct sfd_region {
     uint16_t last_step;
     uint16_t owner;
     uint8_t kind;
-    uint8_t placed;
-    uint16_t next; /* next placed region by offset, while the placement runs */
+    uint8_t placed;       /* the rest is for the time of the placement */
+    uint8_t urgency;      /* higher: earlier */
+    uint16_t next;        /* next placed region by offset */
+    uint32_t best_offset; /* of the best attempt so far */
 };
 
 /* What happens between the forward and the backward to a tensor that the backward wants. */
@@ -274,19 +276,29 @@ void sfd_lifetimes_transient(struct sfd_session *session);
 /* Add up what is alive in each step, beside what is persistent. A region counts in whole units. */
 void sfd_lifetimes_sum(struct sfd_session *session, uint32_t unit);
 
-/* sfd_search.c: choose what is kept and what is computed again, and leave schedule and lifetimes
- * behind. The least work whose memory is found to fit into `bytes` of transient memory; 0: nothing
- * was found. */
-void sfd_search_begin(struct sfd_session *session);
-int sfd_search_within(struct sfd_session *session, uint64_t bytes);
+/* sfd_search.c: choose what is kept and what is computed again: the least work, up to a limit, with
+ * at most so many bytes alive in each step. Leaves schedule and lifetimes behind. 0: nothing was
+ * found. */
+int sfd_search(struct sfd_session *session, uint64_t bytes, uint64_t work_limit);
 
-/* The least memory that is found for work of at most one part in `share` of a forward. */
-void sfd_search_least(struct sfd_session *session, uint32_t share);
+/* The schedule and the lifetimes of the choices as they are. 0: there are too many steps. */
+int sfd_search_build(struct sfd_session *session);
+
+/* The work of one forward, in the measure of the search. */
+uint64_t sfd_search_forward_work(const struct sfd_session *session);
 
 /* Elements of a tensor over a full batch. */
 uint64_t sfd_batch_elements(const struct sfd_session *session, uint32_t tensor);
 
-/* sfd_placement.c: list the regions and place them. SFD_ERR_LIMIT over SFD_ARENA_LIMIT. */
+/* sfd_placement.c: persistent regions lie one after the other. Returns where the transient ones may
+ * begin. */
+uint64_t sfd_place_persistent(struct sfd_session *session);
+
+/* Those share memory over the steps. *end: the end of the highest one. SFD_ERR_LIMIT over
+ * SFD_ARENA_LIMIT. */
+int sfd_place_transient(struct sfd_session *session, uint64_t base, uint64_t *end);
+
+/* sfd_memory.c: choose, list and place all regions. SFD_ERR_LIMIT over SFD_ARENA_LIMIT. */
 int sfd_memory_plan(struct sfd_session *session, uint64_t tables_bytes,
                     const struct sfd_options *options, struct sfd_plan *plan);
 

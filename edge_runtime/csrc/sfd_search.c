@@ -11,10 +11,8 @@
 /* The time of moving one element of a tensor through memory, in multiply-adds. It needs no
  * precision: it is only to rank tensors that are cheap to compute again. */
 #define ELEMENT_WORK 8u
-#define SEARCH_STEPS (UINT64_C(1) << 24)
-#define ROUNDS_SETTLED 12u
-#define HARMFUL_ROUNDS 12u
-#define BISECTIONS 6u
+#define ROUNDS_SETTLED 8u
+#define HARMFUL_ROUNDS 24u
 
 struct measure {
     uint64_t excess; /* memory over the target, summed over the steps, in units of SFD_ALIGNMENT */
@@ -42,7 +40,7 @@ static uint64_t node_work(const struct sfd_session *session, uint32_t node)
            ELEMENT_WORK * sfd_batch_elements(session, sfd_result(session, node));
 }
 
-static uint64_t forward_work(const struct sfd_session *session)
+uint64_t sfd_search_forward_work(const struct sfd_session *session)
 {
     uint64_t work = 0u;
     uint32_t i;
@@ -52,7 +50,7 @@ static uint64_t forward_work(const struct sfd_session *session)
     return work;
 }
 
-static int build(struct sfd_session *session)
+int sfd_search_build(struct sfd_session *session)
 {
     if (!sfd_schedule_build(session))
         return 0;
@@ -65,7 +63,7 @@ static int take_measure(struct sfd_session *session, uint32_t target, struct mea
     uint32_t i;
 
     memset(measure, 0, sizeof *measure);
-    if (session->search_left < session->step_capacity || !build(session))
+    if (session->search_left < session->step_capacity || !sfd_search_build(session))
         return 0;
     session->search_left -= session->step_count;
     sfd_lifetimes_sum(session, SFD_ALIGNMENT);
@@ -205,19 +203,19 @@ static void reset_choices(struct sfd_session *session)
     }
 }
 
-/* Whether the plan fits the target in the end. */
-static int search_target(struct sfd_session *session, uint32_t target, uint64_t work_limit)
+int sfd_search(struct sfd_session *session, uint64_t bytes, uint64_t work_limit)
 {
-    struct search search = {session, target, work_limit, 0u, 0u, {0u, 0u}};
+    struct search search = {
+        .session = session, .target = (uint32_t)(bytes / SFD_ALIGNMENT), .work_limit = work_limit};
     struct best best;
 
     reset_choices(session);
-    if (!take_measure(session, target, &search.now))
+    if (!take_measure(session, search.target, &search.now))
         return 0;
     for (;; ++search.round) {
         find_best(&search, &best);
         if (best.score.rank == 0u)
-            return search.now.excess == 0u;
+            return search.now.excess == 0u && sfd_search_build(session);
         if (best.score.rank == RANK_HARMFUL && ++search.harmful > HARMFUL_ROUNDS)
             return 0;
         if (search.now.excess > 0u)
@@ -225,71 +223,4 @@ static int search_target(struct sfd_session *session, uint32_t target, uint64_t 
         exchange(session, &best.change);
         search.now = best.measure;
     }
-}
-
-static void remember_choices(struct sfd_session *session)
-{
-    uint32_t i;
-
-    for (i = 0u; i < session->tensor_count; ++i)
-        session->values[i].chosen = session->values[i].retention;
-    for (i = 0u; i < session->operation_count; ++i)
-        session->nodes[i].chosen = session->nodes[i].packs_late;
-}
-
-static void recall_choices(struct sfd_session *session)
-{
-    uint32_t i;
-
-    for (i = 0u; i < session->tensor_count; ++i)
-        session->values[i].retention = session->values[i].chosen;
-    for (i = 0u; i < session->operation_count; ++i)
-        session->nodes[i].packs_late = session->nodes[i].chosen;
-    (void)build(session);
-}
-
-static uint32_t live_peak(struct sfd_session *session)
-{
-    uint32_t i, peak = 0u;
-
-    (void)build(session);
-    sfd_lifetimes_sum(session, SFD_ALIGNMENT);
-    for (i = 0u; i < session->step_count; ++i)
-        if (session->steps[i].live > peak)
-            peak = session->steps[i].live;
-    return peak;
-}
-
-void sfd_search_begin(struct sfd_session *session)
-{
-    session->search_left = SEARCH_STEPS;
-    reset_choices(session);
-    (void)build(session);
-}
-
-int sfd_search_within(struct sfd_session *session, uint64_t bytes)
-{
-    if (!search_target(session, (uint32_t)(bytes / SFD_ALIGNMENT), forward_work(session)))
-        return 0;
-    return build(session);
-}
-
-void sfd_search_least(struct sfd_session *session, uint32_t share)
-{
-    uint64_t work_limit = forward_work(session) / share;
-    uint32_t i, low = 0u, high, middle;
-
-    reset_choices(session);
-    remember_choices(session);
-    high = live_peak(session);
-    for (i = 0u; i < BISECTIONS; ++i) {
-        middle = low + (high - low) / 2u;
-        if (search_target(session, middle, work_limit)) {
-            remember_choices(session);
-            high = live_peak(session);
-        } else {
-            low = middle;
-        }
-    }
-    recall_choices(session);
 }

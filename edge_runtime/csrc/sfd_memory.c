@@ -1,0 +1,150 @@
+/* The plan of a session's memory: what its options ask for. */
+#include "sfd_internal.h"
+
+/* Without a limit for the arena a fast plan may compute again what costs one part in so many of a
+ * forward, a small plan as much as a forward. */
+#define FAST_SHARE 5u
+#define SMALL_SHARE 1u
+
+#define BISECTIONS 8u
+#define LIMIT_ATTEMPTS 4u
+#define SEARCH_STEPS (UINT64_C(1) << 24)
+
+static void remember_choices(struct sfd_session *session)
+{
+    uint32_t i;
+
+    for (i = 0u; i < session->tensor_count; ++i)
+        session->values[i].chosen = session->values[i].retention;
+    for (i = 0u; i < session->operation_count; ++i)
+        session->nodes[i].chosen = session->nodes[i].packs_late;
+}
+
+static void recall_choices(struct sfd_session *session)
+{
+    uint32_t i;
+
+    for (i = 0u; i < session->tensor_count; ++i)
+        session->values[i].retention = session->values[i].chosen;
+    for (i = 0u; i < session->operation_count; ++i)
+        session->nodes[i].packs_late = session->nodes[i].chosen;
+    (void)sfd_search_build(session);
+}
+
+static uint64_t live_peak(struct sfd_session *session)
+{
+    uint64_t peak = 0u;
+    uint32_t i;
+
+    sfd_lifetimes_sum(session, SFD_ALIGNMENT);
+    for (i = 0u; i < session->step_count; ++i)
+        if (session->steps[i].live > peak)
+            peak = session->steps[i].live;
+    return peak * SFD_ALIGNMENT;
+}
+
+/* The lowest end that is found for work of one part in `share` of a forward: the least memory alive
+ * by bisection, and of the plans on the way the one that is placed best. */
+static int place_least(struct sfd_session *session, uint64_t base, uint32_t share, uint64_t *end)
+{
+    uint64_t work_limit = sfd_search_forward_work(session) / share;
+    uint64_t low = 0u, high = UINT64_MAX, middle = SFD_ARENA_LIMIT, placed;
+    uint32_t i;
+
+    *end = UINT64_MAX;
+    for (i = 0u; i <= BISECTIONS; ++i) { /* the first time all fits, and everything is kept */
+        if (!sfd_search(session, middle, work_limit)) {
+            low = middle;
+        } else {
+            high = live_peak(session);
+            if (sfd_place_transient(session, base, &placed) == SFD_OK && placed < *end) {
+                *end = placed;
+                remember_choices(session);
+            }
+        }
+        middle = low + (high - low) / 2u;
+    }
+    if (*end == UINT64_MAX)
+        return SFD_ERR_LIMIT;
+    recall_choices(session);
+    return sfd_place_transient(session, base, end);
+}
+
+/* The least work whose regions end within the limit. Placed regions may take more than what is
+ * alive: then the search has to leave that much free. Returns whether the limit is kept. */
+static int place_within(struct sfd_session *session, uint64_t base, uint64_t limit, uint64_t *end)
+{
+    uint64_t target = limit > base ? limit - base : 0u;
+    uint64_t work_limit = sfd_search_forward_work(session) / SMALL_SHARE;
+    uint32_t attempt;
+
+    for (attempt = 0u; attempt < LIMIT_ATTEMPTS; ++attempt) {
+        if (!sfd_search(session, target, work_limit) ||
+            sfd_place_transient(session, base, end) != SFD_OK)
+            return 0;
+        if (*end <= limit)
+            return 1;
+        if (*end - limit > target)
+            return 0;
+        target -= *end - limit;
+    }
+    return 0;
+}
+
+static int place_as_asked(struct sfd_session *session, uint64_t base,
+                          const struct sfd_options *options, uint64_t *end)
+{
+    if (options->memory == SFD_MEMORY_SMALL)
+        return place_least(session, base, SMALL_SHARE, end);
+    if (options->arena_bytes == 0u)
+        return place_least(session, base, FAST_SHARE, end);
+    if (place_within(session, base, options->arena_bytes, end))
+        return SFD_OK;
+    return place_least(session, base, SMALL_SHARE, end);
+}
+
+static void fill_plan(struct sfd_session *session, uint64_t base, uint64_t end,
+                      struct sfd_plan *plan)
+{
+    uint32_t i;
+
+    plan->arena_bytes = end;
+    plan->transient_bytes = end - base;
+    plan->buffer_count = session->region_count;
+    plan->step_count = session->step_count;
+    plan->step = session->planned;
+    sfd_lifetimes_sum(session, 1u); /* no sum is more than the arena */
+    for (i = 0u; i < session->step_count; ++i) {
+        const struct sfd_step *step = &session->steps[i];
+        if (step->live > plan->live_peak_bytes) {
+            plan->live_peak_bytes = step->live;
+            plan->live_peak_step = i;
+        }
+        if (step->action == SFD_ACTION_RESTORE)
+            plan->step.recomputed += session->nodes[step->node].multiply_adds * session->batch;
+    }
+}
+
+int sfd_memory_plan(struct sfd_session *session, uint64_t tables_bytes,
+                    const struct sfd_options *options, struct sfd_plan *plan)
+{
+    uint64_t base, end;
+    uint32_t i;
+    int error;
+
+    memset(plan, 0, sizeof *plan);
+    for (i = 0u; i < session->tensor_count; ++i)
+        if (sfd_batch_elements(session, i) * 4u > SFD_ARENA_LIMIT)
+            return SFD_ERR_LIMIT;
+    sfd_tables_measure(session);
+    sfd_fusion_plan(session);
+    sfd_lifetimes_persistent(session, tables_bytes);
+    base = sfd_place_persistent(session);
+    if (base > SFD_ARENA_LIMIT)
+        return SFD_ERR_LIMIT;
+    session->search_left = SEARCH_STEPS;
+    error = place_as_asked(session, base, options, &end);
+    if (error == SFD_OK)
+        fill_plan(session, base, end, plan);
+    return error;
+}
