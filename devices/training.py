@@ -141,7 +141,7 @@ def measured_profile(session: Session, planned_arena_bytes: int) -> DeviceProfil
         arena_peak_bytes=session.memory.arena_peak_bytes,
         peak_rss_bytes=peak_rss_bytes(),
         multiply_adds=MultiplyAddsReport(
-            forward=done.forward, d_input=done.d_input, d_weight=done.d_weight
+            forward=done.forward + done.recomputed, d_input=done.d_input, d_weight=done.d_weight
         ),
     )
 

@@ -255,7 +255,10 @@ class BlockRequest(Message):
 
 @dataclass(frozen=True, slots=True)
 class MultiplyAddsReport(Message):
-    """Multiply-adds that a device really did over the prunable layers in one local round."""
+    """Multiply-adds that a device really did over the prunable layers in one local round.
+
+    `forward` has those of what was computed again, too.
+    """
 
     forward: Bytes
     d_input: Bytes

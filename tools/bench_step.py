@@ -152,13 +152,18 @@ def _times(
 
 
 def _work(session: Session, whole: MemoryPlan) -> dict[str, Any]:
-    """Multiply-adds that a step really did, beside those of the dense model, and memory."""
+    """Multiply-adds that a step really did, beside those of the dense model, and memory.
+
+    The forward has what the backward computed again, too.
+    """
     counters = session.counters
     memory = session.memory
+    done = {name: getattr(counters, name) for name in PASSES}
+    done["forward"] += counters.recomputed
     return {
         "kernels": session.kernels,
         "multiply_adds": {
-            name: work_done(getattr(counters, name) / counters.steps, getattr(whole.macs, name))
+            name: work_done(done[name] / counters.steps, getattr(whole.macs, name))
             for name in PASSES
         },
         "arena_bytes": memory.arena_bytes,

@@ -162,6 +162,7 @@ def _work(result: ModelProfile) -> str:
         "forward": lambda fit: fit.multiply_adds.forward,
         "gradients of inputs": lambda fit: fit.multiply_adds.d_input,
         "gradients of weights": lambda fit: fit.multiply_adds.d_weight,
+        "computed again": lambda fit: fit.multiply_adds.recomputed,
         "step": lambda fit: fit.multiply_adds.total,
     }
     rows = [[name, *(count_text(count(fit)) for fit in fits)] for name, count in kinds.items()]

@@ -169,8 +169,8 @@ static void step_backward(struct sfd_session *session, const struct sfd_step *st
         pool_backward(session, node, dy, dx, n);
         break;
     case SFD_OPERATION_ADD:
-        pass_gradient(session, operation->input1, node->delivery1, dy, count);
         pass_gradient(session, operation->input0, node->delivery0, dy, count);
+        pass_gradient(session, operation->input1, node->delivery1, dy, count);
         break;
     default: /* reshape */
         pass_gradient(session, operation->input0, node->delivery0, dy, count);

@@ -3,11 +3,12 @@
 
 /* Without a limit for the arena a fast plan may compute again what costs one part in so many of a
  * forward, a small plan as much as a forward. */
-#define FAST_SHARE 5u
+#define FAST_SHARE 4u
 #define SMALL_SHARE 1u
 
 #define BISECTIONS 8u
-#define LIMIT_ATTEMPTS 4u
+#define LIMIT_ATTEMPTS 12u
+#define LIMIT_PART 64u
 #define SEARCH_STEPS (UINT64_C(1) << 24)
 
 static void remember_choices(struct sfd_session *session)
@@ -71,7 +72,8 @@ static int place_least(struct sfd_session *session, uint64_t base, uint32_t shar
 }
 
 /* The least work whose regions end within the limit. Placed regions may take more than what is
- * alive: then the search has to leave that much free. Returns whether the limit is kept. */
+ * alive, and a search may miss what a stricter one finds: then the next one has less memory, by what
+ * was missing or by a small part. Returns whether the limit is kept. */
 static int place_within(struct sfd_session *session, uint64_t base, uint64_t limit, uint64_t *end)
 {
     uint64_t target = limit > base ? limit - base : 0u;
@@ -79,14 +81,15 @@ static int place_within(struct sfd_session *session, uint64_t base, uint64_t lim
     uint32_t attempt;
 
     for (attempt = 0u; attempt < LIMIT_ATTEMPTS; ++attempt) {
-        if (!sfd_search(session, target, work_limit) ||
-            sfd_place_transient(session, base, end) != SFD_OK)
-            return 0;
-        if (*end <= limit)
-            return 1;
-        if (*end - limit > target)
-            return 0;
-        target -= *end - limit;
+        uint64_t missing = target / LIMIT_PART;
+        if (sfd_search(session, target, work_limit) &&
+            sfd_place_transient(session, base, end) == SFD_OK) {
+            if (*end <= limit)
+                return 1;
+            if (missing < *end - limit)
+                missing = *end - limit;
+        }
+        target = missing < target ? target - missing : 0u;
     }
     return 0;
 }

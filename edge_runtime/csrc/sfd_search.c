@@ -34,10 +34,18 @@ struct search {
     struct measure now;
 };
 
+/* From the number of nonzeros, not from their places: states of the same sizes have the same plan. */
 static uint64_t node_work(const struct sfd_session *session, uint32_t node)
 {
-    return session->nodes[node].multiply_adds * session->batch +
-           ELEMENT_WORK * sfd_batch_elements(session, sfd_result(session, node));
+    const struct sfd_operation *operation = &session->nodes[node].operation;
+    const struct sfd_value *result = &session->values[sfd_result(session, node)];
+    uint64_t each = ELEMENT_WORK * (uint64_t)result->size;
+
+    if (operation->kind == SFD_OPERATION_CONVOLUTION)
+        each += (uint64_t)session->slots[operation->weight].count * result->height * result->width;
+    else if (operation->kind == SFD_OPERATION_LINEAR)
+        each += session->slots[operation->weight].count;
+    return each * session->batch;
 }
 
 uint64_t sfd_search_forward_work(const struct sfd_session *session)

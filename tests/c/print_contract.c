@@ -18,6 +18,7 @@
 #define CODEC(name, code) printf("Codec %s %d\n", #name, code);
 #define VALUE_TYPE(name, code) printf("ValueType %s %d\n", #name, code);
 #define BUFFER_KIND(name, code) printf("BufferKind %s %d\n", #name, code);
+#define ACTION(name, code) printf("Action %s %d\n", #name, code);
 #define KERNEL_SET(name, code, text) printf("KernelSet %s %d\n", #name, code);
 #define ERROR_CODE(name, code, text) printf("ErrorCode %s %d\n", #name, code);
 
@@ -76,6 +77,9 @@ static void print_interface(void)
 {
     SFD_ERRORS(ERROR_CODE)
     SFD_BUFFER_KINDS(BUFFER_KIND)
+    SFD_ACTIONS(ACTION)
+    printf("MemoryChoice FAST %d\n", SFD_MEMORY_FAST);
+    printf("MemoryChoice SMALL %d\n", SFD_MEMORY_SMALL);
     SFD_KERNEL_SETS(KERNEL_SET)
     printf("Target INT32 %d\n", SFD_TARGET_INT32);
     printf("Target INT64 %d\n", SFD_TARGET_INT64);
@@ -93,16 +97,23 @@ static void print_interface(void)
     FIELD(buffer, owner)
     SIZE(options)
     FIELD(options, kernels)
+    FIELD(options, memory)
+    FIELD(options, arena_bytes)
+    SIZE(planned_step)
+    FIELD(planned_step, action)
+    FIELD(planned_step, operation)
     SIZE(multiply_adds)
     FIELD(multiply_adds, forward)
     FIELD(multiply_adds, d_input)
     FIELD(multiply_adds, d_weight)
+    FIELD(multiply_adds, recomputed)
     SIZE(plan)
     FIELD(plan, arena_bytes)
     FIELD(plan, transient_bytes)
     FIELD(plan, live_peak_bytes)
     FIELD(plan, live_peak_step)
     FIELD(plan, buffer_count)
+    FIELD(plan, step_count)
     FIELD(plan, step)
     SIZE(counters)
     FIELD(counters, done)

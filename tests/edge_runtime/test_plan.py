@@ -31,7 +31,7 @@ def test_buffers_lie_in_the_arena_and_never_share_bytes_while_alive(
 
 def test_parts_are_what_is_alive_at_the_peak(classifier: Artifact, sparse_state: State) -> None:
     planned = plan(classifier, sparse_state, 4)
-    steps = range(2 * len(classifier.operations) + 2)
+    steps = range(len(planned.steps))
     assert sum(planned.parts.values()) == alive(planned, planned.live_peak_step)
     assert sum(planned.parts.values()) == max(alive(planned, step) for step in steps)
     assert sum(planned.parts.values()) <= planned.arena_bytes
@@ -50,7 +50,10 @@ def test_memory_and_work_fall_with_the_density(
 def test_table_shows_every_part_and_its_total(classifier: Artifact, sparse_state: State) -> None:
     planned = plan(classifier, sparse_state, 4)
     lines = str(planned).splitlines()
-    memory, work = lines[1:-6], lines[-5:]
+    titles = [number for number, line in enumerate(lines) if not line.startswith(" ")]
+    memory, work, buffers = (
+        lines[start + 1 : end] for start, end in itertools.pairwise([*titles, len(lines)])
+    )
     numbers = [int(line.split()[-1].replace(",", "")) for line in memory if "---" not in line]
     parts, (live, placement, arena) = numbers[:-3], numbers[-3:]
     assert parts == list(planned.parts.values())
@@ -59,6 +62,7 @@ def test_table_shows_every_part_and_its_total(classifier: Artifact, sparse_state
     assert int(work[-1].split()[-1].replace(",", "")) == planned.macs.total
     assert len({len(line) for line in memory}) == 1
     assert lines[0] == "Memory in bytes, batch size 4"
+    assert len(buffers) == 1 + sum(not buffer.is_persistent for buffer in planned.buffers)
     for kind in planned.parts:
         assert kind.replace("_", " ") in str(planned)
 

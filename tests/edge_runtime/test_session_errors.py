@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from session_batches import images, points
 
+from sparsyfed.edge_runtime import _native
 from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.errors import (
     ArenaError,
@@ -172,16 +173,29 @@ def test_bad_update_arguments_are_refused(
 
 
 def test_smaller_arena_is_refused(classifier: Artifact, sparse_state: State) -> None:
-    planned = plan(classifier, sparse_state, 4).arena_bytes
+    planned = plan(classifier, sparse_state, 4, memory="small").arena_bytes
     Session.open(classifier, sparse_state, 4, arena_bytes=planned).close()
     with pytest.raises(ArenaError, match="smaller batch or a state of higher sparsity") as caught:
         Session.open(classifier, sparse_state, batch_size=4, arena_bytes=planned - 1)
     assert (caught.value.got, caught.value.wanted) == (planned - 1, planned)
 
 
-def test_arena_that_the_system_does_not_give(classifier: Artifact, sparse_state: State) -> None:
+@pytest.mark.parametrize("limit", [0, -5])
+def test_an_arena_of_no_bytes_is_refused(
+    classifier: Artifact, sparse_state: State, limit: int
+) -> None:
+    with pytest.raises(ArenaError, match="got an arena of"):
+        Session.open(classifier, sparse_state, batch_size=4, arena_bytes=limit)
+
+
+def test_unknown_choice_of_memory_is_refused(classifier: Artifact, sparse_state: State) -> None:
+    with pytest.raises(InputError, match="got memory 'tiny', wanted one of: fast, small"):
+        Session.open(classifier, sparse_state, memory="tiny")
+
+
+def test_arena_that_the_system_does_not_give() -> None:
     with pytest.raises(ArenaError, match="the system does not give") as caught:
-        Session.open(classifier, sparse_state, batch_size=4, arena_bytes=1 << 62)
+        _native.Memory(1 << 62)
     assert caught.value.wanted == 1 << 62
 
 
