@@ -17,7 +17,6 @@ from sparsyfed.edge_runtime.format import NONE
 from sparsyfed.edge_runtime.kernels import find_kernels
 from sparsyfed.edge_runtime.state import State
 
-
 PERSISTENT_KINDS = ("tables", "index", "weight", "working_weight", "dense")
 MEMORY_CHOICES = ("fast", "small")
 MAX_U64 = 2**64 - 1

@@ -64,6 +64,12 @@ enum sfd_delivery {
     SFD_DELIVER_ACCUMULATE /* later contribution: add */
 };
 
+/* While choices are searched: what was last found to be the best change at an operation. */
+struct sfd_promise {
+    float value;
+    uint8_t rank, is_packing, choice;
+};
+
 /* An operation at run time. */
 struct sfd_node {
     struct sfd_operation operation;
@@ -74,12 +80,14 @@ struct sfd_node {
     uint8_t has_backward;
     uint8_t fused;    /* a batch norm: operations after it that run with it, in both directions */
     uint8_t absorbed; /* operations back to the batch norm that it runs with; 0: it runs itself */
-    uint8_t reads_input;   /* its backward reads its input, not a packed form of it */
-    uint8_t packs_late;    /* its input is packed just before its backward */
-    uint16_t last_run;     /* the last step that computes its output or packs its input */
-    uint16_t backward;     /* the step of its backward */
-    uint16_t settled;      /* while choices are searched: not to be changed before this round */
-    uint8_t chosen;        /* while choices are searched: the best packs_late so far */
+    uint8_t shares_gradient; /* an addition: both inputs can have one gradient in one place */
+    uint8_t reads_input;     /* its backward reads its input, not a packed form of it */
+    uint8_t packs_late;      /* its input is packed just before its backward */
+    uint16_t last_run;       /* the last step that computes its output or packs its input */
+    uint16_t backward;       /* the step of its backward */
+    uint16_t settled;        /* while choices are searched: not to be changed before this round */
+    uint8_t chosen;          /* while choices are searched: the best packs_late so far */
+    struct sfd_promise promise;
     uint64_t packed_bytes; /* of its input; 0: it is not packed */
     uint64_t forward_scratch_bytes, backward_scratch_bytes;
     uint64_t multiply_adds; /* a sparse layer's forward, of one image */
@@ -122,6 +130,7 @@ struct sfd_session {
     const struct sfd_kernels *kernels;
     struct sfd_multiply_adds planned; /* of one training step with a full batch */
     uint64_t search_left;             /* steps that the search for a plan may still look at */
+    uint64_t scanned; /* while the schedule is made: operations looked at to restore others */
     struct sfd_counters counters;
     uint8_t *arena;
     const float *input; /* the caller's image, during a call with a batch of one */
@@ -269,7 +278,8 @@ static inline int sfd_wants_gradient(const struct sfd_session *session, uint32_t
  * (packs_late). 0: there are more than fit. */
 int sfd_schedule_build(struct sfd_session *session);
 
-/* sfd_lifetimes.c: the regions, with their sizes and lifetimes. */
+/* sfd_lifetimes.c: the regions, with their sizes and lifetimes. Persistent ones do not depend on
+ * choices; they have their lifetimes with the transient ones. */
 void sfd_lifetimes_persistent(struct sfd_session *session, uint64_t tables_bytes);
 void sfd_lifetimes_transient(struct sfd_session *session);
 

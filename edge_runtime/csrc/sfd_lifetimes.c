@@ -52,6 +52,35 @@ uint64_t sfd_batch_elements(const struct sfd_session *session, uint32_t tensor)
     return (uint64_t)session->batch * session->values[tensor].size;
 }
 
+/* Whether the two inputs of an addition can have one gradient in one place. The producer that comes
+ * first in the backward must find it unchanged: it must not write there itself, and no other reader
+ * of the inputs may have added to it. */
+static int can_share_gradient(const struct sfd_session *session, uint32_t index)
+{
+    const struct sfd_operation *add = &session->nodes[index].operation, *other;
+    uint32_t a = add->input0, b = add->input1, later = a > b ? a : b, i;
+
+    if (a == b || !sfd_wants_gradient(session, a) || !sfd_wants_gradient(session, b) ||
+        session->nodes[sfd_producer(session, later)].fused > 0u)
+        return 0;
+    for (i = sfd_producer(session, later); i < session->operation_count; ++i) {
+        other = &session->nodes[i].operation;
+        if (i != index &&
+            (other->input0 == a || other->input0 == b || other->input1 == a || other->input1 == b))
+            return 0;
+    }
+    return 1;
+}
+
+static void plan_sharing(struct sfd_session *session)
+{
+    uint32_t i;
+
+    for (i = 0u; i < session->operation_count; ++i)
+        if (session->nodes[i].operation.kind == SFD_OPERATION_ADD)
+            session->nodes[i].shares_gradient = (uint8_t)can_share_gradient(session, i);
+}
+
 void sfd_lifetimes_persistent(struct sfd_session *session, uint64_t tables_bytes)
 {
     uint32_t i;
@@ -73,6 +102,7 @@ void sfd_lifetimes_persistent(struct sfd_session *session, uint64_t tables_bytes
         }
     }
     session->persistent_count = session->region_count;
+    plan_sharing(session);
 }
 
 /* What the backward of one operation needs, beside its input. */
@@ -187,41 +217,13 @@ static enum sfd_delivery deliver(struct sfd_session *session, uint32_t tensor, u
     return delivery;
 }
 
-/* Whether the two inputs of an addition can have one gradient in one place. The producer that comes
- * first in the backward must find it unchanged: it must not write there itself, and no other reader
- * of the inputs may have added to it. */
-static int may_share_gradient(const struct sfd_session *session, uint32_t index)
-{
-    const struct sfd_operation *add = &session->nodes[index].operation;
-    uint32_t tensors[2], first = 0u, i, j;
-
-    tensors[0] = add->input0;
-    tensors[1] = add->input1;
-    for (i = 0u; i < 2u; ++i) {
-        if (!sfd_wants_gradient(session, tensors[i]) ||
-            session->values[tensors[i]].gradient != SFD_NONE)
-            return 0;
-        if (first < sfd_producer(session, tensors[i]))
-            first = sfd_producer(session, tensors[i]);
-    }
-    if (tensors[0] == tensors[1] || session->nodes[first].fused > 0u)
-        return 0;
-    for (i = first; i < index; ++i)
-        for (j = 0u; j < 2u; ++j)
-            if (session->nodes[i].operation.input0 == tensors[j] ||
-                session->nodes[i].operation.input1 == tensors[j])
-                return 0;
-    return 1;
-}
-
 static void plan_addition_backward(struct sfd_session *session, uint32_t index, uint32_t step,
                                    uint32_t dy)
 {
     struct sfd_node *node = &session->nodes[index];
-    int shared = dy != SFD_NONE && may_share_gradient(session, index);
 
     node->delivery0 = (uint8_t)deliver(session, node->operation.input0, step, dy);
-    if (node->delivery0 == SFD_DELIVER_IN_PLACE && !shared)
+    if (node->delivery0 == SFD_DELIVER_IN_PLACE && !node->shares_gradient)
         dy = SFD_NONE;
     node->delivery1 = (uint8_t)deliver(session, node->operation.input1, step, dy);
 }

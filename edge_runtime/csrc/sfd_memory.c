@@ -6,10 +6,11 @@
 #define FAST_SHARE 4u
 #define SMALL_SHARE 1u
 
-#define BISECTIONS 8u
+#define FIRST_PART 16u
+#define LAST_PART 256u
 #define LIMIT_ATTEMPTS 12u
 #define LIMIT_PART 64u
-#define SEARCH_STEPS (UINT64_C(1) << 24)
+#define SEARCH_STEPS (UINT64_C(1) << 25)
 
 static void remember_choices(struct sfd_session *session)
 {
@@ -44,27 +45,29 @@ static uint64_t live_peak(struct sfd_session *session)
     return peak * SFD_ALIGNMENT;
 }
 
-/* The lowest end that is found for work of one part in `share` of a forward: the least memory alive
- * by bisection, and of the plans on the way the one that is placed best. */
+/* The lowest end that is found for work of one part in `share` of a forward: less and less memory
+ * alive, in smaller steps where a search fails, and of the plans on the way the one that is placed
+ * best. */
 static int place_least(struct sfd_session *session, uint64_t base, uint32_t share, uint64_t *end)
 {
     uint64_t work_limit = sfd_search_forward_work(session) / share;
-    uint64_t low = 0u, high = UINT64_MAX, middle = SFD_ARENA_LIMIT, placed;
-    uint32_t i;
+    uint64_t target = SFD_ARENA_LIMIT, live = 0u, less = 0u, placed;
 
     *end = UINT64_MAX;
-    for (i = 0u; i <= BISECTIONS; ++i) { /* the first time all fits, and everything is kept */
-        if (!sfd_search(session, middle, work_limit)) {
-            low = middle;
+    do {
+        if (!sfd_search(session, target, work_limit)) {
+            less /= 2u;
         } else {
-            high = live_peak(session);
+            live = live_peak(session);
+            if (less == 0u) /* the first time all fits, and everything is kept */
+                less = live / FIRST_PART;
             if (sfd_place_transient(session, base, &placed) == SFD_OK && placed < *end) {
                 *end = placed;
                 remember_choices(session);
             }
         }
-        middle = low + (high - low) / 2u;
-    }
+        target = live - less;
+    } while (less > live / LAST_PART && session->search_left > 0u);
     if (*end == UINT64_MAX)
         return SFD_ERR_LIMIT;
     recall_choices(session);

@@ -44,6 +44,7 @@ static uint32_t mark_wanted(struct sfd_session *session, uint32_t tensor)
 
     while (missing > 0u) {
         i = sfd_producer(session, i);
+        ++session->scanned;
         if (session->values[sfd_result(session, i)].is_wanted) {
             missing += want(session, session->nodes[i].operation.input0);
             missing += want(session, sfd_second_input(session, i));
@@ -93,6 +94,7 @@ static int schedule_all(struct sfd_session *session)
         value->is_wanted = 0u;
     }
     session->step_count = 0u;
+    session->scanned = 0u;
     for (i = 0u; i < count; i = sfd_result(session, i))
         (void)run_add(session, i, SFD_ACTION_FORWARD);
     session->forward_steps = session->step_count;

@@ -13,6 +13,7 @@
 #define ELEMENT_WORK 8u
 #define ROUNDS_SETTLED 8u
 #define HARMFUL_ROUNDS 24u
+#define ALIKE 0.7f
 
 struct measure {
     uint64_t excess; /* memory over the target, summed over the steps, in units of SFD_ALIGNMENT */
@@ -66,14 +67,23 @@ int sfd_search_build(struct sfd_session *session)
     return 1;
 }
 
+static void spend(struct sfd_session *session, uint64_t steps)
+{
+    session->search_left -= steps < session->search_left ? steps : session->search_left;
+}
+
 static int take_measure(struct sfd_session *session, uint32_t target, struct measure *measure)
 {
     uint32_t i;
+    int possible;
 
     memset(measure, 0, sizeof *measure);
-    if (session->search_left < session->step_capacity || !sfd_search_build(session))
+    if (session->search_left == 0u)
         return 0;
-    session->search_left -= session->step_count;
+    possible = sfd_search_build(session);
+    spend(session, session->step_count + session->scanned);
+    if (!possible)
+        return 0;
     sfd_lifetimes_sum(session, SFD_ALIGNMENT);
     for (i = 0u; i < session->step_count; ++i) {
         const struct sfd_step *step = &session->steps[i];
@@ -124,6 +134,7 @@ static struct score score_of(const struct search *search, const struct measure *
         return score;
     if (now->excess == 0u) {
         score.rank = after->excess == 0u && after->work < now->work ? RANK_FREE : 0u;
+        score.value = (float)now->work - (float)after->work;
     } else if (after->excess >= now->excess) {
         score.rank = RANK_HARMFUL;
         score.value = -(float)(after->excess - now->excess);
@@ -146,49 +157,89 @@ static int is_better(const struct score *a, const struct score *b)
     return a->work < b->work;
 }
 
-struct best {
-    struct change change;
-    struct score score;
-    struct measure measure;
-};
-
-static void try_change(struct search *search, uint32_t node, int is_packing, uint32_t choice,
-                       struct best *best)
+/* What a change would lead to. Rank 0 where it is not possible, or settled. */
+static struct score try_change(struct search *search, struct change change, struct measure *after)
 {
-    struct change change = {(uint16_t)node, (uint8_t)is_packing, (uint8_t)choice};
-    struct measure after;
-    struct score score;
+    struct score score = {0u, 0.0f, 0u};
     int possible;
 
     if (search->now.excess > 0u && *settled_until(search->session, &change) > search->round)
-        return;
+        return score;
     exchange(search->session, &change);
-    possible = take_measure(search->session, search->target, &after);
+    possible = take_measure(search->session, search->target, after);
     exchange(search->session, &change);
-    if (!possible)
-        return;
-    score = score_of(search, &after);
-    if (score.rank > 0u && is_better(&score, &best->score)) {
-        best->change = change;
-        best->score = score;
-        best->measure = after;
-    }
+    return possible ? score_of(search, after) : score;
 }
 
-static void find_best(struct search *search, struct best *best)
+static void accept(struct search *search, struct change change, const struct measure *after)
 {
-    struct sfd_session *session = search->session;
-    uint32_t i, retention;
+    if (search->now.excess > 0u)
+        *settled_until(search->session, &change) = (uint16_t)(search->round + ROUNDS_SETTLED + 1u);
+    exchange(search->session, &change);
+    search->now = *after;
+}
 
-    memset(best, 0, sizeof *best);
-    for (i = 0u; i < session->operation_count; i = sfd_result(session, i)) {
-        const struct sfd_node *node = &session->nodes[i];
-        uint32_t now = session->values[sfd_result(session, i)].retention;
-        for (retention = 0u; retention < SFD_RETENTION_COUNT; ++retention)
-            if (retention != now)
-                try_change(search, i, 0, retention, best);
-        if (node->packed_bytes > 0u && node->operation.input0 != 0u)
-            try_change(search, i, 1, !node->packs_late, best);
+/* Step through all changes. Begins with {0, 0, 0}; 0: there are no more. */
+static int next_change(const struct sfd_session *session, struct change *change)
+{
+    const struct sfd_node *node = &session->nodes[change->node];
+
+    if (!change->is_packing && change->choice + 1u < SFD_RETENTION_COUNT) {
+        ++change->choice;
+    } else if (!change->is_packing && node->packed_bytes > 0u && node->operation.input0 != 0u) {
+        change->is_packing = 1u;
+        change->choice = !node->packs_late;
+    } else {
+        change->node = (uint16_t)sfd_result(session, change->node);
+        change->is_packing = change->choice = 0u;
+    }
+    return change->node < session->operation_count;
+}
+
+/* The best change at each operation, and the best of all. */
+static struct score find_best(struct search *search, struct change *best, struct measure *measure)
+{
+    struct change change = {0u, 0u, 0u};
+    struct score score, best_score = {0u, 0.0f, 0u};
+    struct measure after;
+
+    do {
+        struct sfd_promise *promise = &search->session->nodes[change.node].promise;
+        if (!change.is_packing && change.choice == 0u)
+            memset(promise, 0, sizeof *promise);
+        score = try_change(search, change, &after);
+        if (score.rank > promise->rank ||
+            (score.rank == promise->rank && score.value > promise->value)) {
+            promise->value = score.value;
+            promise->rank = (uint8_t)score.rank;
+            promise->is_packing = change.is_packing;
+            promise->choice = change.choice;
+        }
+        if (score.rank > 0u && is_better(&score, &best_score)) {
+            best_score = score;
+            *best = change;
+            *measure = after;
+        }
+    } while (next_change(search->session, &change));
+    return best_score;
+}
+
+/* Changes at other operations that were nearly as good as the best one, and still are. A deep model
+ * has many alike. */
+static void accept_alike(struct search *search, const struct score *best)
+{
+    uint32_t i;
+
+    for (i = 0u; i < search->session->operation_count; i = sfd_result(search->session, i)) {
+        const struct sfd_promise *promise = &search->session->nodes[i].promise;
+        struct change change = {(uint16_t)i, promise->is_packing, promise->choice};
+        struct measure after;
+        struct score score;
+        if (promise->rank != best->rank || promise->value < ALIKE * best->value)
+            continue;
+        score = try_change(search, change, &after);
+        if (score.rank == best->rank && score.value >= ALIKE * best->value)
+            accept(search, change, &after);
     }
 }
 
@@ -215,20 +266,21 @@ int sfd_search(struct sfd_session *session, uint64_t bytes, uint64_t work_limit)
 {
     struct search search = {
         .session = session, .target = (uint32_t)(bytes / SFD_ALIGNMENT), .work_limit = work_limit};
-    struct best best;
+    struct change best;
+    struct measure after;
+    struct score score;
 
     reset_choices(session);
     if (!take_measure(session, search.target, &search.now))
         return 0;
     for (;; ++search.round) {
-        find_best(&search, &best);
-        if (best.score.rank == 0u)
+        score = find_best(&search, &best, &after);
+        if (score.rank == 0u)
             return search.now.excess == 0u && sfd_search_build(session);
-        if (best.score.rank == RANK_HARMFUL && ++search.harmful > HARMFUL_ROUNDS)
+        if (score.rank == RANK_HARMFUL && ++search.harmful > HARMFUL_ROUNDS)
             return 0;
-        if (search.now.excess > 0u)
-            *settled_until(session, &best.change) = (uint16_t)(search.round + ROUNDS_SETTLED + 1u);
-        exchange(session, &best.change);
-        search.now = best.measure;
+        accept(&search, best, &after);
+        if (score.rank != RANK_HARMFUL)
+            accept_alike(&search, &score);
     }
 }

@@ -134,19 +134,20 @@ static void train(struct sfd_session *session, const struct bytes *artifact,
 }
 
 static void open_and_train(const struct bytes *artifact, const struct bytes *state, uint32_t batch,
-                           size_t arena_bytes, uint64_t *random, struct tally *tally)
+                           const struct sfd_options *options, size_t arena_bytes, uint64_t *random,
+                           struct tally *tally)
 {
     struct sfd_session *session = NULL;
     struct sfd_problem problem = {0, 0, 0};
     uint8_t *arena = allocate(arena_bytes);
     int code;
 
-    code = sfd_open(artifact->data, artifact->size, state->data, state->size, batch, NULL, arena,
+    code = sfd_open(artifact->data, artifact->size, state->data, state->size, batch, options, arena,
                     arena_bytes - 1, &session, &problem);
     PROMISE(code == SFD_ERR_ARENA);
     PROMISE(problem.got == arena_bytes - 1 && problem.wanted == arena_bytes);
     sfd_arena_paint(arena, arena_bytes);
-    code = sfd_open(artifact->data, artifact->size, state->data, state->size, batch, NULL, arena,
+    code = sfd_open(artifact->data, artifact->size, state->data, state->size, batch, options, arena,
                     arena_bytes, &session, &problem);
     PROMISE(code == SFD_OK && session != NULL);
     train(session, artifact, state, batch, random, tally);
@@ -158,11 +159,13 @@ static void open_and_train(const struct bytes *artifact, const struct bytes *sta
 static void check_buffers(const void *workspace, const struct sfd_plan *plan)
 {
     struct sfd_buffer a, b;
+    struct sfd_planned_step step;
 
     for (uint32_t i = 0; i < plan->buffer_count; i++) {
         PROMISE(sfd_plan_buffer(workspace, i, &a) == SFD_OK);
         PROMISE(a.offset % 4u == 0 && a.offset + a.bytes <= plan->arena_bytes);
         PROMISE(a.kind < SFD_BUFFER_KIND_COUNT && a.first_step <= a.last_step);
+        PROMISE(sfd_plan_step(workspace, a.last_step, &step) == SFD_OK);
         for (uint32_t j = 0; j < i; j++) {
             PROMISE(sfd_plan_buffer(workspace, j, &b) == SFD_OK);
             PROMISE(a.offset + a.bytes <= b.offset || b.offset + b.bytes <= a.offset ||
@@ -170,6 +173,7 @@ static void check_buffers(const void *workspace, const struct sfd_plan *plan)
         }
     }
     PROMISE(sfd_plan_buffer(workspace, plan->buffer_count, &a) != SFD_OK);
+    PROMISE(sfd_plan_step(workspace, plan->step_count, &step) != SFD_OK);
     PROMISE(plan->live_peak_bytes <= plan->transient_bytes);
     PROMISE(plan->transient_bytes <= plan->arena_bytes);
 }
@@ -179,6 +183,7 @@ static int run_model(const struct bytes *artifact, const struct bytes *state, ui
                      struct tally *tally)
 {
     const uint32_t batch = 1 + (uint32_t)below(random, 3);
+    const struct sfd_options options = {SFD_KERNELS_AUTOMATIC, (int32_t)below(random, 2), 0};
     struct sfd_problem problem = {0, 0, 0};
     struct sfd_plan plan;
     uint64_t workspace_bytes = 0;
@@ -189,7 +194,7 @@ static int run_model(const struct bytes *artifact, const struct bytes *state, ui
         return code;
     }
     workspace = allocate((size_t)workspace_bytes);
-    code = sfd_plan(artifact->data, artifact->size, state->data, state->size, batch, NULL,
+    code = sfd_plan(artifact->data, artifact->size, state->data, state->size, batch, &options,
                     workspace, (size_t)workspace_bytes, &plan, &problem);
     if (code == SFD_OK) {
         check_buffers(workspace, &plan);
@@ -197,7 +202,7 @@ static int run_model(const struct bytes *artifact, const struct bytes *state, ui
     free(workspace);
     if (code == SFD_OK && plan.arena_bytes <= MAX_ARENA_BYTES &&
         plan.step.forward + plan.step.d_input + plan.step.d_weight <= MAX_MULTIPLY_ADDS) {
-        open_and_train(artifact, state, batch, (size_t)plan.arena_bytes, random, tally);
+        open_and_train(artifact, state, batch, &options, (size_t)plan.arena_bytes, random, tally);
     }
     return code;
 }
