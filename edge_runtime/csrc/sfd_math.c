@@ -21,12 +21,12 @@ static uint32_t to_bits(float x)
 
 int sfd_all_finite(const float *x, uint64_t count)
 {
+    uint32_t found = 0u;
     uint64_t i;
 
-    for (i = 0u; i < count; ++i)
-        if (sfd_magnitude(x[i]) >= 0x7f800000u)
-            return 0;
-    return 1;
+    for (i = 0u; i < count; ++i) /* to the end: the compiler makes vectors of it */
+        found |= sfd_magnitude(x[i]) >= 0x7f800000u;
+    return found == 0u;
 }
 
 /* e^x = 2^n e^r with |r| <= ln(2)/2, and e^r by its series. */

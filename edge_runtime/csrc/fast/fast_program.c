@@ -82,36 +82,104 @@ static uint32_t row_bucket(const struct fast_program *program, uint32_t row)
     return row * program->row_bucket + row / program->group_rows * program->group_bucket;
 }
 
-static inline void count_entries(const struct fast_program *program,
-                                 const struct sfd_support *support, const int wide)
+/* The nonzeros of one thread: no other has any in the same buckets. */
+struct part {
+    uint32_t first_row, last_row, first_column, last_column;
+};
+
+static struct part thread_part(const struct fast_program *program, const struct sfd_layer *layer,
+                               uint32_t index, uint32_t count)
 {
+    const struct sfd_support *support = &layer->support;
+    struct part part = {0u, support->rows, 0u, support->columns};
+
+    if (program->row_bucket > 0u) { /* forward: a row has its own */
+        part.first_row = sfd_share(support->rows, index, count);
+        part.last_row = sfd_share(support->rows, index + 1u, count);
+    } else if (layer->shape.groups > 1u) {
+        part.first_row = sfd_share(layer->shape.groups, index, count) * program->group_rows;
+        part.last_row = sfd_share(layer->shape.groups, index + 1u, count) * program->group_rows;
+    } else {
+        part.first_column = sfd_share(support->columns, index, count);
+        part.last_column = sfd_share(support->columns, index + 1u, count);
+    }
+    return part;
+}
+
+/* The first nonzero of a row whose column is not before this one. */
+static inline uint32_t row_search(const struct sfd_support *support, uint32_t row, uint32_t column,
+                                  const int wide)
+{
+    uint32_t low = support->row_pointer[row], high = support->row_pointer[row + 1u];
+
+    if (column == 0u)
+        return low;
+    if (column == support->columns)
+        return high;
+    while (low < high) {
+        const uint32_t middle = low + (high - low) / 2u;
+        if (column_at(support->column, middle, wide) < column)
+            low = middle + 1u;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* What the threads share while they sort, or bring back what is sorted. */
+struct sort_work {
+    const struct fast_program *program;
+    const struct sfd_layer *layer;
+    const float *values;
+    float *gradient;
+    int later;
+};
+
+static inline void count_entries(const struct sort_work *work, const struct part *part,
+                                 const int wide)
+{
+    const struct fast_program *program = work->program;
+    const struct sfd_support *support = &work->layer->support;
     const struct fast_place *place = program->place;
     const void *column = support->column;
-    uint32_t row, rows = support->rows;
+    uint32_t row;
 
-    for (row = 0u; row < rows; ++row) {
+    for (row = part->first_row; row < part->last_row; ++row) {
         uint32_t *start = program->start + row_bucket(program, row);
-        uint32_t k, end = support->row_pointer[row + 1u];
-        for (k = support->row_pointer[row]; k < end; ++k)
+        uint32_t k, end = row_search(support, row, part->last_column, wide);
+        for (k = row_search(support, row, part->first_column, wide); k < end; ++k)
             ++start[place[column_at(column, k, wide)].bucket];
     }
 }
 
-static inline void place_entries(const struct fast_program *program,
-                                 const struct sfd_support *support, const float *values,
+static void count_share(void *context, uint32_t index, uint32_t count)
+{
+    const struct sort_work *work = context;
+    const struct part part = thread_part(work->program, work->layer, index, count);
+
+    if (work->layer->support.index_width == 2u)
+        count_entries(work, &part, 0);
+    else
+        count_entries(work, &part, 1);
+}
+
+static inline void place_entries(const struct sort_work *work, const struct part *part,
                                  const int wide)
 {
+    const struct fast_program *program = work->program;
+    const struct sfd_support *support = &work->layer->support;
     const struct fast_place *place = program->place;
     const void *column = support->column;
+    const float *values = work->values;
     struct fast_entry *entries = program->entry;
-    uint32_t row, rows = support->rows;
+    uint32_t row;
 
-    for (row = 0u; row < rows; ++row) {
+    for (row = part->first_row; row < part->last_row; ++row) {
         uint32_t *start = program->start + row_bucket(program, row);
         int32_t before = (int32_t)row * program->row_offset +
                          (int32_t)(row / program->group_rows) * program->group_offset;
-        uint32_t k, end = support->row_pointer[row + 1u];
-        for (k = support->row_pointer[row]; k < end; ++k) {
+        uint32_t k, end = row_search(support, row, part->last_column, wide);
+        for (k = row_search(support, row, part->first_column, wide); k < end; ++k) {
             const struct fast_place at = place[column_at(column, k, wide)];
             struct fast_entry *entry = &entries[start[at.bucket]++];
             entry->offset = before + at.offset;
@@ -120,59 +188,77 @@ static inline void place_entries(const struct fast_program *program,
     }
 }
 
+static void place_share(void *context, uint32_t index, uint32_t count)
+{
+    const struct sort_work *work = context;
+    const struct part part = thread_part(work->program, work->layer, index, count);
+
+    if (work->layer->support.index_width == 2u)
+        place_entries(work, &part, 0);
+    else
+        place_entries(work, &part, 1);
+}
+
 /* Sort by buckets, stable: count, add up, place. */
 static void sort_entries(struct fast_program *program, const struct sfd_layer *layer,
                          const float *values)
 {
-    const struct sfd_support *support = &layer->support;
+    struct sort_work work = {program, layer, values, NULL, 0};
     uint32_t b, total = 0u, *start = program->start;
 
-    program->group_rows = support->rows / layer->shape.groups;
+    program->group_rows = layer->support.rows / layer->shape.groups;
     memset(start, 0, ((size_t)program->buckets + 1u) * sizeof *start);
-    if (support->index_width == 2u)
-        count_entries(program, support, 0);
-    else
-        count_entries(program, support, 1);
+    sfd_team_run(layer->team, count_share, &work);
     for (b = 0u; b < program->buckets; ++b) {
         uint32_t count = start[b];
         start[b] = total;
         total += count;
     }
-    if (support->index_width == 2u)
-        place_entries(program, support, values, 0);
-    else
-        place_entries(program, support, values, 1);
+    sfd_team_run(layer->team, place_share, &work);
     /* Each bucket's cursor stands at its end now, which is where the next one begins. */
     memmove(start + 1, start, (size_t)program->buckets * sizeof *start);
     start[0] = 0u;
 }
 
-static inline void collect_entries(const struct fast_program *program,
-                                   const struct sfd_support *support, float *gradient,
-                                   const int later, const int wide)
+static inline void collect_entries(const struct sort_work *work, const struct part *part,
+                                   const int wide)
 {
+    const struct fast_program *program = work->program;
+    const struct sfd_support *support = &work->layer->support;
     const struct fast_place *place = program->place;
     const float *from = program->gradient;
     const void *column = support->column;
-    uint32_t row, rows = support->rows;
+    float *gradient = work->gradient;
+    const int later = work->later;
+    uint32_t row;
 
-    for (row = 0u; row < rows; ++row) {
+    for (row = part->first_row; row < part->last_row; ++row) {
         uint32_t *cursor = program->start + row_bucket(program, row);
-        uint32_t k, end = support->row_pointer[row + 1u];
-        for (k = support->row_pointer[row]; k < end; ++k) {
+        uint32_t k, end = row_search(support, row, part->last_column, wide);
+        for (k = row_search(support, row, part->first_column, wide); k < end; ++k) {
             const float value = from[cursor[place[column_at(column, k, wide)].bucket]++];
             gradient[k] = later ? gradient[k] + value : value;
         }
     }
 }
 
+static void collect_share(void *context, uint32_t index, uint32_t count)
+{
+    const struct sort_work *work = context;
+    const struct part part = thread_part(work->program, work->layer, index, count);
+
+    if (work->layer->support.index_width == 2u)
+        collect_entries(work, &part, 0);
+    else
+        collect_entries(work, &part, 1);
+}
+
 void fast_program_collect(struct fast_program *program, const struct sfd_layer *layer,
                           float *gradient, int later)
 {
-    if (layer->support.index_width == 2u)
-        collect_entries(program, &layer->support, gradient, later, 0);
-    else
-        collect_entries(program, &layer->support, gradient, later, 1);
+    struct sort_work work = {program, layer, NULL, gradient, later};
+
+    sfd_team_run(layer->team, collect_share, &work);
 }
 
 static uint32_t modulo(int64_t value, uint32_t divisor)
