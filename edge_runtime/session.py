@@ -71,8 +71,7 @@ class _Batch:
 
 
 class Session:
-    """A model in training. Open one with `Session.open`; one thread of the program at a time may use
-    it.
+    """A model in training. Open one with `Session.open`; one caller at a time may use it.
 
     After an exception from any method the model is as it was before the call, and the session goes
     on.
