@@ -14,7 +14,7 @@ from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.container import MAX_U32
 from sparsyfed.edge_runtime.errors import InputError
 from sparsyfed.edge_runtime.format import NONE
-from sparsyfed.edge_runtime.kernels import find_kernels
+from sparsyfed.edge_runtime.options import session_options
 from sparsyfed.edge_runtime.state import State
 
 
@@ -121,17 +121,18 @@ def plan(
     batch_size: int,
     *,
     kernels: str | None = None,
+    threads: int = 1,
 ) -> MemoryPlan:
     """Plan training `state` with batches of up to `batch_size` examples; allocates none of it.
 
-    `kernels` is as in `Session.open`. The vectorised sets all take the same memory, the portable
-    one has scratch of its own: "portable" plans for a microboard.
+    `kernels` and `threads` are as in `Session.open`. The vectorised sets all take the same memory,
+    the portable one has scratch of its own: "portable" plans for a microboard.
 
     Raises FormatError for a malformed artifact or state, MismatchError when they don't belong
     together, InputError for a batch size out of range or one whose arena would pass 4 GiB, and for
-    kernels that are not available.
+    kernels or threads that are not available.
     """
-    options = _native.Options(kernels=find_kernels(kernels))
+    options = session_options(kernels, threads)
     structure = Artifact.of(artifact).encode()
     state_bytes = state.encode() if isinstance(state, State) else state
     core = _native.library()

@@ -28,6 +28,7 @@ int sfd_prepare(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *s
 {
     const struct sfd_kernels *kernels =
         sfd_kernels_find(options == NULL ? SFD_KERNELS_AUTOMATIC : options->kernels);
+    const uint32_t threads = options == NULL || options->threads == 0u ? 1u : options->threads;
     struct sfd_artifact_view artifact_view;
     uint64_t tables;
     int error;
@@ -36,6 +37,8 @@ int sfd_prepare(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *s
         return sfd_fail(problem, SFD_ERR_ARGUMENT, 0u, 0u, SFD_ALIGNMENT);
     if (kernels == NULL)
         return sfd_fail(problem, SFD_ERR_KERNELS, 0u, (uint32_t)options->kernels, 0u);
+    if (threads > sfd_threads_limit())
+        return sfd_fail(problem, SFD_ERR_THREADS, 0u, threads, sfd_threads_limit());
     if (batch == 0u || batch > SFD_MAX_BATCH)
         return sfd_fail(problem, SFD_ERR_BATCH, 0u, batch, SFD_MAX_BATCH);
     error = sfd_artifact_open(artifact, artifact_bytes, &artifact_view, problem);
@@ -49,7 +52,8 @@ int sfd_prepare(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *s
     if (tables > memory_bytes)
         return sfd_fail(problem, SFD_ERR_ARENA, 0u, (uint32_t)memory_bytes, (uint32_t)tables);
     *session = sfd_tables_build(&artifact_view, state_view, batch, kernels, memory);
-    error = sfd_memory_plan(*session, tables, plan);
+    (*session)->threads = threads;
+    error = sfd_memory_plan(*session, tables + sfd_team_bytes(threads), plan);
     return error == SFD_OK ? SFD_OK : sfd_fail(problem, error, 0u, 0u, 0u);
 }
 

@@ -103,7 +103,7 @@ static void sparse_forward(struct sfd_session *session, const struct sfd_node *n
     if (training && node->saved != SFD_NONE) {
         uint32_t size = session->values[operation->input0].size;
         tensors->pack(x, size, n, sfd_keep_count(slot, (uint64_t)size * n), session->histogram,
-                      sfd_region_data(session, node->saved));
+                      sfd_region_data(session, node->saved), session->team);
     }
 }
 
@@ -142,6 +142,7 @@ static struct sfd_batch_norm batch_norm(const struct sfd_session *session,
     norm.bias = parameter_data(session, operation->bias);
     norm.mean = norm.variance = NULL;
     norm.moments = sfd_region_data(session, node->moments);
+    norm.team = session->team;
     return norm;
 }
 

@@ -326,6 +326,22 @@ void fast_program_backward(struct fast_program *program, const struct sfd_layer 
     sort_entries(program, layer, values);
 }
 
+static uint64_t work_before(const uint32_t *before, uint32_t step, uint32_t channel, uint32_t taps)
+{
+    return (uint64_t)before[(size_t)channel * step] + (uint64_t)channel * taps;
+}
+
+uint32_t fast_share(const uint32_t *before, uint32_t step, uint32_t channels, uint32_t taps,
+                    uint32_t index, uint32_t count)
+{
+    const uint64_t wanted = work_before(before, step, channels, taps) * index;
+    uint32_t channel = 0u;
+
+    while (channel < channels && work_before(before, step, channel, taps) * count < wanted)
+        ++channel;
+    return channel;
+}
+
 uint32_t fast_tile_columns(uint32_t width, uint32_t x, uint32_t limit)
 {
     uint32_t tiles = (width + limit - 1u) / limit, wide = (width + tiles - 1u) / tiles;

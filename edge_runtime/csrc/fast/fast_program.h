@@ -120,6 +120,12 @@ void fast_program_backward(struct fast_program *program, const struct sfd_layer 
 void fast_phase_taps(const struct sfd_layer *layer, uint32_t phase_y, uint32_t phase_x,
                      uint32_t *first, uint32_t *last);
 
+/* The first channel of the share of thread `index` of `count`: as many nonzeros for each, of which
+ * before[c * step] are those of the channels before c. What a channel costs beside its nonzeros
+ * counts like one of each tap. */
+uint32_t fast_share(const uint32_t *before, uint32_t step, uint32_t channels, uint32_t taps,
+                    uint32_t index, uint32_t count);
+
 /* The gradients of the entries, back in the order of the support, added to where `later`. Ends the
  * program. */
 void fast_program_collect(struct fast_program *program, const struct sfd_layer *layer,
