@@ -12,6 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := $(VENV)/.native
 C_SOURCES := $(wildcard edge_runtime/csrc/*.[ch] edge_runtime/csrc/fast/*.[ch])
 CONSTRAINTS := requirements/constraints.txt
+BENCH_ARGS := step
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -31,11 +32,11 @@ check: $(NATIVE) ## style, types, layers, and the C core under the project's war
 	$(BIN)/lint-imports
 	$(BIN)/cmake -S . -B build/developer -D SFD_DEVELOPER=ON > build/developer.log
 	$(BIN)/cmake --build build/developer
-	@if command -v clang-format > /dev/null; then clang-format --dry-run --Werror $(C_SOURCES) tests/c/*.[ch]; \
+	@if command -v clang-format > /dev/null; then clang-format --dry-run --Werror $(C_SOURCES) tests/c/*.[ch] tools/c/*.c; \
 	else echo "clang-format is not installed: the layout of the C sources was not checked"; fi
 
-bench: $(NATIVE) ## measure time and memory of this machine
-	@$(BIN)/python -m sparsyfed.tools.bench $(BENCH_ARGS)
+bench: $(NATIVE) ## time training steps here (BENCH_ARGS="memory --models resnet18" for more)
+	@$(BIN)/sparsyfed bench $(BENCH_ARGS)
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

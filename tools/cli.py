@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import sparsyfed
 from sparsyfed.edge_runtime.errors import BackendError, DivergedError, SparsyFedError
-from sparsyfed.tools.commands import broker, coordinator, demo, device, export, profile
+from sparsyfed.tools.commands import bench, broker, coordinator, demo, device, export, profile
 
 Configure = Callable[[argparse.ArgumentParser], None]
 
@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, Configure]] = {
     "coordinator": (coordinator.SUMMARY, coordinator.configure),
     "device": (device.SUMMARY, device.configure),
     "broker": (broker.SUMMARY, broker.configure),
+    "bench": (bench.SUMMARY, bench.configure),
 }
 
 # Top-level modules that come with an extra of the distribution.
@@ -32,7 +33,7 @@ EXTRAS = {
 }
 
 # Commands that import models of their user, who may keep them in the working directory.
-IMPORTING = ("export", "coordinator")
+IMPORTING = ("bench", "export", "coordinator")
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2

@@ -19,14 +19,23 @@ static uint32_t to_bits(float x)
     return bits;
 }
 
+/* Largest magnitude that is finite. */
+#define LARGEST 0x7f7fffffu
+#define FINITE_RUN 1024u
+
 int sfd_all_finite(const float *x, uint64_t count)
 {
-    uint32_t found = 0u;
-    uint64_t i;
+    uint64_t start, i;
 
-    for (i = 0u; i < count; ++i) /* to the end: the compiler makes vectors of it */
-        found |= sfd_magnitude(x[i]) >= 0x7f800000u;
-    return found == 0u;
+    for (start = 0u; start < count; start += FINITE_RUN) {
+        uint64_t end = count - start < FINITE_RUN ? count : start + FINITE_RUN;
+        uint32_t borrow = 0u; /* no branch inside a run: the loop takes vectors */
+        for (i = start; i < end; ++i)
+            borrow |= LARGEST - sfd_magnitude(x[i]);
+        if (borrow >> 31)
+            return 0;
+    }
+    return 1;
 }
 
 /* e^x = 2^n e^r with |r| <= ln(2)/2, and e^r by its series. */

@@ -197,20 +197,28 @@ static int running_statistics(struct sfd_session *session, uint32_t n, int apply
     return 1;
 }
 
+#define STEP_RUN 64u
+
 static int parameters_stay_finite(const struct sfd_session *session, float learning_rate,
                                   float weight_decay)
 {
-    uint32_t i, k, found = 0u;
+    uint32_t i, start, k;
 
     for (i = 0u; i < session->parameter_count; ++i) {
         const struct sfd_slot *slot = &session->slots[i];
         const float *gradient = sfd_slot_gradient(session, slot);
         const float *value = sfd_region_data(session, slot->value);
-        for (k = 0u; gradient != NULL && k < slot->count; ++k)
-            found |= sfd_magnitude(stepped(value[k], gradient[k], learning_rate, weight_decay)) >=
-                     0x7f800000u;
+        for (start = 0u; gradient != NULL && start < slot->count; start += STEP_RUN) {
+            uint32_t run = slot->count - start < STEP_RUN ? slot->count - start : STEP_RUN;
+            float next[STEP_RUN];
+            for (k = 0u; k < run; ++k)
+                next[k] =
+                    stepped(value[start + k], gradient[start + k], learning_rate, weight_decay);
+            if (!sfd_all_finite(next, run))
+                return 0;
+        }
     }
-    return found == 0u;
+    return 1;
 }
 
 int sfd_step(struct sfd_session *session, const float *x, const void *y, enum sfd_target target,

@@ -54,8 +54,8 @@ def assert_same_gradients(
         loss, got = session.gradients(x, y)
         assert session.state() == model.state
     assert_close(loss, wanted_loss, 1e-5, "loss", floor=0.1)
-    # A gradient may be zero but for rounding, such as that of a bias before a batch norm.
-    floor = 1e-2 * np.sqrt(sum(np.sum(gradient**2) for gradient in wanted.values()))
+    # A gradient may be zero but for rounding, such as that of a bias before a batch norm, or nearly.
+    floor = 4e-2 * np.sqrt(sum(np.sum(gradient**2) for gradient in wanted.values()))
     assert got.keys() == wanted.keys()
     for parameter, support in zip(model.artifact.parameters, reference.supports, strict=True):
         if parameter.kind is not ParameterKind.STATISTIC:

@@ -22,6 +22,10 @@ COMMANDS = [
     ("coordinator", "run"),
     ("device",),
     ("device", "run"),
+    ("bench",),
+    ("bench", "step"),
+    ("bench", "layer"),
+    ("bench", "memory"),
     ("broker",),
     ("broker", "run"),
 ]

@@ -25,7 +25,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the files")
     parser.add_argument(
-        "--input-shape", type=_shape, help="of one example, such as 3,32,32; built-ins know theirs"
+        "--input-shape",
+        type=shape_argument,
+        help="of one example, such as 3,32,32; built-ins know theirs",
     )
     parser.add_argument("--beta", type=float, default=1.25, help="exponent (default: 1.25)")
     parser.add_argument("--loss", choices=("cross_entropy", "mse"), default="cross_entropy")
@@ -61,7 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _shape(text: str) -> tuple[int, ...]:
+def shape_argument(text: str) -> tuple[int, ...]:
+    """The shape that an argument gives, such as 3,32,32."""
     try:
         shape = tuple(int(part) for part in text.split(","))
     except ValueError:

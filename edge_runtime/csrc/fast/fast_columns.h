@@ -1,25 +1,16 @@
-/* Linear layers, and convolutions whose output is a few vectors in all.
+/* Convolutions whose output is a few vectors in all, and linear layers over part of a block.
  *
  * Where the pixels of all images of an output channel fit a few registers, the input is unrolled into
  * columns: one row for each column of the weight, with what each output pixel reads there. Then each
- * nonzero is one short multiply-add at its own row, in the order of the support: nothing is sorted.
- * The input of a linear layer over a whole block is its own unrolling. */
+ * nonzero is one short multiply-add at its own row, in the order of the support: nothing is sorted. */
 #ifndef SFD_FAST_COLUMNS_H
 #define SFD_FAST_COLUMNS_H
 
-#include "fast_unpack.h"
+#include "fast_linear.h"
 
 #define COLUMN_PIXELS 4u        /* most pixels of 16 floats in an unrolled row */
 #define COLUMN_BYTES (2u << 20) /* most bytes of the unrolled input */
 #define COLUMN_BLOCK_BYTES (320u << 10)
-
-/* Whether the input is its own unrolling: a linear layer over a whole block. */
-static int is_own_unrolling(const struct sfd_layer *layer, uint32_t images)
-{
-    return images == SFD_BLOCK && layer->shape.kernel_h == 1u && layer->shape.kernel_w == 1u &&
-           layer->in_height == 1u && layer->in_width == 1u && layer->out_height == 1u &&
-           layer->out_width == 1u;
-}
 
 /* Pixels of 16 floats in an unrolled row: 1, 2 or 4; 0 where this is not the way to go. */
 static uint32_t column_pixels(const struct sfd_layer *layer, uint32_t images)
@@ -43,11 +34,6 @@ struct fast_column_pass {
     uint32_t lanes;   /* floats of an output channel: the rest of an unrolled row is not used */
     uint32_t *cursor; /* for each output channel its next nonzero */
 };
-
-static uint32_t column_at(const void *column, uint32_t k, uint32_t index_width)
-{
-    return index_width == 2u ? ((const uint16_t *)column)[k] : ((const uint32_t *)column)[k];
-}
 
 /* The nonzeros of a row from k on whose column is below `limit`. Returns the one after the last. */
 static uint32_t row_end(const struct sfd_support *support, uint32_t row, uint32_t k, uint32_t limit)
@@ -253,13 +239,17 @@ static struct fast_cells cells_find(const struct sfd_layer *layer, uint32_t chan
     const struct sfd_convolution *shape = &layer->shape;
     const uint32_t at_y = tap / shape->kernel_w * shape->dilation_h;
     const uint32_t at_x = tap % shape->kernel_w * shape->dilation_w;
-    struct fast_cells cells;
+    struct fast_cells cells = {0u, layer->out_height, 0u, layer->out_width, 0u};
 
+    if (layer->out_height == 1u && layer->out_width == 1u && layer->in_height == 1u &&
+        layer->in_width == 1u && shape->padding_h == 0u && shape->padding_w == 0u) {
+        cells.start = (size_t)channel * images; /* a linear layer */
+        return cells;
+    }
     sfd_valid_range(layer->in_height, layer->out_height, shape->stride_h, shape->padding_h, at_y,
                     &cells.y_low, &cells.y_high);
     sfd_valid_range(layer->in_width, layer->out_width, shape->stride_w, shape->padding_w, at_x,
                     &cells.x_low, &cells.x_high);
-    cells.start = 0u;
     if (cells.y_low < cells.y_high && cells.x_low < cells.x_high)
         cells.start = (((size_t)channel * layer->in_height + cells.y_low * shape->stride_h + at_y -
                         shape->padding_h) *
@@ -373,14 +363,13 @@ static struct fast_columns columns_lay(const struct sfd_layer *layer, uint32_t i
 }
 
 static struct fast_column_pass column_pass(const struct sfd_layer *layer, const float *w,
-                                           const struct fast_columns *columns,
-                                           const float *unrolled)
+                                           const struct fast_columns *columns)
 {
     struct fast_column_pass pass;
 
     pass.layer = layer;
     pass.w = w;
-    pass.unrolled = unrolled;
+    pass.unrolled = columns->unrolled;
     pass.lanes = columns->lanes;
     pass.cursor = columns->cursor;
     return pass;
@@ -393,27 +382,24 @@ static void columns_forward_block(const struct sfd_layer *layer, const float *w,
     struct fast_column_pass pass;
     uint32_t c;
 
-    for (c = 0u; c < layer->in_channels && !is_own_unrolling(layer, images); ++c)
+    for (c = 0u; c < layer->in_channels; ++c)
         unroll_channel(layer, x, c, c, images, columns.pixels * PIXEL, columns.unrolled);
-    pass = column_pass(layer, w, &columns, is_own_unrolling(layer, images) ? x : columns.unrolled);
+    pass = column_pass(layer, w, &columns);
     columns_forward_any(&pass, bias, y, columns.pixels);
 }
 
 /* The input unrolled, from its dense form or channel by channel from the packed one. */
-static const float *unroll_saved(const struct sfd_layer *layer, const struct fast_columns *columns,
-                                 const float *dense, struct fast_unpacking *unpacking)
+static void unroll_saved(const struct sfd_layer *layer, const struct fast_columns *columns,
+                         const float *dense, struct fast_unpacking *unpacking)
 {
     uint32_t c;
 
-    if (dense && is_own_unrolling(layer, columns->images))
-        return dense;
     for (c = 0u; c < layer->in_channels; ++c) {
         if (!dense)
             unpack_rows(unpacking, c, 0u, layer->in_height, columns->channel);
         unroll_channel(layer, dense ? dense : columns->channel, c, dense ? c : 0u, columns->images,
                        columns->pixels * PIXEL, columns->unrolled);
     }
-    return columns->unrolled;
 }
 
 static void columns_backward_block(const struct sfd_layer *layer, const float *w,
@@ -422,23 +408,18 @@ static void columns_backward_block(const struct sfd_layer *layer, const float *w
                                    int later, uint32_t images, float *scratch)
 {
     const struct fast_columns columns = columns_lay(layer, images, scratch);
-    const float *unrolled = unroll_saved(layer, &columns, dense, unpacking);
     const size_t elements =
         (size_t)layer->in_channels * layer->in_height * layer->in_width * images;
-    const int own = is_own_unrolling(layer, images);
     struct fast_column_pass pass;
 
     if (dx && !accumulate)
         memset(dx, 0, elements * sizeof *dx);
-    if (dx && !own)
+    if (dx)
         memset(columns.du, 0, columns.bytes);
-    pass = column_pass(layer, w, &columns, unrolled);
-    columns_backward_any(&pass, dy,
-                         !dx   ? NULL
-                         : own ? dx
-                               : columns.du,
-                         gradient, later, columns.pixels);
-    if (dx && !own)
+    pass = column_pass(layer, w, &columns);
+    unroll_saved(layer, &columns, dense, unpacking);
+    columns_backward_any(&pass, dy, dx ? columns.du : NULL, gradient, later, columns.pixels);
+    if (dx)
         roll_up(layer, columns.du, images, columns.pixels * PIXEL, dx);
 }
 #endif

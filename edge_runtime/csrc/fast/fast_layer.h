@@ -105,7 +105,9 @@ static uint64_t fast_forward_scratch_bytes(const struct sfd_layer *layer, uint32
     uint32_t images;
 
     for (images = 1u; images <= n && images <= SFD_BLOCK; ++images)
-        if (column_pixels(layer, images) > 0u)
+        if (linear_images(layer, images) == images)
+            continue; /* needs none */
+        else if (column_pixels(layer, images) > 0u)
             bytes = maximum(bytes, columns_forward_bytes(layer, images));
         else if (images < SFD_BLOCK)
             bytes = maximum(bytes, small_forward_bytes(layer, images));
@@ -115,21 +117,31 @@ static uint64_t fast_forward_scratch_bytes(const struct sfd_layer *layer, uint32
     return bytes;
 }
 
+/* Images of a batch's next part, of `left`. */
+static uint32_t part_images(const struct sfd_layer *layer, uint32_t left)
+{
+    const uint32_t linear = linear_images(layer, left);
+
+    return linear > 0u ? linear : left < SFD_BLOCK ? left : SFD_BLOCK;
+}
+
 static uint64_t fast_forward(const struct sfd_layer *layer, const float *w, const float *bias,
                              const float *x, float *y, uint32_t n, void *scratch)
 {
     uint32_t first = 0u, images;
     uint64_t done = 0u;
 
-    if (column_pixels(layer, SFD_BLOCK) == 0u && n >= SFD_BLOCK) {
+    if (column_pixels(layer, SFD_BLOCK) == 0u && n >= SFD_BLOCK && !is_linear(layer)) {
         done = gather_forward(layer, w, bias, x, y, n / SFD_BLOCK, scratch);
         first = n / SFD_BLOCK * SFD_BLOCK;
     }
     for (; first < n; first += images) {
         const float *from = x + first * in_elements(layer);
         float *to = y + first * out_elements(layer);
-        images = n - first < SFD_BLOCK ? n - first : SFD_BLOCK;
-        if (column_pixels(layer, images) > 0u)
+        images = part_images(layer, n - first);
+        if (linear_images(layer, images) == images)
+            linear_forward(layer, w, bias, from, to, images);
+        else if (column_pixels(layer, images) > 0u)
             columns_forward_block(layer, w, bias, from, to, images, scratch);
         else
             small_forward(layer, w, bias, from, to, images, scratch);
@@ -312,6 +324,7 @@ static void fast_backward(const struct sfd_layer *layer, const float *w,
     struct fast_unpacking unpacking;
     uint8_t *cursor = scratch;
     uint32_t first = 0u, images;
+    int linear;
 
     unpacking.mask = x->mask;
     unpacking.values = x->values;
@@ -326,7 +339,7 @@ static void fast_backward(const struct sfd_layer *layer, const float *w,
         w = (const float *)(void *)cursor;
         cursor += aligned_bytes(layer->support.count * sizeof *w);
     }
-    if (column_pixels(layer, SFD_BLOCK) == 0u && n >= SFD_BLOCK) {
+    if (column_pixels(layer, SFD_BLOCK) == 0u && n >= SFD_BLOCK && !is_linear(layer)) {
         pair_backward(layer, w, x, &unpacking, dy, dx, accumulate, gradient, n / SFD_BLOCK, cursor,
                       done);
         first = n / SFD_BLOCK * SFD_BLOCK;
@@ -336,10 +349,15 @@ static void fast_backward(const struct sfd_layer *layer, const float *w,
         const float *dense = x->dense ? x->dense + at : NULL;
         const float *from = dy + first * out_elements(layer);
         float *to = dx ? dx + at : NULL;
-        images = n - first < SFD_BLOCK ? n - first : SFD_BLOCK;
-        if (!dense)
+        images = part_images(layer, n - first);
+        linear = linear_images(layer, images) == images;
+        unpacking.first = (uint32_t)at;
+        if (!dense && !linear)
             unpacking_begin(&unpacking, layer->team, (uint32_t)at, images);
-        if (column_pixels(layer, images) > 0u)
+        if (linear)
+            linear_backward(layer, w, dense, &unpacking, from, to, accumulate, gradient, first > 0u,
+                            images, (void *)cursor);
+        else if (column_pixels(layer, images) > 0u)
             columns_backward_block(layer, w, dense, &unpacking, from, to, accumulate, gradient,
                                    first > 0u, images, (void *)cursor);
         else
@@ -358,7 +376,9 @@ static uint64_t fast_backward_scratch_bytes(const struct sfd_layer *layer, uint3
     if (n > SFD_BLOCK)
         kept += aligned_bytes((uint64_t)layer->support.count * 4u);
     for (images = 1u; images <= n && images <= SFD_BLOCK; ++images)
-        if (column_pixels(layer, images) > 0u)
+        if (linear_images(layer, images) == images)
+            bytes = maximum(bytes, linear_bytes(layer, n));
+        else if (column_pixels(layer, images) > 0u)
             bytes = maximum(bytes, columns_backward_bytes(layer, images));
         else if (images < SFD_BLOCK)
             bytes = maximum(bytes, small_backward_bytes(layer, images));

@@ -1,0 +1,234 @@
+/* Linear layers: images of one pixel. The nonzeros are taken in the order of the support, nothing is
+ * sorted; each is multiplied for some blocks of images at once, so that its index and weight are read
+ * once. A single image takes scalars. */
+#ifndef SFD_FAST_LINEAR_H
+#define SFD_FAST_LINEAR_H
+
+#include "fast_unpack.h"
+
+/* Most blocks at once: their sums stay in registers. */
+#define LINEAR_BLOCKS (PIXEL_VECTORS > 2u ? 2u : 4u)
+#define LINEAR_BLOCKS_LIMIT 4u /* of any set */
+
+static int is_linear(const struct sfd_layer *layer)
+{
+    return layer->shape.kernel_h == 1u && layer->shape.kernel_w == 1u &&
+           layer->shape.groups == 1u && layer->in_height == 1u && layer->in_width == 1u &&
+           layer->out_height == 1u && layer->out_width == 1u;
+}
+
+/* Images that the linear kernels take at once; 0: other kernels have to. */
+static uint32_t linear_images(const struct sfd_layer *layer, uint32_t n)
+{
+    uint32_t blocks = LINEAR_BLOCKS;
+
+    if (!is_linear(layer) || (n < SFD_BLOCK && n > 1u))
+        return 0u;
+    if (n == 1u)
+        return 1u;
+    while (blocks * SFD_BLOCK > n)
+        blocks /= 2u;
+    return blocks * SFD_BLOCK;
+}
+
+static uint32_t column_at(const void *column, uint32_t k, uint32_t index_width)
+{
+    return index_width == 2u ? ((const uint16_t *)column)[k] : ((const uint32_t *)column)[k];
+}
+
+/* Where vector u of a pixel in some blocks lies, blocks `block` floats apart. */
+SFD_INLINE size_t block_vector(uint32_t u, size_t block)
+{
+    return u / PIXEL_VECTORS * block + u % PIXEL_VECTORS * SFD_LANES;
+}
+
+/* y = bias + W x. */
+SFD_INLINE void linear_forward_blocks(const struct sfd_layer *layer, const float *w,
+                                      const float *bias, const float *x, float *y,
+                                      const uint32_t blocks)
+{
+    enum { MOST = 8 };
+    const struct sfd_support *support = &layer->support;
+    const void *column = support->column;
+    const uint32_t index_width = support->index_width, rows = support->rows;
+    const uint32_t vectors = blocks * PIXEL_VECTORS;
+    const uint32_t chains = vectors < MOST ? MOST / vectors : 1u; /* additions need not wait */
+    const size_t x_block = (size_t)layer->in_channels * PIXEL, y_block = (size_t)rows * PIXEL;
+    uint32_t row, k, c, u;
+
+    for (row = 0u; row < rows; ++row) {
+        const uint32_t end = support->row_pointer[row + 1u];
+        const float first = bias ? bias[row] : 0.0f;
+        vector sum[MOST];
+#pragma GCC unroll 8
+        for (u = 0u; u < chains * vectors; ++u)
+            sum[u] = vector_all(u < vectors ? first : 0.0f);
+        for (k = support->row_pointer[row]; end - k >= chains; k += chains)
+#pragma GCC unroll 8
+            for (c = 0u; c < chains; ++c) {
+                const float *from = x + (size_t)column_at(column, k + c, index_width) * PIXEL;
+#pragma GCC unroll 8
+                for (u = 0u; u < vectors; ++u)
+                    sum[c * vectors + u] += w[k + c] * vector_load(from + block_vector(u, x_block));
+            }
+        for (; k < end; ++k) {
+            const float *from = x + (size_t)column_at(column, k, index_width) * PIXEL;
+#pragma GCC unroll 8
+            for (u = 0u; u < vectors; ++u)
+                sum[u] += w[k] * vector_load(from + block_vector(u, x_block));
+        }
+#pragma GCC unroll 8
+        for (u = 0u; u < vectors; ++u) {
+#pragma GCC unroll 8
+            for (c = 1u; c < chains; ++c)
+                sum[u] += sum[c * vectors + u];
+            vector_store(y + (size_t)row * PIXEL + block_vector(u, y_block), sum[u]);
+        }
+    }
+}
+
+/* dx += w dy (dx may be NULL). Returns x dy, not summed up. */
+SFD_INLINE vector linear_product(const vector *dy, float w, const float *x, float *dx,
+                                 size_t x_block, const uint32_t vectors)
+{
+    vector sum = vector_all(0.0f);
+    uint32_t u;
+
+#pragma GCC unroll 8
+    for (u = 0u; u < vectors; ++u)
+        sum += dy[u] * vector_load(x + block_vector(u, x_block));
+    if (dx)
+#pragma GCC unroll 8
+        for (u = 0u; u < vectors; ++u) {
+            float *to = dx + block_vector(u, x_block);
+            vector_store(to, vector_load(to) + w * dy[u]);
+        }
+    return sum;
+}
+
+/* dx += W^T dy and the gradients, added to where `later`. gradient may be w: each weight is read
+ * before its gradient is written. */
+SFD_INLINE void linear_backward_blocks(const struct sfd_layer *layer, const float *w,
+                                       const float *x, const float *dy, float *dx, float *gradient,
+                                       int later, const uint32_t blocks)
+{
+    const struct sfd_support *support = &layer->support;
+    const void *column = support->column;
+    const uint32_t index_width = support->index_width, rows = support->rows;
+    const uint32_t vectors = blocks * PIXEL_VECTORS;
+    const size_t x_block = (size_t)layer->in_channels * PIXEL, y_block = (size_t)rows * PIXEL;
+    uint32_t row, k, j, u;
+
+    for (row = 0u; row < rows; ++row) {
+        const uint32_t end = support->row_pointer[row + 1u];
+        vector value[8], part[SFD_LANES], sums;
+#pragma GCC unroll 8
+        for (u = 0u; u < vectors; ++u)
+            value[u] = vector_load(dy + (size_t)row * PIXEL + block_vector(u, y_block));
+        for (k = support->row_pointer[row]; end - k >= SFD_LANES; k += SFD_LANES) {
+            for (j = 0u; j < SFD_LANES; ++j) {
+                const size_t at = (size_t)column_at(column, k + j, index_width) * PIXEL;
+                part[j] =
+                    linear_product(value, w[k + j], x + at, dx ? dx + at : NULL, x_block, vectors);
+            }
+            sums = vectors_sum(part);
+            vector_store(gradient + k, later ? vector_load(gradient + k) + sums : sums);
+        }
+        for (; k < end; ++k) {
+            const size_t at = (size_t)column_at(column, k, index_width) * PIXEL;
+            const float sum = vector_sum(
+                linear_product(value, w[k], x + at, dx ? dx + at : NULL, x_block, vectors));
+            gradient[k] = later ? gradient[k] + sum : sum;
+        }
+    }
+}
+
+static void linear_forward_image(const struct sfd_layer *layer, const float *w, const float *bias,
+                                 const float *x, float *y)
+{
+    const struct sfd_support *support = &layer->support;
+    const void *column = support->column;
+    const uint32_t index_width = support->index_width, rows = support->rows;
+    uint32_t row, k;
+
+    for (row = 0u; row < rows; ++row) {
+        const uint32_t end = support->row_pointer[row + 1u];
+        float sum[4] = {bias ? bias[row] : 0.0f, 0.0f, 0.0f, 0.0f};
+        for (k = support->row_pointer[row]; end - k >= 4u; k += 4u) {
+            sum[0] += w[k] * x[column_at(column, k, index_width)];
+            sum[1] += w[k + 1u] * x[column_at(column, k + 1u, index_width)];
+            sum[2] += w[k + 2u] * x[column_at(column, k + 2u, index_width)];
+            sum[3] += w[k + 3u] * x[column_at(column, k + 3u, index_width)];
+        }
+        for (; k < end; ++k)
+            sum[0] += w[k] * x[column_at(column, k, index_width)];
+        y[row] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    }
+}
+
+static void linear_backward_image(const struct sfd_layer *layer, const float *w, const float *x,
+                                  const float *dy, float *dx, float *gradient, int later)
+{
+    const struct sfd_support *support = &layer->support;
+    const void *column = support->column;
+    const uint32_t index_width = support->index_width, rows = support->rows;
+    uint32_t row, k;
+
+    for (row = 0u; row < rows; ++row) {
+        const uint32_t end = support->row_pointer[row + 1u];
+        const float value = dy[row];
+        for (k = support->row_pointer[row]; dx != NULL && k < end; ++k)
+            dx[column_at(column, k, index_width)] += w[k] * value;
+        for (k = support->row_pointer[row]; k < end; ++k) {
+            const float product = value * x[column_at(column, k, index_width)];
+            gradient[k] = later ? gradient[k] + product : product;
+        }
+    }
+}
+
+static void linear_forward(const struct sfd_layer *layer, const float *w, const float *bias,
+                           const float *x, float *y, uint32_t images)
+{
+    if (images == 1u)
+        linear_forward_image(layer, w, bias, x, y);
+    else if (images == SFD_BLOCK)
+        linear_forward_blocks(layer, w, bias, x, y, 1u);
+    else if (images == 2u * SFD_BLOCK)
+        linear_forward_blocks(layer, w, bias, x, y, 2u);
+    else
+        linear_forward_blocks(layer, w, bias, x, y, LINEAR_BLOCKS);
+}
+
+static void linear_backward(const struct sfd_layer *layer, const float *w, const float *dense,
+                            struct fast_unpacking *unpacking, const float *dy, float *dx,
+                            int accumulate, float *gradient, int later, uint32_t images,
+                            float *scratch)
+{
+    const size_t elements = (size_t)layer->in_channels * images;
+    const float *x = dense ? dense : scratch;
+
+    if (!dense) {
+        const float *values = unpacking->values + unpacking->taken;
+        values = unpack_run(unpacking->mask, unpacking->first, (uint32_t)elements, values, scratch);
+        unpacking->taken = (uint32_t)(values - unpacking->values);
+    }
+    if (dx && !accumulate)
+        memset(dx, 0, elements * sizeof *dx);
+    if (images == 1u)
+        linear_backward_image(layer, w, x, dy, dx, gradient, later);
+    else if (images == SFD_BLOCK)
+        linear_backward_blocks(layer, w, x, dy, dx, gradient, later, 1u);
+    else if (images == 2u * SFD_BLOCK)
+        linear_backward_blocks(layer, w, x, dy, dx, gradient, later, 2u);
+    else
+        linear_backward_blocks(layer, w, x, dy, dx, gradient, later, LINEAR_BLOCKS);
+}
+
+/* Bytes of the unpacked input. */
+static uint64_t linear_bytes(const struct sfd_layer *layer, uint32_t n)
+{
+    const uint32_t most = LINEAR_BLOCKS_LIMIT * SFD_BLOCK;
+
+    return aligned_bytes((uint64_t)layer->in_channels * (n < most ? n : most) * 4u);
+}
+#endif
