@@ -104,6 +104,8 @@ static uint64_t fast_forward_scratch_bytes(const struct sfd_layer *layer, uint32
     uint64_t bytes = 0u;
     uint32_t images;
 
+    if (!fast_is_ordinary(layer))
+        return sfd_kernels_portable.forward_scratch_bytes(layer, n);
     for (images = 1u; images <= n && images <= SFD_BLOCK; ++images)
         if (linear_images(layer, images) == images)
             continue; /* needs none */
@@ -131,6 +133,8 @@ static uint64_t fast_forward(const struct sfd_layer *layer, const float *w, cons
     uint32_t first = 0u, images;
     uint64_t done = 0u;
 
+    if (!fast_is_ordinary(layer))
+        return sfd_kernels_portable.forward(layer, w, bias, x, y, n, scratch);
     if (column_pixels(layer, SFD_BLOCK) == 0u && n >= SFD_BLOCK && !is_linear(layer)) {
         done = gather_forward(layer, w, bias, x, y, n / SFD_BLOCK, scratch);
         first = n / SFD_BLOCK * SFD_BLOCK;
@@ -326,6 +330,10 @@ static void fast_backward(const struct sfd_layer *layer, const float *w,
     uint32_t first = 0u, images;
     int linear;
 
+    if (!fast_is_ordinary(layer)) {
+        sfd_kernels_portable.backward(layer, w, x, dy, dx, accumulate, gradient, n, scratch, done);
+        return;
+    }
     unpacking.mask = x->mask;
     unpacking.values = x->values;
     unpacking.channels = layer->in_channels;
@@ -373,6 +381,8 @@ static uint64_t fast_backward_scratch_bytes(const struct sfd_layer *layer, uint3
     uint64_t bytes = 0u, kept = aligned_bytes((uint64_t)layer->in_channels * 4u);
     uint32_t images;
 
+    if (!fast_is_ordinary(layer))
+        return sfd_kernels_portable.backward_scratch_bytes(layer, n);
     if (n > SFD_BLOCK)
         kept += aligned_bytes((uint64_t)layer->support.count * 4u);
     for (images = 1u; images <= n && images <= SFD_BLOCK; ++images)

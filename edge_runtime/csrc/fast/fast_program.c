@@ -46,6 +46,45 @@ static uint32_t bucket_limit(const struct sfd_layer *layer)
     return (rows > layer->in_channels ? rows : layer->in_channels) * kernel_area(layer);
 }
 
+/* The kernels look at every tap for each tile and at every phase of the stride for each strip, and
+ * keep places as 32-bit offsets. */
+#define TAP_LIMIT 256u
+#define PHASE_LIMIT 64u
+#define PLACE_LIMIT (UINT64_C(1) << 31)
+
+static uint64_t larger(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Whether an axis reaches beyond the image by no more than the image's own length or so; *length is
+ * then that of any copy of it. */
+static int is_ordinary_axis(uint32_t in, uint32_t out, uint32_t kernel, uint32_t dilation,
+                            uint32_t padding, uint32_t stride, uint64_t *length)
+{
+    const uint64_t reach = (uint64_t)(kernel - 1u) * dilation + padding;
+    const uint64_t image = larger(in, (uint64_t)out * stride);
+
+    *length = image + 2u * reach + stride;
+    return reach <= 2u * image + 64u;
+}
+
+int fast_is_ordinary(const struct sfd_layer *layer)
+{
+    const struct sfd_convolution *shape = &layer->shape;
+    const uint64_t taps = (uint64_t)shape->kernel_h * shape->kernel_w;
+    const uint64_t channels = larger(layer->in_channels, layer->support.rows);
+    uint64_t height, width;
+
+    return taps <= TAP_LIMIT && (uint64_t)shape->stride_h * shape->stride_w <= PHASE_LIMIT &&
+           is_ordinary_axis(layer->in_height, layer->out_height, shape->kernel_h, shape->dilation_h,
+                            shape->padding_h, shape->stride_h, &height) &&
+           is_ordinary_axis(layer->in_width, layer->out_width, shape->kernel_w, shape->dilation_w,
+                            shape->padding_w, shape->stride_w, &width) &&
+           height * width < PLACE_LIMIT / SFD_BLOCK &&
+           channels * height * width < PLACE_LIMIT / SFD_BLOCK;
+}
+
 uint64_t fast_program_bytes(const struct sfd_layer *layer)
 {
     return aligned_bytes((uint64_t)layer->support.count * sizeof(struct fast_entry)) +

@@ -88,6 +88,10 @@ struct fast_tile {
     struct fast_run *run;
 };
 
+/* Whether the fast kernels take a layer. One with a kernel, a stride or a padding out of all
+ * proportion is left to the portable ones, whose time and memory do not grow with them. */
+int fast_is_ordinary(const struct sfd_layer *layer);
+
 /* Bytes that a program over this layer takes at most, whatever the pass. */
 uint64_t fast_program_bytes(const struct sfd_layer *layer);
 
