@@ -47,9 +47,11 @@ class MeasuredMemory:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """Multiply-adds really done by the convolution and linear layers, and steps applied.
+    """Multiply-adds done by the convolution and linear layers, and steps applied.
 
-    `forward`, `d_input` and `d_weight` are those of training (see `plan.MultiplyAdds` for the
+    The portable kernels and the vectorised convolutions over 16 images count in their loops. For
+    other batches and for linear layers the vectorised kernels report what follows from the layer's
+    nonzeros; products with the zeros beside an image are not counted. `forward`, `d_input` and `d_weight` are those of training (see `plan.MultiplyAdds` for the
     formula), `evaluation` those of `Session.evaluate`.
     """
 

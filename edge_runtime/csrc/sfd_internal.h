@@ -186,7 +186,7 @@ struct sfd_kernels {
 };
 
 /* The portable set: the oracle of all others, and what microboards run. The same bits on every
- * machine; its d_weight multiplies only the kept entries of a packed input. */
+ * machine; its weight gradient multiplies only the kept entries of a packed input. */
 extern const struct sfd_kernels sfd_kernels_portable;
 
 /* kernels_packed.c: add the weight gradient of a packed input. */

@@ -1,4 +1,4 @@
-"""The core gives the same bits on every machine, compiler and level of optimisation."""
+"""The core with its portable kernels gives the same bits on every machine, compiler and level of optimisation."""
 
 import shutil
 import subprocess
