@@ -51,7 +51,9 @@ class Counters:
 
     The portable kernels and the vectorised convolutions over 16 images count in their loops. For
     other batches and for linear layers the vectorised kernels report what follows from the layer's
-    nonzeros; products with the zeros beside an image are not counted. `forward`, `d_input` and `d_weight` are those of training (see `plan.MultiplyAdds` for the
+    nonzeros; products with the zeros beside an image are not counted.
+
+    `forward`, `d_input` and `d_weight` are those of training (see `plan.MultiplyAdds` for the
     formula), `evaluation` those of `Session.evaluate`.
     """
 
