@@ -30,10 +30,10 @@ class Needs:
 
 
 def needs_of(artifact: Artifact, state: State, batch_size: int) -> Needs:
-    """What training `state` with batches of `batch_size` examples needs."""
+    """What training `state` with batches of `batch_size` examples needs, by the smallest plan."""
     largest = max(len(artifact.encode()), len(state.encode()))
     return Needs(
-        memory_bytes=plan(artifact, state, batch_size=batch_size).arena_bytes,
+        memory_bytes=plan(artifact, state, batch_size, memory="small").arena_bytes,
         block_bytes=least_block_bytes(largest),
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sparsyfed.devices.dataset import Dataset
 from sparsyfed.edge_runtime.artifact import Artifact
-from sparsyfed.edge_runtime.errors import ArenaError, ConfigurationError
+from sparsyfed.edge_runtime.errors import ConfigurationError
 from sparsyfed.edge_runtime.format import Loss
 from sparsyfed.edge_runtime.messages import DeviceProfileReport, MultiplyAddsReport, Offer
 from sparsyfed.edge_runtime.plan import plan
@@ -94,22 +94,15 @@ def train_locally(
     `memory_bytes` is what the arena of the session may take. `clock` gives seconds, `should_stop` is asked before
     each step. The update depends on the artifact, the state, the data and `work` alone.
 
-    Raises ArenaError if the plan does not fit `memory_bytes`, ConfigurationError if the data does not fit the model,
+    Raises ArenaError if no plan fits `memory_bytes`, ConfigurationError if the data does not fit the model,
     TrainingStopped if `should_stop` said so, and what `Session` raises.
     """
     structure = Artifact.of(artifact)
     require_fitting_data(structure, dataset)
-    planned = plan(structure, state, work.batch_size)
-    if planned.arena_bytes > memory_bytes:
-        raise ArenaError(
-            f"training with batch size {work.batch_size} takes {planned.arena_bytes} bytes, this device has "
-            f"{memory_bytes}: choose a smaller batch or a state of higher sparsity",
-            got=memory_bytes,
-            wanted=planned.arena_bytes,
-        )
+    limit = arena_limit(structure, state, work.batch_size, memory_bytes)
     started = clock()
     loss_sum = 0.0
-    with Session.open(structure, state, batch_size=work.batch_size) as session:
+    with Session.open(structure, state, batch_size=work.batch_size, arena_bytes=limit) as session:
         for epoch in range(work.epochs):
             for batch in dataset.batches(work.batch_size, work.seed, epoch):
                 if should_stop():
@@ -122,7 +115,7 @@ def train_locally(
                 )
                 loss_sum += loss * batch.count
         update = session.update(work.sparsity, work.budget, round=work.round).encode()
-        profile = measured_profile(session, planned.arena_bytes)
+        profile = measured_profile(session)
     examples = len(dataset)
     return LocalResult(
         update=update,
@@ -133,12 +126,27 @@ def train_locally(
     )
 
 
-def measured_profile(session: Session, planned_arena_bytes: int) -> DeviceProfileReport:
-    """What the session has taken so far, as measured."""
+def arena_limit(
+    artifact: str | Path | bytes | Artifact, state: bytes, batch_size: int, memory_bytes: int
+) -> int | None:
+    """The `arena_bytes` of a session that keeps to `memory_bytes`.
+
+    None where the usual plan fits; else activations are computed again, as many as it takes. Raises
+    ArenaError if no plan fits, and what `plan` raises.
+    """
+    if plan(artifact, state, batch_size).arena_bytes <= memory_bytes:
+        return None
+    plan(artifact, state, batch_size, arena_bytes=memory_bytes)
+    return memory_bytes
+
+
+def measured_profile(session: Session) -> DeviceProfileReport:
+    """What the session has taken so far, as measured. The forward has what was computed again, too."""
     done = session.counters
+    memory = session.memory
     return DeviceProfileReport(
-        planned_arena_bytes=planned_arena_bytes,
-        arena_peak_bytes=session.memory.arena_peak_bytes,
+        planned_arena_bytes=memory.arena_bytes,
+        arena_peak_bytes=memory.arena_peak_bytes,
         peak_rss_bytes=peak_rss_bytes(),
         multiply_adds=MultiplyAddsReport(
             forward=done.forward + done.recomputed, d_input=done.d_input, d_weight=done.d_weight

@@ -49,9 +49,15 @@ class ErrorCode(enum.IntEnum):
     ERR_CODEC = -17
     ERR_CAPACITY = -18
     ERR_KERNELS = -19
+    ERR_THREADS = -20
 
 
-WITHOUT_PLACE = (ErrorCode.ERR_ARGUMENT, ErrorCode.ERR_ARENA, ErrorCode.ERR_BATCH)
+WITHOUT_PLACE = (
+    ErrorCode.ERR_ARGUMENT,
+    ErrorCode.ERR_ARENA,
+    ErrorCode.ERR_BATCH,
+    ErrorCode.ERR_THREADS,
+)
 """Errors that are not about a byte of a file."""
 
 
@@ -142,6 +148,7 @@ class Options(ctypes.Structure):
 
     _fields_ = (
         ("kernels", ctypes.c_int32),
+        ("threads", ctypes.c_uint32),
         ("memory", ctypes.c_int32),
         ("arena_bytes", ctypes.c_uint64),
     )
@@ -225,6 +232,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         ctypes.c_int,
         (*_BYTES, *_BYTES, _U32, _OPTIONS, *_BYTES, ctypes.POINTER(_ADDRESS), _PROBLEM),
     ),
+    "sfd_close": (None, (_ADDRESS,)),
     "sfd_step": (ctypes.c_int, (*_BATCH, ctypes.c_float, ctypes.c_float, _LOSS)),
     "sfd_gradients": (ctypes.c_int, (*_BATCH, _LOSS)),
     "sfd_evaluate": (ctypes.c_int, (*_BATCH, _LOSS, ctypes.POINTER(_U32))),
@@ -282,6 +290,7 @@ def raise_error(code: int, subject: str, problem: Problem | None = None) -> NoRe
             | ErrorCode.ERR_BATCH
             | ErrorCode.ERR_CAPACITY
             | ErrorCode.ERR_KERNELS
+            | ErrorCode.ERR_THREADS
         ):
             raise InputError(message)
         case _:

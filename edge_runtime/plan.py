@@ -14,12 +14,10 @@ from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.container import MAX_U32
 from sparsyfed.edge_runtime.errors import ArenaError, InputError
 from sparsyfed.edge_runtime.format import NONE
-from sparsyfed.edge_runtime.kernels import find_kernels
+from sparsyfed.edge_runtime.options import session_options
 from sparsyfed.edge_runtime.state import State
 
 PERSISTENT_KINDS = ("tables", "index", "weight", "working_weight", "dense")
-MEMORY_CHOICES = ("fast", "small")
-MAX_U64 = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +140,8 @@ class MemoryPlan:
         shared = [buffer for buffer in self.buffers if not buffer.is_persistent]
         for buffer in sorted(shared, key=lambda one: (one.first_step, one.last_step)):
             what = f"{buffer.kind.replace('_', ' ')} {buffer.name or 'of the input'}"
-            ends = (f"{at} {self.steps[at]}" for at in (buffer.first_step, buffer.last_step))
-            rows.append((what, f"{buffer.bytes:,}", *ends))
+            first, last = (f"{at} {self.steps[at]}" for at in (buffer.first_step, buffer.last_step))
+            rows.append((what, f"{buffer.bytes:,}", first, last))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = (
             f"  {what:<{widths[0]}}  {size:>{widths[1]}}  {first:<{widths[2]}}  {last}".rstrip()
@@ -170,21 +168,23 @@ def plan(
     batch_size: int,
     *,
     kernels: str | None = None,
+    threads: int = 1,
     memory: str = "fast",
     arena_bytes: int | None = None,
 ) -> MemoryPlan:
     """Plan training `state` with batches of up to `batch_size` examples; allocates none of it.
 
-    `kernels`, `memory` and `arena_bytes` are as in `Session.open`. The vectorised sets all take
-    the same memory, the portable one has scratch of its own: "portable" plans for a microboard.
+    `kernels`, `threads`, `memory` and `arena_bytes` are as in `Session.open`. The vectorised sets
+    all take the same memory, the portable one has scratch of its own: "portable" plans for a
+    microboard.
 
     Raises FormatError for a malformed artifact or state, MismatchError when they don't belong
     together, ArenaError when no plan fits `arena_bytes`, InputError for a batch size out of range
-    or one whose arena would pass 4 GiB, for an unknown choice of memory, and for kernels that are
-    not available.
+    or one whose arena would pass 4 GiB, for an unknown choice of memory, and for kernels or threads
+    that are not available.
     """
     model = Artifact.of(artifact)
-    options = native_options(kernels, memory, arena_bytes)
+    options = session_options(kernels, threads, memory, arena_bytes)
     structure = model.encode()
     state_bytes = state.encode() if isinstance(state, State) else state
     core = _native.library()
@@ -220,14 +220,6 @@ def plan(
         steps=steps,
         buffers=buffers,
     )
-
-
-def native_options(kernels: str | None, memory: str, arena_bytes: int | None) -> _native.Options:
-    """The options of a plan. Raises InputError for kernels or a choice of memory not known."""
-    if memory not in MEMORY_CHOICES:
-        raise InputError(f"got memory {memory!r}, wanted one of: {', '.join(MEMORY_CHOICES)}")
-    limit = 0 if arena_bytes is None else min(max(arena_bytes, 1), MAX_U64)
-    return _native.Options(find_kernels(kernels), _native.MemoryChoice[memory.upper()], limit)
 
 
 def raise_plan_error(code: int, batch_size: int, problem: _native.Problem) -> NoReturn:

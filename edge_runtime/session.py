@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import weakref
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from sparsyfed.edge_runtime.container import FLOAT_BYTES, column_type
 from sparsyfed.edge_runtime.errors import ArenaError, BackendError, InputError
 from sparsyfed.edge_runtime.format import CONTAINER_HEADER, Content, Loss, ParameterKind
 from sparsyfed.edge_runtime.kernels import kernels_name
-from sparsyfed.edge_runtime.plan import native_options, plan
+from sparsyfed.edge_runtime.options import session_options
+from sparsyfed.edge_runtime.plan import plan
 from sparsyfed.edge_runtime.state import DenseTensor, SparseTensor, State
 from sparsyfed.edge_runtime.update import SparseUpdate
 
@@ -45,10 +47,14 @@ class MeasuredMemory:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """Multiply-adds really done by the convolution and linear layers, and steps applied.
+    """Multiply-adds done by the convolution and linear layers, and steps applied.
 
-    `forward`, `d_input`, `d_weight` and `recomputed` are those of training (see `plan.MultiplyAdds` for the
-    formula), `evaluation` those of `Session.evaluate`.
+    The portable kernels and the vectorised convolutions over 16 images count in their loops. For
+    other batches and for linear layers the vectorised kernels report what follows from the layer's
+    nonzeros; products with the zeros beside an image are not counted.
+
+    `forward`, `d_input`, `d_weight` and `recomputed` are those of training (see
+    `plan.MultiplyAdds` for the formula), `evaluation` those of `Session.evaluate`.
     """
 
     forward: int
@@ -70,7 +76,7 @@ class _Batch:
 
 
 class Session:
-    """A model in training. Open one with `Session.open`; one thread at a time may use it.
+    """A model in training. Open one with `Session.open`; one caller at a time may use it.
 
     After an exception from any method the model is as it was before the call, and the session goes
     on.
@@ -87,6 +93,8 @@ class Session:
         self.artifact = artifact
         self.kernels = kernels_name(options.kernels)
         """Name of the kernel set in use."""
+        self.threads = int(options.threads)
+        """Threads that compute, with the one that calls."""
         self.batch_size = batch_size
         self._core = _native.library()
         self._round = int(CONTAINER_HEADER.unpack_from(state)[3])
@@ -102,6 +110,8 @@ class Session:
             *(batch_size, options),
             *(self._arena.address, arena_bytes, self._handle, problem),
         )
+        # Also for a session that is dropped open: its threads must not outlive its arena.
+        self._end = weakref.finalize(self, end_session, self._core, self._handle, self._arena)
         if code:
             self.close()
             _native.raise_error(code, "session", problem)
@@ -116,6 +126,7 @@ class Session:
         arena_bytes: int | None = None,
         *,
         kernels: str | None = None,
+        threads: int = 1,
         memory: str = "fast",
     ) -> Session:
         """Session for training `state` with batches of up to `batch_size` examples.
@@ -133,9 +144,13 @@ class Session:
         None takes the one that the environment variable SPARSYFED_KERNELS names, or else the best
         one that library and processor have.
 
+        `threads` is how many threads compute, with the calling one, 1 to 16. The vectorised kernels
+        share their work out; the result is the same to the bit. `close` ends them.
+
         Raises FormatError for a malformed artifact or state, MismatchError when they don't belong
         together, ArenaError when the arena is smaller than planned or the system does not give it,
-        BackendError when the backend is not there, InputError for kernels that are not available.
+        BackendError when the backend is not there, InputError for kernels or threads that are not
+        available.
         """
         if backend not in BACKENDS:
             raise BackendError(f"got backend {backend!r}, available: {', '.join(BACKENDS)}")
@@ -146,6 +161,7 @@ class Session:
             state_bytes,
             batch_size,
             kernels=kernels,
+            threads=threads,
             memory=memory,
             arena_bytes=arena_bytes,
         )
@@ -157,7 +173,7 @@ class Session:
                 got=DEFAULT_ARENA_LIMIT,
                 wanted=wanted,
             )
-        options = native_options(kernels, memory, arena_bytes)
+        options = session_options(kernels, threads, memory, arena_bytes)
         return cls(structure, state_bytes, batch_size, wanted, options)
 
     def __enter__(self) -> Self:
@@ -172,9 +188,9 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Give the arena back. Any use but closing again raises InputError from then on."""
+        """End the threads, give the arena back. Any use but closing again raises InputError then."""
         self._handle = None
-        self._arena.close()
+        self._end()
 
     def step(
         self,
@@ -360,6 +376,12 @@ class Session:
                 f"got a batch of {batch.examples} examples, wanted {self.batch_size} at most: "
                 "the session is planned for that"
             )
+
+
+def end_session(core: ctypes.CDLL, handle: ctypes.c_void_p, arena: _native.Memory) -> None:
+    """End the threads of a session, then give its arena back."""
+    core.sfd_close(handle)
+    arena.close()
 
 
 def batch_buffer(name: str, data: BufferLike) -> memoryview:

@@ -23,6 +23,7 @@ from sparsyfed.tools.bench_timing import Spread, best_of, ratio, take_turns
 from sparsyfed.tools.bench_training import train_apart
 
 PASSES = ("forward", "d_input", "d_weight")
+COUNTED = (*PASSES, "recomputed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,17 +155,17 @@ def _times(
 def _work(session: Session, whole: MemoryPlan) -> dict[str, Any]:
     """Multiply-adds that a step really did, beside those of the dense model, and memory.
 
-    The forward has what the backward computed again, too.
+    What was computed again stands beside the dense forward.
     """
     counters = session.counters
     memory = session.memory
-    done = {name: getattr(counters, name) for name in PASSES}
-    done["forward"] += counters.recomputed
+    dense = {name: getattr(whole.macs, name) for name in PASSES}
+    dense["recomputed"] = whole.macs.forward
     return {
         "kernels": session.kernels,
         "multiply_adds": {
-            name: work_done(done[name] / counters.steps, getattr(whole.macs, name))
-            for name in PASSES
+            name: work_done(getattr(counters, name) / counters.steps, dense[name])
+            for name in COUNTED
         },
         "arena_bytes": memory.arena_bytes,
         "arena_peak_bytes": memory.arena_peak_bytes,
@@ -187,7 +188,7 @@ def work_done(done: float, dense: int) -> dict[str, float | None]:
 
 HEADING = (
     *("model", "batch", "ISA", "kernels", "masks", "sparsity", "dense ms", "ours ms", "speed-up"),
-    *("quartiles", "forward", "dX", "dW", "arena"),
+    *("quartiles", "forward", "dX", "dW", "again", "arena"),
 )
 
 
@@ -197,7 +198,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     kernels = row["kernels"] if row["memory"] is None else f"{row['kernels']} {row['memory']}"
     dense = row["dense_seconds"][row["dense_format"]]["median"]
     speedup = row["speedup"]
-    shares = [row["multiply_adds"][name]["share"] for name in PASSES]
+    shares = [row["multiply_adds"][name]["share"] for name in COUNTED]
     texts = [row["model"], str(row["batch_size"]), row["isa"], kernels, masks]
     texts += [
         f"{row['sparsity']:.2%}",

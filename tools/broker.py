@@ -250,8 +250,9 @@ def run_broker(
     with tempfile.TemporaryDirectory(prefix="sparsyfed-broker-") as temporary:
         broker = PrivateBroker(directory or temporary, host, port, open_to_network=open_to_network)
         with broker:
-            print(f"mosquitto listens on {host}:{broker.port}; log: {broker.log_path}", flush=True)
-            try:
+            place = f"{host}:{broker.port}"
+            try:  # whoever reads the line may send a signal before print has returned
+                print(f"mosquitto listens on {place}; log: {broker.log_path}", flush=True)
                 return broker.wait()
             except KeyboardInterrupt:
                 return 0

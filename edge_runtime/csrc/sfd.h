@@ -53,7 +53,8 @@
     X(ERR_SUPPORT, -16, "the update holds an entry outside the support of its base")             \
     X(ERR_CODEC, -17, "the codec or value type is not known to this library")                    \
     X(ERR_CAPACITY, -18, "the output buffer is too small")                                       \
-    X(ERR_KERNELS, -19, "this build or this processor does not have the kernel set")
+    X(ERR_KERNELS, -19, "this build or this processor does not have the kernel set")             \
+    X(ERR_THREADS, -20, "this build or this system does not give so many threads")
 
 #define SFD_ENUM_ERROR(name, code, text) SFD_##name = code,
 enum sfd_error { SFD_ERRORS(SFD_ENUM_ERROR) };
@@ -135,12 +136,14 @@ enum sfd_memory {
 
 /* How a session runs. Zeros are the defaults, as NULL is where a function takes options. */
 struct sfd_options {
-    int32_t kernels; /* enum sfd_kernel_set; automatic: the best one that is available */
-    int32_t memory;  /* enum sfd_memory */
-    uint64_t
-        arena_bytes; /* a limit: SFD_ERR_ARENA if no plan fits it. SFD_MEMORY_FAST then is the plan
-                             with the least work that is found to fit. 0: no limit */
+    int32_t kernels;      /* enum sfd_kernel_set; automatic: the best one that is available */
+    uint32_t threads;     /* that a session uses, with the calling one; 0 or 1: no others */
+    int32_t memory;       /* enum sfd_memory */
+    uint64_t arena_bytes; /* a limit: SFD_ERR_ARENA if no plan fits it. SFD_MEMORY_FAST then is the
+                           * plan with the least work that is found to fit. 0: no limit */
 };
+
+#define SFD_MAX_THREADS 16u
 
 /* Multiply-adds over the prunable layers. */
 struct sfd_multiply_adds {
@@ -215,7 +218,8 @@ SFD_API int sfd_workspace_bytes(const uint8_t *artifact, size_t artifact_bytes, 
                                 struct sfd_problem *problem);
 
 /* Plan the memory and the work of training this state with batches of up to `batch` examples.
- * Options may be NULL. SFD_ERR_KERNELS when the kernel set is not available, here and in sfd_open.
+ * Options may be NULL. Here and in sfd_open SFD_ERR_KERNELS when the kernel set is not available,
+ * SFD_ERR_THREADS for more threads than SFD_MAX_THREADS, or than one where the build has none.
  * The workspace must be aligned to SFD_ALIGNMENT; it keeps the buffer list for sfd_plan_buffer. */
 SFD_API int sfd_plan(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *state,
                      size_t state_bytes, uint32_t batch, const struct sfd_options *options,
@@ -229,12 +233,16 @@ SFD_API int sfd_plan_step(const void *workspace, uint32_t index, struct sfd_plan
 SFD_API int sfd_plan_buffer(const void *workspace, uint32_t index, struct sfd_buffer *buffer);
 
 /* Open a session in the arena. Artifact and state are copied: the caller may free them. The arena
- * must have been planned with the same options.
+ * must have been planned with the same options. A session with threads is to be closed.
  * For SFD_ERR_ARENA, problem->got and ->wanted are the bytes given and needed. */
 SFD_API int sfd_open(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *state,
                      size_t state_bytes, uint32_t batch, const struct sfd_options *options,
                      void *arena, size_t arena_bytes, struct sfd_session **session,
                      struct sfd_problem *problem);
+
+/* End the session's threads: before its arena goes, and the last call. Without threads there is
+ * nothing to end. */
+SFD_API void sfd_close(struct sfd_session *session);
 
 /* One SGD step on n examples: x is n images in NCHW order, y n labels or n target vectors.
  * v <- v - learning_rate * (dL/dv + weight_decay * v); likewise the dense parameters. */

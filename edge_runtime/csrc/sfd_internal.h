@@ -114,6 +114,7 @@ struct sfd_slot {
 };
 
 struct sfd_kernels;
+struct sfd_team;
 
 struct sfd_session {
     struct sfd_node *nodes;
@@ -128,6 +129,8 @@ struct sfd_session {
     float beta;
     uint8_t support_id[8];
     const struct sfd_kernels *kernels;
+    struct sfd_team *team; /* NULL: one thread */
+    uint32_t threads;
     struct sfd_multiply_adds planned; /* of one training step with a full batch */
     uint64_t search_left;             /* steps that the search for a plan may still look at */
     uint64_t scanned; /* while the schedule is made: operations looked at to restore others */
@@ -157,6 +160,32 @@ static inline uint32_t sfd_block_images(uint32_t n, uint32_t first)
     return n - first < SFD_BLOCK ? n - first : SFD_BLOCK;
 }
 
+/* sfd_threads.c: the threads of a session. A task runs once on each of the `count` threads of the
+ * team, on the calling one with index 0; it is done when sfd_team_run returns. A team that is NULL is
+ * the calling thread alone. Each number is computed by one thread, in the order in which one thread
+ * would: the bits do not depend on the threads. */
+typedef void (*sfd_task)(void *context, uint32_t index, uint32_t count);
+void sfd_team_run(struct sfd_team *team, sfd_task task, void *context);
+uint32_t sfd_team_count(const struct sfd_team *team);
+
+/* The most threads that this build can have. */
+uint32_t sfd_threads_limit(void);
+
+/* Bytes of the team, a multiple of SFD_ALIGNMENT; none for one thread. */
+uint64_t sfd_team_bytes(uint32_t threads);
+
+/* Start the threads of a team in `memory`; *started is NULL for one thread. */
+int sfd_team_start(void *memory, uint32_t threads, struct sfd_team **started);
+
+/* End the threads of a team, which may be NULL. */
+void sfd_team_end(struct sfd_team *team);
+
+/* Where the share of thread `index` of `count` begins; that of the next one is its end. */
+static inline uint32_t sfd_share(uint32_t total, uint32_t index, uint32_t count)
+{
+    return (uint32_t)((uint64_t)total * index / count);
+}
+
 /* The geometry of a convolution. */
 struct sfd_convolution {
     uint32_t groups, kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h,
@@ -170,6 +199,8 @@ struct sfd_layer {
     struct sfd_support support; /* its rows are the output channels */
     uint32_t in_channels, in_height, in_width, out_height, out_width;
     uint64_t multiply_adds; /* of one image: a nonzero with an input inside it */
+    uint32_t threads;       /* at most that many work on it, each with scratch of its own */
+    struct sfd_team *team;
 };
 
 /* What the forward kept of a layer's input: all of it, or the kept values and the bitmask of their
@@ -202,7 +233,7 @@ struct sfd_kernels {
 };
 
 /* The portable set: the oracle of all others, and what microboards run. The same bits on every
- * machine; its d_weight multiplies only the kept entries of a packed input. */
+ * machine; its weight gradient multiplies only the kept entries of a packed input. */
 extern const struct sfd_kernels sfd_kernels_portable;
 
 /* kernels_packed.c: add the weight gradient of a packed input. */
@@ -345,7 +376,7 @@ static inline float *sfd_tensor_data(const struct sfd_session *session, uint32_t
  * memory. A tie goes to the lower position in the order image, element. */
 uint64_t sfd_packed_bytes(uint32_t keep, uint64_t elements);
 void sfd_pack(const float *x, uint32_t size, uint32_t n, uint32_t keep, uint32_t *histogram,
-              void *packed);
+              void *packed, struct sfd_team *team);
 
 /* Place in the order image, element of what lies at `at` in memory. */
 uint32_t sfd_image_order(uint32_t size, uint32_t n, uint32_t at);
@@ -415,6 +446,7 @@ struct sfd_batch_norm {
     const float *weight, *bias; /* NULL: ones, zeros */
     const float *mean, *variance;
     float *moments;
+    struct sfd_team *team; /* which the vectorised kernels use */
 };
 
 /* What happens to the output of a batch norm in the same pass: an addition, then a rectifier. */
@@ -463,7 +495,7 @@ struct sfd_tensor_kernels {
     void (*bias_backward)(const struct sfd_channels *shape, const float *dy, uint32_t n,
                           float *d_bias);
     void (*pack)(const float *x, uint32_t size, uint32_t n, uint32_t keep, uint32_t *histogram,
-                 void *packed);
+                 void *packed, struct sfd_team *team);
     void (*powerprop_forward)(const float *v, float *w, uint32_t count, float beta);
     void (*powerprop_backward)(const float *v, float *gradient, uint32_t count, float beta);
 };

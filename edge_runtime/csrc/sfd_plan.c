@@ -26,9 +26,10 @@ int sfd_prepare(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *s
                 struct sfd_container_view *state_view, struct sfd_plan *plan,
                 struct sfd_problem *problem)
 {
-    const struct sfd_options defaults = {SFD_KERNELS_AUTOMATIC, SFD_MEMORY_FAST, 0u};
+    const struct sfd_options defaults = {SFD_KERNELS_AUTOMATIC, 1u, SFD_MEMORY_FAST, 0u};
     const struct sfd_options *chosen = options == NULL ? &defaults : options;
     const struct sfd_kernels *kernels = sfd_kernels_find(chosen->kernels);
+    const uint32_t threads = chosen->threads == 0u ? 1u : chosen->threads;
     struct sfd_artifact_view artifact_view;
     uint64_t tables;
     int error;
@@ -37,6 +38,8 @@ int sfd_prepare(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *s
         return sfd_fail(problem, SFD_ERR_ARGUMENT, 0u, 0u, SFD_ALIGNMENT);
     if (kernels == NULL)
         return sfd_fail(problem, SFD_ERR_KERNELS, 0u, (uint32_t)chosen->kernels, 0u);
+    if (threads > sfd_threads_limit())
+        return sfd_fail(problem, SFD_ERR_THREADS, 0u, threads, sfd_threads_limit());
     if (chosen->memory != SFD_MEMORY_FAST && chosen->memory != SFD_MEMORY_SMALL)
         return sfd_fail(problem, SFD_ERR_ARGUMENT, 0u, (uint32_t)chosen->memory, 0u);
     if (batch == 0u || batch > SFD_MAX_BATCH)
@@ -52,7 +55,8 @@ int sfd_prepare(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *s
     if (tables > memory_bytes)
         return sfd_fail(problem, SFD_ERR_ARENA, 0u, (uint32_t)memory_bytes, (uint32_t)tables);
     *session = sfd_tables_build(&artifact_view, state_view, batch, kernels, memory);
-    error = sfd_memory_plan(*session, tables, chosen, plan);
+    (*session)->threads = threads;
+    error = sfd_memory_plan(*session, tables + sfd_team_bytes(threads), chosen, plan);
     if (error != SFD_OK)
         return sfd_fail(problem, error, 0u, 0u, 0u);
     if (chosen->arena_bytes > 0u && chosen->arena_bytes < plan->arena_bytes)

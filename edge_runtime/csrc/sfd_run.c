@@ -72,7 +72,8 @@ static void pack_input(struct sfd_session *session, const struct sfd_node *node,
 
     if (node->saved != SFD_NONE)
         session->kernels->tensors->pack(x, size, n, sfd_keep_count(slot, (uint64_t)size * n),
-                                        session->histogram, sfd_region_data(session, node->saved));
+                                        session->histogram, sfd_region_data(session, node->saved),
+                                        session->team);
 }
 
 /* The working copy of a weight holds w from the forward until the layer's backward. */
@@ -143,6 +144,7 @@ struct sfd_batch_norm sfd_batch_norm_of(const struct sfd_session *session,
     norm.bias = sfd_parameter_data(session, operation->bias);
     norm.mean = norm.variance = NULL;
     norm.moments = sfd_region_data(session, node->moments);
+    norm.team = session->team;
     return norm;
 }
 

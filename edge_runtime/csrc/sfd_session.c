@@ -45,6 +45,7 @@ int sfd_open(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *stat
     struct sfd_container_view state_view;
     struct sfd_session *opened;
     struct sfd_plan plan;
+    uint8_t *team;
     int error;
 
     if (session == NULL)
@@ -56,9 +57,22 @@ int sfd_open(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *stat
     if (plan.arena_bytes > arena_bytes)
         return sfd_fail(problem, SFD_ERR_ARENA, 0u, (uint32_t)arena_bytes,
                         (uint32_t)plan.arena_bytes);
+    /* the team follows the tables, in their region, which is the first */
+    team = (uint8_t *)arena + opened->regions[0].bytes - sfd_team_bytes(opened->threads);
+    error = sfd_team_start(team, opened->threads, &opened->team);
+    if (error != SFD_OK)
+        return sfd_fail(problem, error, 0u, opened->threads, 0u);
     load_parameters(opened, &state_view);
     *session = opened;
     return SFD_OK;
+}
+
+void sfd_close(struct sfd_session *session)
+{
+    if (session == NULL)
+        return;
+    sfd_team_end(session->team);
+    session->team = NULL;
 }
 
 static int check_labels(const void *y, enum sfd_target target, uint32_t n, uint32_t classes)

@@ -58,6 +58,8 @@ struct sfd_layer sfd_layer_sizes(const struct sfd_session *session, const struct
         .out_height = 1u,
         .out_width = 1u,
         .multiply_adds = node->multiply_adds,
+        .threads = session->threads,
+        .team = session->team,
     };
 
     if (operation->kind == SFD_OPERATION_LINEAR)

@@ -130,14 +130,16 @@ uint32_t sfd_tie_end(const float *x, uint32_t size, uint32_t n, uint32_t thresho
     return n * size;
 }
 
+/* On the calling thread alone. */
 void sfd_pack(const float *x, uint32_t size, uint32_t n, uint32_t keep, uint32_t *histogram,
-              void *packed)
+              void *packed, struct sfd_team *team)
 {
     float *value = packed;
     uint32_t *mask = (uint32_t *)packed + keep;
     struct sfd_selection selection;
     uint32_t i, taken = 0u, end = size * n, threshold, ties;
 
+    (void)team;
     if (keep == 0u)
         return;
     sfd_selection_begin(&selection, keep, histogram);

@@ -92,6 +92,7 @@ static int random_shape(struct sfd_layer *layer)
     shape->dilation_h = shape->dilation_w = below(5u) == 0u ? 2u : 1u;
     shape->padding_h = below(3u) > 0u ? shape->kernel_h / 2u : below(4u);
     shape->padding_w = below(3u) > 0u ? shape->kernel_w / 2u : below(4u);
+    layer->threads = 1u;
     layer->in_channels = shape->groups * (1u + below(6u));
     layer->in_height = pick(lengths, 13u);
     layer->in_width = pick(lengths, 13u);

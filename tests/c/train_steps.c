@@ -1,6 +1,6 @@
 /* Trains a model on numbers from a fixed generator and prints the checksum of its update: the same
- * on every machine. Usage: train_steps ARTIFACT STATE INPUT_SIZE OUTPUTS BATCH STEPS KEEP TARGET, with
- * TARGET 1 for labels and 3 for values (enum sfd_target). */
+ * on every machine. Usage: train_steps ARTIFACT STATE INPUT_SIZE OUTPUTS BATCH STEPS KEEP TARGET
+ * THREADS, with TARGET 1 for labels and 3 for values (enum sfd_target). */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -42,6 +42,7 @@ int main(int count, char **argument)
     size_t artifact_bytes, state_bytes, update_bytes;
     uint8_t *artifact, *state, *update;
     struct sfd_session *session = NULL;
+    struct sfd_options options = {SFD_KERNELS_AUTOMATIC, 1u};
     struct sfd_plan plan;
     uint64_t workspace_bytes;
     uint32_t size, outputs, batch, steps, keep, seed = 1u, step, i;
@@ -51,7 +52,7 @@ int main(int count, char **argument)
     int32_t *label;
     enum sfd_target target;
 
-    if (count != 9)
+    if (count != 10)
         return 2;
     artifact = read_file(argument[1], &artifact_bytes);
     state = read_file(argument[2], &state_bytes);
@@ -61,14 +62,15 @@ int main(int count, char **argument)
     steps = (uint32_t)atoi(argument[6]);
     keep = (uint32_t)atoi(argument[7]);
     target = (enum sfd_target)atoi(argument[8]);
+    options.threads = (uint32_t)atoi(argument[9]);
     if (sfd_workspace_bytes(artifact, artifact_bytes, &workspace_bytes, NULL) != SFD_OK)
         return 3;
     workspace = aligned((size_t)workspace_bytes);
-    if (sfd_plan(artifact, artifact_bytes, state, state_bytes, batch, NULL, workspace,
+    if (sfd_plan(artifact, artifact_bytes, state, state_bytes, batch, &options, workspace,
                  (size_t)workspace_bytes, &plan, NULL) != SFD_OK)
         return 4;
     arena = aligned((size_t)plan.arena_bytes);
-    if (sfd_open(artifact, artifact_bytes, state, state_bytes, batch, NULL, arena,
+    if (sfd_open(artifact, artifact_bytes, state, state_bytes, batch, &options, arena,
                  (size_t)plan.arena_bytes, &session, NULL) != SFD_OK)
         return 5;
     x = malloc((size_t)batch * (size + outputs) * sizeof *x); /* inputs, then wanted outputs */
@@ -91,6 +93,7 @@ int main(int count, char **argument)
     update = malloc(update_bytes);
     if (sfd_update_encode(session, &keep, 1u, 1u, update, update_bytes, &update_bytes) != SFD_OK)
         return 8;
+    sfd_close(session);
     printf("%08lx %lu\n", (unsigned long)sfd_crc32(0u, update, update_bytes),
            (unsigned long)update_bytes);
     return 0;

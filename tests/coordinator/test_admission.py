@@ -6,9 +6,9 @@ from sparsyfed.edge_runtime import Artifact, FormatError, State, plan
 from sparsyfed.edge_runtime.messages import MAX_BLOCKS, MIN_BLOCK_BYTES
 
 
-def test_memory_is_what_the_plan_says(artifact: Artifact, dense_state: State) -> None:
+def test_memory_is_that_of_the_smallest_plan(artifact: Artifact, dense_state: State) -> None:
     needs = needs_of(artifact, dense_state, 8)
-    planned = plan(artifact, dense_state, batch_size=8).arena_bytes
+    planned = plan(artifact, dense_state, batch_size=8, memory="small").arena_bytes
     assert needs == Needs(planned, MIN_BLOCK_BYTES)
     assert needs.refusal(planned, MIN_BLOCK_BYTES) is None
     assert needs.refusal(planned - 1, MIN_BLOCK_BYTES) is not None

@@ -114,11 +114,11 @@ def test_work_that_does_not_fit_is_declined_when_its_objects_are_there(bench: Be
 def test_the_default_refusal_is_the_plan(tmp_path: Path, artifact: Artifact, state: State) -> None:
     artifact.save(tmp_path / "a")
     state.save(tmp_path / "s")
-    needed = plan(artifact, state, 8).arena_bytes
+    needed = plan(artifact, state, 8, memory="small").arena_bytes
     assert refusal_of_plan(tmp_path / "a", tmp_path / "s", 8, needed) is None
     reason = refusal_of_plan(tmp_path / "a", tmp_path / "s", 8, needed - 1)
     assert reason is not None
-    assert f"takes {needed} bytes, this device has {needed - 1}" in reason
+    assert f"got an arena of {needed - 1} bytes, batch size 8 wants {needed}" in reason
     (tmp_path / "a").write_bytes(b"no artifact")
     assert refusal_of_plan(tmp_path / "a", tmp_path / "s", 8, needed)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from model_strategies import random_model
 
 from sparsyfed.devices.dataset import Dataset
 from sparsyfed.devices.training import (
@@ -88,10 +89,32 @@ def test_seeds_differ_by_job_round_and_device() -> None:
 def test_a_plan_over_the_memory_is_refused(
     artifact: Artifact, state: State, dataset: Dataset
 ) -> None:
-    needed = plan(artifact, state, 8).arena_bytes
+    needed = plan(artifact, state, 8, memory="small").arena_bytes
     train_locally(artifact, state.encode(), dataset, WORK, memory_bytes=needed)
-    with pytest.raises(ArenaError, match=f"takes {needed} bytes, this device has {needed - 1}"):
+    with pytest.raises(ArenaError, match=f"got an arena of {needed - 1} bytes.* wants {needed} "):
         train_locally(artifact, state.encode(), dataset, WORK, memory_bytes=needed - 1)
+
+
+def test_a_tight_memory_takes_more_work_for_the_same_update(tmp_path: Path) -> None:
+    model = random_model("residual", 8, 0.5)
+    usual, least = (
+        plan(model.artifact, model.state, 8, memory=memory).arena_bytes
+        for memory in ("fast", "small")
+    )
+    assert least < usual
+    rng = np.random.default_rng(0)
+    shape = (20, *model.artifact.tensors[0].shape)
+    np.save(tmp_path / "x.npy", rng.normal(size=shape).astype(np.float32))
+    np.save(tmp_path / "y.npy", rng.integers(0, 2, 20, dtype=np.int32))
+    roomy, tight = (
+        train_locally(
+            model.artifact, model.state.encode(), Dataset(tmp_path), WORK, memory_bytes=memory_bytes
+        )
+        for memory_bytes in (usual, least)
+    )
+    assert tight.update == roomy.update
+    assert tight.profile.arena_peak_bytes <= least < roomy.profile.arena_peak_bytes
+    assert tight.profile.multiply_adds.forward > roomy.profile.multiply_adds.forward
 
 
 def test_training_stops_before_the_next_step(

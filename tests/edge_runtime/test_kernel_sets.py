@@ -1,11 +1,9 @@
 """Choosing the kernels of a session."""
 
-import sys
-
 import pytest
 from session_batches import images
 
-from sparsyfed.edge_runtime import _native
+from sparsyfed.edge_runtime import _native, options
 from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.errors import InputError
 from sparsyfed.edge_runtime.kernels import available_kernels
@@ -66,7 +64,7 @@ def test_a_set_that_is_not_there_is_refused(
 def test_the_core_refuses_a_set_that_is_not_there(
     monkeypatch: pytest.MonkeyPatch, classifier: Artifact, sparse_state: State
 ) -> None:
-    monkeypatch.setattr(sys.modules[plan.__module__], "find_kernels", lambda _: 77)
+    monkeypatch.setattr(options, "find_kernels", lambda _: 77)
     with pytest.raises(InputError, match="does not have the kernel set"):
         plan(classifier, sparse_state, 4)
     assert not _native.library().sfd_kernels_available(77)

@@ -35,6 +35,7 @@ def test_every_error_has_an_exception_with_its_text(code: _native.ErrorCode) -> 
         _native.ErrorCode.ERR_BATCH: InputError,
         _native.ErrorCode.ERR_CAPACITY: InputError,
         _native.ErrorCode.ERR_KERNELS: InputError,
+        _native.ErrorCode.ERR_THREADS: InputError,
     }.get(code, FormatError)
     texts = dict(re.findall(r'X\((\w+), -?\d+,\s*"([^"]+)"\)', HEADER.replace("\\\n", "")))
     with pytest.raises(SparsyFedError, match=re.escape(f"thing: {texts[code.name]}")) as caught:

@@ -58,10 +58,13 @@ def test_devices_end_with_the_block(tmp_path: Path) -> None:
 
 def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     code = (
-        "import sys, time\n"
+        "import os, sys, time\n"
         "from sparsyfed.tools.child_process import spawn\n"
-        f"child = spawn([sys.executable, '-c', 'import time; time.sleep(60)'],"
-        f" open({str(tmp_path / 'log')!r}, 'wb'))\n"
+        f"log = {str(tmp_path / 'log')!r}\n"
+        "program = 'import time; print(1, flush=True); time.sleep(60)'\n"
+        "child = spawn([sys.executable, '-c', program], open(log, 'wb'))\n"
+        "while os.path.getsize(log) == 0:\n"  # until then it may not have asked for the signal
+        "    time.sleep(0.01)\n"
         "print(child.pid, flush=True)\n"
         "time.sleep(60)\n"
     )

@@ -41,7 +41,7 @@ def step(speedup: float, sparsity: float, **values: Any) -> dict[str, Any]:
         "speedup_over_reference": None,
         "multiply_adds": {
             name: {"done": density * 1e9, "dense": 10**9, "share": density}
-            for name in ("forward", "d_input", "d_weight")
+            for name in ("forward", "d_input", "d_weight", "recomputed")
         },
         "traffic_bytes": 10**8,
         "arena_bytes": 1000,

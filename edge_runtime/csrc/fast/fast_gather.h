@@ -15,7 +15,7 @@
 #define PIXEL SFD_BLOCK                /* floats of a pixel */
 #define PIXEL_VECTORS (16 / SFD_LANES) /* registers of a pixel */
 
-/* One tile of every output channel. x and y point to the tile's first pixel. Strides in floats. */
+/* One tile of output channels [first_channel, last_channel). x and y point to the tile's first pixel. Strides in floats. */
 struct fast_gather {
     const struct fast_program *program;
     const uint32_t *start; /* of the buckets of a block of input channels */
@@ -27,6 +27,7 @@ struct fast_gather {
     size_t y_channel, y_row, y_pixel;
     const float *bias; /* NULL: none */
     int accumulate;
+    uint32_t first_channel, last_channel;
 };
 
 /* Add a run of entries to the sums of pixels [top, bottom) x [left, right). The sums of a small tile
@@ -132,7 +133,7 @@ SFD_INLINE uint64_t gather_tile(const struct fast_gather *gather, const uint32_t
     uint32_t channel, r;
     uint32_t i, j, u;
 
-    for (channel = 0u; channel < program->channels; ++channel) {
+    for (channel = gather->first_channel; channel < gather->last_channel; ++channel) {
         const uint32_t *start = gather->start + (size_t)channel * program->taps;
         float *y = gather->y + channel * gather->y_channel;
         const float first = gather->bias ? gather->bias[channel] : 0.0f;
@@ -204,8 +205,9 @@ FOR_TILE_SHAPES(GATHER_FUNCTIONS)
 static const gather_function gather_neighbours[TILE_SHAPES] = {FOR_TILE_SHAPES(GATHER_NEIGHBOURS)};
 static const gather_function gather_apart[TILE_SHAPES] = {FOR_TILE_SHAPES(GATHER_APART)};
 
-/* Images of one block. */
+/* Images of one block, and the channels of the output that are wanted. */
 struct fast_images {
+    uint32_t first_channel, last_channel;
     struct fast_map map;
     const float *x;
     size_t x_row, x_pixel; /* of the input */
@@ -251,6 +253,8 @@ static uint64_t gather_images(const struct fast_program *program, const struct f
     gather.y_channel = images->y_channel;
     gather.y_row = images->y_row;
     gather.y_pixel = images->y_pixel;
+    gather.first_channel = images->first_channel;
+    gather.last_channel = images->last_channel;
     tile.run = runs;
     for (tile.y = 0u; tile.y < map->height; tile.y += tile.rows) {
         tile.columns = fast_tile_columns(map->width, 0u, TILE_PIXELS);

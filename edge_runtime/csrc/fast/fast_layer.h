@@ -5,6 +5,45 @@
 #include "fast_columns.h"
 #include "fast_small.h"
 
+/* A forward over whole blocks of 16 images, as its threads share it. */
+struct gather_work {
+    const struct sfd_layer *layer;
+    const struct fast_program *program;
+    struct fast_images images; /* the first block, all channels */
+    size_t x_block, y_block;   /* from block to block */
+    const float *bias;
+    uint32_t blocks;
+    uint8_t *runs; /* of all threads */
+    uint64_t done[SFD_MAX_THREADS];
+};
+
+static uint64_t gather_runs_bytes(const struct sfd_layer *layer)
+{
+    return aligned_bytes((uint64_t)layer->shape.kernel_h * layer->shape.kernel_w *
+                         sizeof(struct fast_run));
+}
+
+/* The output channels of one thread. */
+static void gather_share(void *context, uint32_t index, uint32_t count)
+{
+    struct gather_work *work = context;
+    const struct sfd_support *support = &work->layer->support;
+    const uint32_t taps = work->program->taps;
+    struct fast_run *runs = (void *)(work->runs + index * gather_runs_bytes(work->layer));
+    struct fast_images images = work->images;
+    uint32_t block;
+
+    images.first_channel = fast_share(support->row_pointer, 1u, support->rows, taps, index, count);
+    images.last_channel =
+        fast_share(support->row_pointer, 1u, support->rows, taps, index + 1u, count);
+    work->done[index] = 0u;
+    for (block = 0u; block < work->blocks; ++block) {
+        work->done[index] += gather_images(work->program, &images, runs, work->bias) * SFD_BLOCK;
+        images.x += work->x_block;
+        images.y += work->y_block;
+    }
+}
+
 /* Whole blocks of 16 images. */
 static uint64_t gather_forward(const struct sfd_layer *layer, const float *w, const float *bias,
                                const float *x, float *y, uint32_t blocks, uint8_t *scratch)
@@ -12,33 +51,35 @@ static uint64_t gather_forward(const struct sfd_layer *layer, const float *w, co
     const size_t in_row = (size_t)layer->in_width * PIXEL, in_plane = layer->in_height * in_row;
     const size_t out_row = (size_t)layer->out_width * PIXEL;
     struct fast_program program;
-    struct fast_run *runs = (void *)fast_program_lay(&program, layer, scratch);
-    struct fast_images images;
+    struct gather_work work = {.layer = layer, .program = &program, .bias = bias, .blocks = blocks};
+    struct fast_images *images = &work.images;
     uint64_t done = 0u;
+    uint32_t i;
 
+    work.runs = fast_program_lay(&program, layer, scratch);
     fast_taps_forward(&program, layer);
     fast_taps_place(&program, in_row, PIXEL);
-    images.map.height = layer->out_height;
-    images.map.width = layer->out_width;
-    images.map.in_height = layer->in_height;
-    images.map.in_width = layer->in_width;
-    images.map.step_y = layer->shape.stride_h;
-    images.map.step_x = layer->shape.stride_w;
-    images.x = x;
-    images.x_row = in_row;
-    images.x_pixel = PIXEL;
-    images.y = y;
-    images.y_channel = layer->out_height * out_row;
-    images.y_row = out_row;
-    images.y_pixel = PIXEL;
+    images->map.height = layer->out_height;
+    images->map.width = layer->out_width;
+    images->map.in_height = layer->in_height;
+    images->map.in_width = layer->in_width;
+    images->map.step_y = layer->shape.stride_h;
+    images->map.step_x = layer->shape.stride_w;
+    images->x = x;
+    images->x_row = in_row;
+    images->x_pixel = PIXEL;
+    images->y = y;
+    images->y_channel = layer->out_height * out_row;
+    images->y_row = out_row;
+    images->y_pixel = PIXEL;
+    work.x_block = layer->in_channels * in_plane;
+    work.y_block = layer->support.rows * images->y_channel;
     fast_program_forward(&program, layer, in_plane,
-                         gather_window(&images.map, layer->shape.kernel_h, layer->shape.kernel_w),
-                         gather_changes(&images.map), w);
-    for (; blocks > 0u; --blocks) {
-        done += gather_images(&program, &images, runs, bias) * SFD_BLOCK;
-        images.x += layer->in_channels * in_plane;
-        images.y += layer->support.rows * images.y_channel;
-    }
+                         gather_window(&images->map, layer->shape.kernel_h, layer->shape.kernel_w),
+                         gather_changes(&images->map), w);
+    sfd_team_run(layer->team, gather_share, &work);
+    for (i = 0u; i < SFD_MAX_THREADS; ++i)
+        done += work.done[i];
     return done;
 }
 
@@ -60,10 +101,11 @@ static uint64_t maximum(uint64_t a, uint64_t b)
 /* A batch may be smaller than planned: each number of images from 1 on can be the rest. */
 static uint64_t fast_forward_scratch_bytes(const struct sfd_layer *layer, uint32_t n)
 {
-    const uint64_t taps = (uint64_t)layer->shape.kernel_h * layer->shape.kernel_w;
     uint64_t bytes = 0u;
     uint32_t images;
 
+    if (!fast_is_ordinary(layer))
+        return sfd_kernels_portable.forward_scratch_bytes(layer, n);
     for (images = 1u; images <= n && images <= SFD_BLOCK; ++images)
         if (linear_images(layer, images) == images)
             continue; /* needs none */
@@ -72,7 +114,8 @@ static uint64_t fast_forward_scratch_bytes(const struct sfd_layer *layer, uint32
         else if (images < SFD_BLOCK)
             bytes = maximum(bytes, small_forward_bytes(layer, images));
         else
-            bytes = maximum(bytes, fast_program_bytes(layer) + taps * sizeof(struct fast_run));
+            bytes = maximum(bytes,
+                            fast_program_bytes(layer) + layer->threads * gather_runs_bytes(layer));
     return bytes;
 }
 
@@ -90,6 +133,8 @@ static uint64_t fast_forward(const struct sfd_layer *layer, const float *w, cons
     uint32_t first = 0u, images;
     uint64_t done = 0u;
 
+    if (!fast_is_ordinary(layer))
+        return sfd_kernels_portable.forward(layer, w, bias, x, y, n, scratch);
     if (column_pixels(layer, SFD_BLOCK) == 0u && n >= SFD_BLOCK && !is_linear(layer)) {
         done = gather_forward(layer, w, bias, x, y, n / SFD_BLOCK, scratch);
         first = n / SFD_BLOCK * SFD_BLOCK;
@@ -124,13 +169,22 @@ static uint32_t strip_rows(const struct sfd_layer *layer)
     return rows < height ? rows : height;
 }
 
+/* A backward over whole blocks of 16 images, as its threads share it. */
 struct fast_backward {
+    const struct sfd_layer *layer;
     struct fast_program program;
-    struct fast_tile *tiles;
-    struct fast_run *runs;
-    vector *partial;
-    float *window;
-    uint32_t rows; /* of a phase in a strip */
+    struct fast_unpacking *unpacking;
+    const struct sfd_saved_input *x;
+    const float *dy;
+    float *dx;
+    int accumulate;
+    uint32_t first; /* image with which the block begins */
+    uint32_t rows;  /* of a phase in a strip */
+    float *window;  /* rows of the input, all channels */
+    uint8_t *tiles; /* of all threads, and the two that follow */
+    uint8_t *runs, *partial;
+    size_t tiles_bytes, runs_bytes, partial_bytes; /* of one thread */
+    struct sfd_multiply_adds done[SFD_MAX_THREADS];
 };
 
 /* Lay the working memory of the backward out. Returns its bytes; with scratch NULL only counts. */
@@ -141,73 +195,96 @@ static uint64_t backward_lay(struct fast_backward *backward, const struct sfd_la
     const uint64_t tiles = (uint64_t)rows * layer->in_width;
     const uint64_t taps = (uint64_t)layer->shape.kernel_h * layer->shape.kernel_w;
     const uint64_t column = (uint64_t)layer->support.rows / layer->shape.groups * taps;
-    const uint64_t parts[4] = {
-        aligned_bytes(tiles * sizeof(struct fast_tile)),
-        aligned_bytes(tiles * taps * sizeof(struct fast_run)),
-        aligned_bytes(column * SFD_BLOCK * 4u),
-        (uint64_t)layer->in_channels * rows * layer->shape.stride_h * layer->in_width * PIXEL * 4u,
-    };
-    uint8_t *cursor = scratch;
+    const uint64_t tiles_bytes = aligned_bytes(tiles * sizeof(struct fast_tile));
+    const uint64_t runs_bytes = aligned_bytes(tiles * taps * sizeof(struct fast_run));
+    const uint64_t partial_bytes = aligned_bytes(column * SFD_BLOCK * 4u);
 
     if (scratch != NULL) {
-        cursor = fast_program_lay(&backward->program, layer, scratch);
-        backward->tiles = (void *)cursor;
-        cursor += parts[0];
-        backward->runs = (void *)cursor;
-        cursor += parts[1];
-        backward->partial = (void *)cursor;
-        cursor += parts[2];
-        backward->window = (void *)cursor;
+        backward->tiles = fast_program_lay(&backward->program, layer, scratch);
+        backward->runs = backward->tiles + layer->threads * tiles_bytes;
+        backward->partial = backward->runs + layer->threads * runs_bytes;
+        backward->window = (void *)(backward->partial + layer->threads * partial_bytes);
+        backward->tiles_bytes = (size_t)tiles_bytes;
+        backward->runs_bytes = (size_t)runs_bytes;
+        backward->partial_bytes = (size_t)partial_bytes;
         backward->rows = rows;
     }
-    return fast_program_bytes(layer) + parts[0] + parts[1] + parts[2] + parts[3];
+    return fast_program_bytes(layer) + layer->threads * (tiles_bytes + runs_bytes + partial_bytes) +
+           (uint64_t)layer->in_channels * rows * layer->shape.stride_h * layer->in_width * PIXEL *
+               4u;
 }
 
-static void backward_block(struct fast_backward *backward, const struct sfd_layer *layer,
-                           const struct sfd_saved_input *x, struct fast_unpacking *unpacking,
-                           uint32_t first, const float *dy, float *dx, int accumulate,
-                           struct sfd_multiply_adds *done)
+/* One phase of the rows from `top` on, of the channels that the strip says. */
+static void backward_phase(struct fast_backward *backward, struct fast_strip *strip,
+                           uint32_t phase_y, uint32_t phase_x, uint32_t index)
 {
-    const struct sfd_convolution *shape = &layer->shape;
-    const size_t in_row = (size_t)layer->in_width * PIXEL, in_plane = layer->in_height * in_row;
-    const size_t in_start = (size_t)first * layer->in_channels * (in_plane / PIXEL);
-    const uint32_t window_rows = backward->rows * shape->stride_h;
-    struct fast_strip strip;
-    uint32_t phase_y, phase_x, top, c;
+    const struct sfd_layer *layer = backward->layer;
+    const uint32_t end = strip->first_row + backward->rows;
 
+    fast_phase_taps(layer, phase_y, phase_x, &strip->first_tap, &strip->last_tap);
+    strip->map.height = phase_length(layer->in_height, phase_y, layer->shape.stride_h);
+    strip->map.width = phase_length(layer->in_width, phase_x, layer->shape.stride_w);
+    strip->last_row = strip->map.height < end ? strip->map.height : end;
+    if (strip->first_row < strip->last_row && strip->map.width > 0u)
+        pair_strip(
+            &backward->program, strip, (void *)(backward->tiles + index * backward->tiles_bytes),
+            (void *)(backward->runs + index * backward->runs_bytes),
+            (void *)(backward->partial + index * backward->partial_bytes), &backward->done[index]);
+}
+
+/* What does not change over a block. */
+static struct fast_strip backward_strip(const struct fast_backward *backward)
+{
+    const struct sfd_layer *layer = backward->layer;
+    const size_t in_row = (size_t)layer->in_width * PIXEL, in_plane = layer->in_height * in_row;
+    struct fast_strip strip;
+
+    memset(&strip, 0, sizeof strip);
     strip.map.in_height = layer->out_height;
     strip.map.in_width = layer->out_width;
     strip.map.step_y = strip.map.step_x = 1u;
-    strip.dy = dy + (size_t)first * layer->support.rows * layer->out_height * layer->out_width;
+    strip.dy = backward->dy +
+               (size_t)backward->first * layer->support.rows * layer->out_height * layer->out_width;
     strip.dy_row = (size_t)layer->out_width * PIXEL;
-    strip.x_channel = x->dense ? in_plane : window_rows * in_row;
-    strip.x_row = strip.dx_row = shape->stride_h * in_row;
-    strip.x_pixel = strip.dx_pixel = (size_t)shape->stride_w * PIXEL;
+    strip.x_channel =
+        backward->x->dense ? in_plane : backward->rows * layer->shape.stride_h * in_row;
+    strip.x_row = strip.dx_row = layer->shape.stride_h * in_row;
+    strip.x_pixel = strip.dx_pixel = (size_t)layer->shape.stride_w * PIXEL;
     strip.dx_channel = in_plane;
-    strip.accumulate = accumulate;
-    if (!x->dense)
-        unpacking_begin(unpacking, (uint32_t)in_start, SFD_BLOCK);
+    strip.accumulate = backward->accumulate;
+    return strip;
+}
+
+/* The input channels of one thread, in one block. */
+static void backward_share(void *context, uint32_t index, uint32_t count)
+{
+    struct fast_backward *backward = context;
+    const struct sfd_layer *layer = backward->layer;
+    const struct sfd_convolution *shape = &layer->shape;
+    const struct fast_program *program = &backward->program;
+    const float *dense = backward->x->dense;
+    const size_t in_row = (size_t)layer->in_width * PIXEL;
+    const size_t in_start = (size_t)backward->first * in_elements(layer);
+    struct fast_strip strip = backward_strip(backward);
+    uint32_t phase_y, phase_x, top, c;
+
+    strip.first_channel =
+        fast_share(program->start, program->taps, program->channels, program->taps, index, count);
+    strip.last_channel = fast_share(program->start, program->taps, program->channels, program->taps,
+                                    index + 1u, count);
     for (top = 0u; top * shape->stride_h < layer->in_height; top += backward->rows) {
-        if (!x->dense)
-            for (c = 0u; c < layer->in_channels; ++c)
-                unpack_rows(unpacking, c, top * shape->stride_h, window_rows,
-                            backward->window + (size_t)c * window_rows * in_row);
+        for (c = strip.first_channel; !dense && c < strip.last_channel; ++c)
+            unpack_rows(backward->unpacking, c, top * shape->stride_h,
+                        backward->rows * shape->stride_h, backward->window + c * strip.x_channel);
+        strip.first_row = top;
         for (phase_y = 0u; phase_y < shape->stride_h; ++phase_y)
             for (phase_x = 0u; phase_x < shape->stride_w; ++phase_x) {
                 const size_t corner = phase_y * in_row + (size_t)phase_x * PIXEL;
-                fast_phase_taps(layer, phase_y, phase_x, &strip.first_tap, &strip.last_tap);
-                strip.map.height = phase_length(layer->in_height, phase_y, shape->stride_h);
-                strip.map.width = phase_length(layer->in_width, phase_x, shape->stride_w);
-                strip.first_row = top;
-                strip.last_row = strip.map.height < top + backward->rows ? strip.map.height
-                                                                         : top + backward->rows;
                 /* a window begins with row `top` of the phase */
-                strip.x = x->dense ? x->dense + in_start + corner
-                                   : backward->window + corner - top * strip.x_row;
-                strip.dx = dx ? dx + in_start + corner : NULL;
-                if (strip.first_row < strip.last_row && strip.map.width > 0u)
-                    pair_strip(&backward->program, &strip, backward->tiles, backward->runs,
-                               backward->partial, done);
+                strip.x = dense ? dense + in_start + corner
+                                : backward->window + corner - top * strip.x_row;
+                strip.dx = backward->dx ? backward->dx + in_start + corner : NULL;
+                backward_phase(backward, &strip, phase_y, phase_x, index);
             }
     }
 }
@@ -219,16 +296,27 @@ static void pair_backward(const struct sfd_layer *layer, const float *w,
                           uint32_t blocks, uint8_t *scratch, struct sfd_multiply_adds *done)
 {
     const size_t out_row = (size_t)layer->out_width * PIXEL;
-    struct fast_backward backward;
-    uint32_t block;
+    struct fast_backward backward = {.layer = layer, .unpacking = unpacking, .x = x, .dy = dy};
+    uint32_t block, i;
 
+    backward.dx = dx;
+    backward.accumulate = accumulate;
     (void)backward_lay(&backward, layer, scratch);
     fast_taps_backward(&backward.program, layer);
     fast_taps_place(&backward.program, out_row, PIXEL);
     fast_program_backward(&backward.program, layer, layer->out_height * out_row, w);
     memset(backward.program.gradient, 0, layer->support.count * sizeof *gradient);
-    for (block = 0u; block < blocks; ++block)
-        backward_block(&backward, layer, x, unpacking, block * SFD_BLOCK, dy, dx, accumulate, done);
+    for (block = 0u; block < blocks; ++block) {
+        backward.first = block * SFD_BLOCK;
+        if (!x->dense)
+            unpacking_begin(unpacking, layer->team, (uint32_t)(backward.first * in_elements(layer)),
+                            SFD_BLOCK);
+        sfd_team_run(layer->team, backward_share, &backward);
+    }
+    for (i = 0u; i < SFD_MAX_THREADS; ++i) {
+        done->d_input += backward.done[i].d_input;
+        done->d_weight += backward.done[i].d_weight;
+    }
     fast_program_collect(&backward.program, layer, gradient, 0);
 }
 
@@ -242,6 +330,10 @@ static void fast_backward(const struct sfd_layer *layer, const float *w,
     uint32_t first = 0u, images;
     int linear;
 
+    if (!fast_is_ordinary(layer)) {
+        sfd_kernels_portable.backward(layer, w, x, dy, dx, accumulate, gradient, n, scratch, done);
+        return;
+    }
     unpacking.mask = x->mask;
     unpacking.values = x->values;
     unpacking.channels = layer->in_channels;
@@ -269,7 +361,7 @@ static void fast_backward(const struct sfd_layer *layer, const float *w,
         linear = linear_images(layer, images) == images;
         unpacking.first = (uint32_t)at;
         if (!dense && !linear)
-            unpacking_begin(&unpacking, (uint32_t)at, images);
+            unpacking_begin(&unpacking, layer->team, (uint32_t)at, images);
         if (linear)
             linear_backward(layer, w, dense, &unpacking, from, to, accumulate, gradient, first > 0u,
                             images, (void *)cursor);
@@ -289,6 +381,8 @@ static uint64_t fast_backward_scratch_bytes(const struct sfd_layer *layer, uint3
     uint64_t bytes = 0u, kept = aligned_bytes((uint64_t)layer->in_channels * 4u);
     uint32_t images;
 
+    if (!fast_is_ordinary(layer))
+        return sfd_kernels_portable.backward_scratch_bytes(layer, n);
     if (n > SFD_BLOCK)
         kept += aligned_bytes((uint64_t)layer->support.count * 4u);
     for (images = 1u; images <= n && images <= SFD_BLOCK; ++images)

@@ -13,6 +13,7 @@
 static int is_linear(const struct sfd_layer *layer)
 {
     return layer->shape.kernel_h == 1u && layer->shape.kernel_w == 1u &&
+           layer->shape.padding_h == 0u && layer->shape.padding_w == 0u &&
            layer->shape.groups == 1u && layer->in_height == 1u && layer->in_width == 1u &&
            layer->out_height == 1u && layer->out_width == 1u;
 }

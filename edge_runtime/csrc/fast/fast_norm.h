@@ -101,14 +101,28 @@ static void channel_moments(const struct sfd_channels *shape, const float *x, ui
     *variance = channel_sum(shape, x, n, channel, *mean, 1) / count;
 }
 
-static void fast_batch_norm_forward(const struct sfd_batch_norm *norm, const float *x, uint32_t n,
-                                    const struct sfd_epilogue *after, float *y)
+/* A forward or backward, as its threads share it. */
+struct norm_work {
+    const struct sfd_batch_norm *norm;
+    const float *x;
+    uint32_t n;
+    const struct sfd_epilogue *after;
+    int join; /* the rectifier is part of the pass */
+    float *y;
+    const struct sfd_norm_gradient *gradient;
+};
+
+/* The channels of one thread. */
+static void norm_forward_share(void *context, uint32_t index, uint32_t count)
 {
+    const struct norm_work *work = context;
+    const struct sfd_batch_norm *norm = work->norm;
     const struct sfd_channels *shape = &norm->shape;
-    const int rectify = after->ceiling > 0.0f, join = rectify && runs_are_words(shape, n);
+    const uint32_t n = work->n, last = sfd_share(shape->channels, index + 1u, count);
+    const float *x = work->x;
     uint32_t channel, first;
 
-    for (channel = 0u; channel < shape->channels; ++channel) {
+    for (channel = sfd_share(shape->channels, index, count); channel < last; ++channel) {
         float *mean = norm->moments + channel, *variance = mean + shape->channels;
         struct norm_affine affine;
         if (norm->mean == NULL)
@@ -118,9 +132,19 @@ static void fast_batch_norm_forward(const struct sfd_batch_norm *norm, const flo
                        sqrtf((norm->mean ? norm->variance[channel] : *variance) + norm->epsilon);
         affine.shift = norm->bias ? norm->bias[channel] : 0.0f;
         for (first = 0u; first < n; first += SFD_BLOCK)
-            channel_forward(&affine, x, shape->pixels * sfd_block_images(n, first), after,
-                            sfd_channel_start(shape, n, first, channel), join, y);
+            channel_forward(&affine, x, shape->pixels * sfd_block_images(n, first), work->after,
+                            sfd_channel_start(shape, n, first, channel), work->join, work->y);
     }
+}
+
+static void fast_batch_norm_forward(const struct sfd_batch_norm *norm, const float *x, uint32_t n,
+                                    const struct sfd_epilogue *after, float *y)
+{
+    const struct sfd_channels *shape = &norm->shape;
+    const int rectify = after->ceiling > 0.0f, join = rectify && runs_are_words(shape, n);
+    struct norm_work work = {norm, x, n, after, join, y, NULL};
+
+    sfd_team_run(norm->team, norm_forward_share, &work);
     if (rectify && !join)
         fast_rectifier_forward(y, shape->channels * shape->pixels * n, after->ceiling, after->mask,
                                y);
@@ -253,33 +277,46 @@ static void rectify_apart(struct sfd_norm_gradient *of, uint32_t count)
     of->addend = NULL;
 }
 
-static void fast_batch_norm_backward(const struct sfd_batch_norm *norm, const float *x, uint32_t n,
-                                     const struct sfd_norm_gradient *gradient)
+/* The channels of one thread. */
+static void norm_backward_share(void *context, uint32_t index, uint32_t threads)
 {
+    const struct norm_work *work = context;
+    const struct sfd_batch_norm *norm = work->norm;
     const struct sfd_channels *shape = &norm->shape;
-    struct sfd_norm_gradient of = *gradient;
-    const float count = (float)(shape->pixels * n);
+    const struct sfd_norm_gradient *of = work->gradient;
+    const uint32_t last = sfd_share(shape->channels, index + 1u, threads);
+    const float count = (float)(shape->pixels * work->n);
     uint32_t channel;
 
-    if (of.mask && !runs_are_words(shape, n))
-        rectify_apart(&of, shape->channels * shape->pixels * n);
-    for (channel = 0u; channel < shape->channels; ++channel) {
+    for (channel = sfd_share(shape->channels, index, threads); channel < last; ++channel) {
         const float variance = norm->moments[shape->channels + channel];
         const float inverse = 1.0f / sqrtf(variance + norm->epsilon);
         struct norm_slope slope;
         float sum, product;
         slope.mean = norm->moments[channel];
-        channel_products(shape, x, n, channel, slope.mean, &of, &sum, &product);
-        if (of.d_weight)
-            of.d_weight[channel] = product * inverse;
-        if (of.d_bias)
-            of.d_bias[channel] = sum;
+        channel_products(shape, work->x, work->n, channel, slope.mean, of, &sum, &product);
+        if (of->d_weight)
+            of->d_weight[channel] = product * inverse;
+        if (of->d_bias)
+            of->d_bias[channel] = sum;
         slope.scale = (norm->weight ? norm->weight[channel] : 1.0f) * inverse;
         slope.shift = sum / count;
         slope.slope = product / count * inverse * inverse;
-        if (of.dx)
-            channel_backward(shape, x, n, channel, &slope, &of);
+        if (of->dx)
+            channel_backward(shape, work->x, work->n, channel, &slope, of);
     }
+}
+
+static void fast_batch_norm_backward(const struct sfd_batch_norm *norm, const float *x, uint32_t n,
+                                     const struct sfd_norm_gradient *gradient)
+{
+    const struct sfd_channels *shape = &norm->shape;
+    struct sfd_norm_gradient of = *gradient;
+    struct norm_work work = {norm, x, n, NULL, 0, NULL, &of};
+
+    if (of.mask && !runs_are_words(shape, n))
+        rectify_apart(&of, shape->channels * shape->pixels * n);
+    sfd_team_run(norm->team, norm_backward_share, &work);
 }
 
 #endif

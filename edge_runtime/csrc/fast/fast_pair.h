@@ -218,11 +218,11 @@ static const pair_function pair_functions[3][TILE_SHAPES] = {
     [(FAST_D_INPUT | FAST_D_WEIGHT) - 1] = {FOR_PAIR_SHAPES(PAIR_BOTH)},
 };
 
-/* Rows of one phase of the input gradient, all channels. The pointers are to pixel (0, 0) of the
+/* Rows of one phase of channels [first_channel, last_channel) of the input gradient. The pointers are to pixel (0, 0) of the
  * phase in channel 0. */
 struct fast_strip {
     struct fast_map map;
-    uint32_t first_row, last_row, first_tap, last_tap;
+    uint32_t first_channel, last_channel, first_row, last_row, first_tap, last_tap;
     const float *dy;
     size_t dy_row;
     const float *x; /* NULL: no weight gradient */
@@ -283,7 +283,7 @@ static void pair_strip(const struct fast_program *program, const struct fast_str
     pair.accumulate = strip->accumulate;
     pair.partial = partial;
     pair.first_tap = strip->first_tap;
-    for (channel = 0u; channel < program->channels; ++channel) {
+    for (channel = strip->first_channel; channel < strip->last_channel; ++channel) {
         const uint32_t *start = program->start + (size_t)channel * program->taps;
         const uint32_t first = start[strip->first_tap], count = start[strip->last_tap] - first;
         const int wanted =

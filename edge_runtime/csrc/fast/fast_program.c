@@ -46,6 +46,45 @@ static uint32_t bucket_limit(const struct sfd_layer *layer)
     return (rows > layer->in_channels ? rows : layer->in_channels) * kernel_area(layer);
 }
 
+/* The kernels look at every tap for each tile and at every phase of the stride for each strip, and
+ * keep places as 32-bit offsets. */
+#define TAP_LIMIT 256u
+#define PHASE_LIMIT 64u
+#define PLACE_LIMIT (UINT64_C(1) << 31)
+
+static uint64_t larger(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Whether an axis reaches beyond the image by no more than the image's own length or so; *length is
+ * then that of any copy of it. */
+static int is_ordinary_axis(uint32_t in, uint32_t out, uint32_t kernel, uint32_t dilation,
+                            uint32_t padding, uint32_t stride, uint64_t *length)
+{
+    const uint64_t reach = (uint64_t)(kernel - 1u) * dilation + padding;
+    const uint64_t image = larger(in, (uint64_t)out * stride);
+
+    *length = image + 2u * reach + stride;
+    return reach <= 2u * image + 64u;
+}
+
+int fast_is_ordinary(const struct sfd_layer *layer)
+{
+    const struct sfd_convolution *shape = &layer->shape;
+    const uint64_t taps = (uint64_t)shape->kernel_h * shape->kernel_w;
+    const uint64_t channels = larger(layer->in_channels, layer->support.rows);
+    uint64_t height, width;
+
+    return taps <= TAP_LIMIT && (uint64_t)shape->stride_h * shape->stride_w <= PHASE_LIMIT &&
+           is_ordinary_axis(layer->in_height, layer->out_height, shape->kernel_h, shape->dilation_h,
+                            shape->padding_h, shape->stride_h, &height) &&
+           is_ordinary_axis(layer->in_width, layer->out_width, shape->kernel_w, shape->dilation_w,
+                            shape->padding_w, shape->stride_w, &width) &&
+           height * width < PLACE_LIMIT / SFD_BLOCK &&
+           channels * height * width < PLACE_LIMIT / SFD_BLOCK;
+}
+
 uint64_t fast_program_bytes(const struct sfd_layer *layer)
 {
     return aligned_bytes((uint64_t)layer->support.count * sizeof(struct fast_entry)) +
@@ -82,36 +121,104 @@ static uint32_t row_bucket(const struct fast_program *program, uint32_t row)
     return row * program->row_bucket + row / program->group_rows * program->group_bucket;
 }
 
-static inline void count_entries(const struct fast_program *program,
-                                 const struct sfd_support *support, const int wide)
+/* The nonzeros of one thread: no other has any in the same buckets. */
+struct part {
+    uint32_t first_row, last_row, first_column, last_column;
+};
+
+static struct part thread_part(const struct fast_program *program, const struct sfd_layer *layer,
+                               uint32_t index, uint32_t count)
 {
+    const struct sfd_support *support = &layer->support;
+    struct part part = {0u, support->rows, 0u, support->columns};
+
+    if (program->row_bucket > 0u) { /* forward: a row has its own */
+        part.first_row = sfd_share(support->rows, index, count);
+        part.last_row = sfd_share(support->rows, index + 1u, count);
+    } else if (layer->shape.groups > 1u) {
+        part.first_row = sfd_share(layer->shape.groups, index, count) * program->group_rows;
+        part.last_row = sfd_share(layer->shape.groups, index + 1u, count) * program->group_rows;
+    } else {
+        part.first_column = sfd_share(support->columns, index, count);
+        part.last_column = sfd_share(support->columns, index + 1u, count);
+    }
+    return part;
+}
+
+/* The first nonzero of a row whose column is not before this one. */
+static inline uint32_t row_search(const struct sfd_support *support, uint32_t row, uint32_t column,
+                                  const int wide)
+{
+    uint32_t low = support->row_pointer[row], high = support->row_pointer[row + 1u];
+
+    if (column == 0u)
+        return low;
+    if (column == support->columns)
+        return high;
+    while (low < high) {
+        const uint32_t middle = low + (high - low) / 2u;
+        if (column_at(support->column, middle, wide) < column)
+            low = middle + 1u;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* What the threads share while they sort, or bring back what is sorted. */
+struct sort_work {
+    const struct fast_program *program;
+    const struct sfd_layer *layer;
+    const float *values;
+    float *gradient;
+    int later;
+};
+
+static inline void count_entries(const struct sort_work *work, const struct part *part,
+                                 const int wide)
+{
+    const struct fast_program *program = work->program;
+    const struct sfd_support *support = &work->layer->support;
     const struct fast_place *place = program->place;
     const void *column = support->column;
-    uint32_t row, rows = support->rows;
+    uint32_t row;
 
-    for (row = 0u; row < rows; ++row) {
+    for (row = part->first_row; row < part->last_row; ++row) {
         uint32_t *start = program->start + row_bucket(program, row);
-        uint32_t k, end = support->row_pointer[row + 1u];
-        for (k = support->row_pointer[row]; k < end; ++k)
+        uint32_t k, end = row_search(support, row, part->last_column, wide);
+        for (k = row_search(support, row, part->first_column, wide); k < end; ++k)
             ++start[place[column_at(column, k, wide)].bucket];
     }
 }
 
-static inline void place_entries(const struct fast_program *program,
-                                 const struct sfd_support *support, const float *values,
+static void count_share(void *context, uint32_t index, uint32_t count)
+{
+    const struct sort_work *work = context;
+    const struct part part = thread_part(work->program, work->layer, index, count);
+
+    if (work->layer->support.index_width == 2u)
+        count_entries(work, &part, 0);
+    else
+        count_entries(work, &part, 1);
+}
+
+static inline void place_entries(const struct sort_work *work, const struct part *part,
                                  const int wide)
 {
+    const struct fast_program *program = work->program;
+    const struct sfd_support *support = &work->layer->support;
     const struct fast_place *place = program->place;
     const void *column = support->column;
+    const float *values = work->values;
     struct fast_entry *entries = program->entry;
-    uint32_t row, rows = support->rows;
+    uint32_t row;
 
-    for (row = 0u; row < rows; ++row) {
+    for (row = part->first_row; row < part->last_row; ++row) {
         uint32_t *start = program->start + row_bucket(program, row);
         int32_t before = (int32_t)row * program->row_offset +
                          (int32_t)(row / program->group_rows) * program->group_offset;
-        uint32_t k, end = support->row_pointer[row + 1u];
-        for (k = support->row_pointer[row]; k < end; ++k) {
+        uint32_t k, end = row_search(support, row, part->last_column, wide);
+        for (k = row_search(support, row, part->first_column, wide); k < end; ++k) {
             const struct fast_place at = place[column_at(column, k, wide)];
             struct fast_entry *entry = &entries[start[at.bucket]++];
             entry->offset = before + at.offset;
@@ -120,59 +227,77 @@ static inline void place_entries(const struct fast_program *program,
     }
 }
 
+static void place_share(void *context, uint32_t index, uint32_t count)
+{
+    const struct sort_work *work = context;
+    const struct part part = thread_part(work->program, work->layer, index, count);
+
+    if (work->layer->support.index_width == 2u)
+        place_entries(work, &part, 0);
+    else
+        place_entries(work, &part, 1);
+}
+
 /* Sort by buckets, stable: count, add up, place. */
 static void sort_entries(struct fast_program *program, const struct sfd_layer *layer,
                          const float *values)
 {
-    const struct sfd_support *support = &layer->support;
+    struct sort_work work = {program, layer, values, NULL, 0};
     uint32_t b, total = 0u, *start = program->start;
 
-    program->group_rows = support->rows / layer->shape.groups;
+    program->group_rows = layer->support.rows / layer->shape.groups;
     memset(start, 0, ((size_t)program->buckets + 1u) * sizeof *start);
-    if (support->index_width == 2u)
-        count_entries(program, support, 0);
-    else
-        count_entries(program, support, 1);
+    sfd_team_run(layer->team, count_share, &work);
     for (b = 0u; b < program->buckets; ++b) {
         uint32_t count = start[b];
         start[b] = total;
         total += count;
     }
-    if (support->index_width == 2u)
-        place_entries(program, support, values, 0);
-    else
-        place_entries(program, support, values, 1);
+    sfd_team_run(layer->team, place_share, &work);
     /* Each bucket's cursor stands at its end now, which is where the next one begins. */
     memmove(start + 1, start, (size_t)program->buckets * sizeof *start);
     start[0] = 0u;
 }
 
-static inline void collect_entries(const struct fast_program *program,
-                                   const struct sfd_support *support, float *gradient,
-                                   const int later, const int wide)
+static inline void collect_entries(const struct sort_work *work, const struct part *part,
+                                   const int wide)
 {
+    const struct fast_program *program = work->program;
+    const struct sfd_support *support = &work->layer->support;
     const struct fast_place *place = program->place;
     const float *from = program->gradient;
     const void *column = support->column;
-    uint32_t row, rows = support->rows;
+    float *gradient = work->gradient;
+    const int later = work->later;
+    uint32_t row;
 
-    for (row = 0u; row < rows; ++row) {
+    for (row = part->first_row; row < part->last_row; ++row) {
         uint32_t *cursor = program->start + row_bucket(program, row);
-        uint32_t k, end = support->row_pointer[row + 1u];
-        for (k = support->row_pointer[row]; k < end; ++k) {
+        uint32_t k, end = row_search(support, row, part->last_column, wide);
+        for (k = row_search(support, row, part->first_column, wide); k < end; ++k) {
             const float value = from[cursor[place[column_at(column, k, wide)].bucket]++];
             gradient[k] = later ? gradient[k] + value : value;
         }
     }
 }
 
+static void collect_share(void *context, uint32_t index, uint32_t count)
+{
+    const struct sort_work *work = context;
+    const struct part part = thread_part(work->program, work->layer, index, count);
+
+    if (work->layer->support.index_width == 2u)
+        collect_entries(work, &part, 0);
+    else
+        collect_entries(work, &part, 1);
+}
+
 void fast_program_collect(struct fast_program *program, const struct sfd_layer *layer,
                           float *gradient, int later)
 {
-    if (layer->support.index_width == 2u)
-        collect_entries(program, &layer->support, gradient, later, 0);
-    else
-        collect_entries(program, &layer->support, gradient, later, 1);
+    struct sort_work work = {program, layer, NULL, gradient, later};
+
+    sfd_team_run(layer->team, collect_share, &work);
 }
 
 static uint32_t modulo(int64_t value, uint32_t divisor)
@@ -324,6 +449,22 @@ void fast_program_backward(struct fast_program *program, const struct sfd_layer 
     program->row_bucket = 0u;
     program->group_bucket = layer->in_channels / layer->shape.groups * program->taps;
     sort_entries(program, layer, values);
+}
+
+static uint64_t work_before(const uint32_t *before, uint32_t step, uint32_t channel, uint32_t taps)
+{
+    return (uint64_t)before[(size_t)channel * step] + (uint64_t)channel * taps;
+}
+
+uint32_t fast_share(const uint32_t *before, uint32_t step, uint32_t channels, uint32_t taps,
+                    uint32_t index, uint32_t count)
+{
+    const uint64_t wanted = work_before(before, step, channels, taps) * index;
+    uint32_t channel = 0u;
+
+    while (channel < channels && work_before(before, step, channel, taps) * count < wanted)
+        ++channel;
+    return channel;
 }
 
 uint32_t fast_tile_columns(uint32_t width, uint32_t x, uint32_t limit)

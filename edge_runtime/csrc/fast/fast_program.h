@@ -88,6 +88,10 @@ struct fast_tile {
     struct fast_run *run;
 };
 
+/* Whether the fast kernels take a layer. One with a kernel, a stride or a padding out of all
+ * proportion is left to the portable ones, whose time and memory do not grow with them. */
+int fast_is_ordinary(const struct sfd_layer *layer);
+
 /* Bytes that a program over this layer takes at most, whatever the pass. */
 uint64_t fast_program_bytes(const struct sfd_layer *layer);
 
@@ -119,6 +123,12 @@ void fast_program_backward(struct fast_program *program, const struct sfd_layer 
 /* Taps [first, last) of a phase of the input gradient. */
 void fast_phase_taps(const struct sfd_layer *layer, uint32_t phase_y, uint32_t phase_x,
                      uint32_t *first, uint32_t *last);
+
+/* The first channel of the share of thread `index` of `count`: as many nonzeros for each, of which
+ * before[c * step] are those of the channels before c. What a channel costs beside its nonzeros
+ * counts like one of each tap. */
+uint32_t fast_share(const uint32_t *before, uint32_t step, uint32_t channels, uint32_t taps,
+                    uint32_t index, uint32_t count);
 
 /* The gradients of the entries, back in the order of the support, added to where `later`. Ends the
  * program. */

@@ -243,6 +243,8 @@ static void small_forward(const struct sfd_layer *layer, const float *w, const f
     /* of each row of the kernel a tile reads its own length, and a vector for the shifts */
     fast_program_forward(&program, layer, (size_t)lines.phases_y * lines.phases_x * lines.plane,
                          layer->shape.kernel_h * gather_window(&strip.map, 1u, 2u), 1u, w);
+    strip.first_channel = 0u;
+    strip.last_channel = program.channels;
     strip.x = copy;
     strip.x_row = 0u;
     strip.x_pixel = PIXEL;
@@ -384,6 +386,8 @@ static void small_phases(struct small_backward *backward, const struct sfd_layer
 
     memset(&ignored, 0, sizeof ignored);
     strip.map = line_map(lines);
+    strip.first_channel = 0u;
+    strip.last_channel = backward->program.channels;
     strip.first_row = 0u;
     strip.last_row = 1u;
     strip.dy = backward->dy;

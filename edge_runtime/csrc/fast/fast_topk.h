@@ -97,6 +97,57 @@ static uint32_t collect(const float *x, uint32_t elements, uint32_t low, uint32_
     return i < elements ? room + 1u : taken;
 }
 
+/* What the threads share. The last two are of each of them: its elements inside the bracket, or taken,
+ * and those above it. */
+struct pack_work {
+    const float *x;
+    uint32_t elements;
+    uint32_t low, high; /* the bracket */
+    float *inside;      /* what it holds, in `room` */
+    uint32_t room;
+    uint32_t magnitude; /* the threshold */
+    float *value;
+    uint32_t *mask;
+    uint32_t taken[SFD_MAX_THREADS], above[SFD_MAX_THREADS];
+};
+
+/* The first element of the share of a thread. */
+static uint32_t pack_start(const struct pack_work *work, uint32_t index, uint32_t count)
+{
+    return index == count ? work->elements
+                          : sfd_share((work->elements + WORD - 1u) / WORD, index, count) * WORD;
+}
+
+static void collect_share(void *context, uint32_t index, uint32_t count)
+{
+    struct pack_work *work = context;
+    const uint32_t first = pack_start(work, index, count);
+    const uint32_t from = sfd_share(work->room, index, count);
+
+    work->taken[index] = collect(
+        work->x + first, pack_start(work, index + 1u, count) - first, work->low, work->high,
+        work->inside + from, sfd_share(work->room, index + 1u, count) - from, &work->above[index]);
+}
+
+/* Collect on all threads. Returns the number, or more than the room where one had too little. */
+static uint32_t collect_all(struct pack_work *work, struct sfd_team *team, uint32_t *above)
+{
+    const uint32_t count = sfd_team_count(team);
+    uint32_t i, taken = 0u;
+
+    sfd_team_run(team, collect_share, work);
+    *above = 0u;
+    for (i = 0u; i < count; ++i) {
+        const uint32_t from = sfd_share(work->room, i, count);
+        if (work->taken[i] > sfd_share(work->room, i + 1u, count) - from)
+            return work->room + 1u;
+        memmove(work->inside + taken, work->inside + from, work->taken[i] * sizeof *work->inside);
+        taken += work->taken[i];
+        *above += work->above[i];
+    }
+    return taken;
+}
+
 static uint32_t keep_between(float *x, uint32_t count, uint32_t low, uint32_t high)
 {
     uint32_t i, kept = 0u;
@@ -153,26 +204,28 @@ static struct topk_threshold radix_threshold(const float *x, uint32_t elements, 
     return threshold;
 }
 
-/* The threshold of the `keep` largest magnitudes. `work` has `room` floats. */
-static struct topk_threshold find_threshold(const float *x, uint32_t elements, uint32_t keep,
-                                            uint32_t *histogram, float *work, uint32_t room)
+/* The threshold of the `keep` largest magnitudes. */
+static struct topk_threshold find_threshold(struct pack_work *work, uint32_t keep,
+                                            uint32_t *histogram, struct sfd_team *team)
 {
-    uint32_t low, high, above, inside;
+    const uint32_t elements = work->elements, sample = work->room < SAMPLE ? work->room : SAMPLE;
+    uint32_t above, inside;
 
     if (elements < SAMPLED_FROM)
-        return radix_threshold(x, elements, keep, histogram);
-    sample_bracket(x, elements, keep, histogram, work, room < SAMPLE ? room : SAMPLE, &low, &high);
-    inside = collect(x, elements, low, high, work, room, &above);
-    if (inside > room || above >= keep)
-        return radix_threshold(x, elements, keep, histogram);
+        return radix_threshold(work->x, elements, keep, histogram);
+    sample_bracket(work->x, elements, keep, histogram, work->inside, sample, &work->low,
+                   &work->high);
+    inside = collect_all(work, team, &above);
+    if (inside > work->room || above >= keep)
+        return radix_threshold(work->x, elements, keep, histogram);
     if (above + inside >= keep)
-        return narrow(work, inside, low, high, keep - above, histogram);
-    if (low == 1u) { /* all that is not zero is taken */
+        return narrow(work->inside, inside, work->low, work->high, keep - above, histogram);
+    if (work->low == 1u) { /* all that is not zero is taken */
         struct topk_threshold zero = {0u, 0u, 0u};
         zero.ties = keep - above - inside;
         return zero;
     }
-    return radix_threshold(x, elements, keep, histogram);
+    return radix_threshold(work->x, elements, keep, histogram);
 }
 
 /* Of the bits of a word's ties those that are taken: all are, or those before `end` in the order
@@ -203,35 +256,94 @@ static void word_bits(const float *in, integers threshold, uint32_t *above, uint
     }
 }
 
-static void fast_pack(const float *x, uint32_t size, uint32_t n, uint32_t keep, uint32_t *histogram,
-                      void *packed)
+/* Write those of a word's elements whose bit is set, and nothing from `end` on. */
+SFD_INLINE float *take_word(float *value, const float *end, uint32_t bits, const float *in)
 {
-    float *value = packed, rest[WORD];
-    uint32_t *mask = (uint32_t *)packed + keep;
-    uint32_t elements = size * n, end = elements, taken = 0u, i;
-    struct topk_threshold threshold;
-    integers level;
+    if (end - value >= (ptrdiff_t)WORD)
+        return value + store_chosen(value, bits, in);
+    for (; bits != 0u; bits &= bits - 1u)
+        *value++ = in[__builtin_ctz(bits)];
+    return value;
+}
 
-    if (keep == 0u)
-        return;
-    threshold = find_threshold(x, elements, keep, histogram, value, keep + (elements + 31u) / WORD);
+/* Mask and values in one pass. Ties are taken as long as there are any left to take. */
+static void take_serially(const struct pack_work *work, uint32_t size, uint32_t n, uint32_t keep,
+                          struct topk_threshold threshold)
+{
+    const integers level = (integers){0} + (int32_t)threshold.magnitude;
+    const uint32_t elements = work->elements;
+    float *value = work->value, rest[WORD];
+    uint32_t end = elements, i;
+
     if (threshold.magnitude != 0u && threshold.ties < threshold.equal)
-        end = sfd_tie_end(x, size, n, threshold.magnitude, threshold.ties);
-    level = (integers){0} + (int32_t)threshold.magnitude;
+        end = sfd_tie_end(work->x, size, n, threshold.magnitude, threshold.ties);
     for (i = 0u; i < elements; i += WORD) {
-        const float *in = word_elements(x, elements, i, rest);
+        const float *in = word_elements(work->x, elements, i, rest);
         uint32_t bits, equal;
         word_bits(in, level, &bits, &equal);
         if (elements - i < WORD)
             equal &= (1u << (elements - i)) - 1u;
         if (equal != 0u && threshold.ties > 0u)
             bits |= take_ties(equal, &threshold.ties, i, size, n, end);
-        mask[i / WORD] = bits;
-        if (keep - taken >= WORD)
-            taken += store_chosen(value + taken, bits, in);
-        else /* the mask follows */
-            for (; bits != 0u; bits &= bits - 1u)
-                value[taken++] = in[__builtin_ctz(bits)];
+        work->mask[i / WORD] = bits;
+        value = take_word(value, work->value + keep, bits, in); /* the mask follows */
+    }
+}
+
+/* The mask of all elements that reach the threshold, which is not 0. */
+static void mask_share(void *context, uint32_t index, uint32_t count)
+{
+    struct pack_work *work = context;
+    const integers level = (integers){0} + (int32_t)work->magnitude;
+    const uint32_t last = pack_start(work, index + 1u, count);
+    uint32_t i, taken = 0u;
+    float rest[WORD];
+
+    for (i = pack_start(work, index, count); i < last; i += WORD) {
+        uint32_t bits, equal;
+        word_bits(word_elements(work->x, work->elements, i, rest), level, &bits, &equal);
+        work->mask[i / WORD] = bits | equal;
+        taken += count_bits(bits | equal);
+    }
+    work->taken[index] = taken;
+}
+
+/* The values whose bit is set; those of the threads before come first. */
+static void value_share(void *context, uint32_t index, uint32_t count)
+{
+    const struct pack_work *work = context;
+    const uint32_t last = pack_start(work, index + 1u, count);
+    float *value = work->value, *end, rest[WORD];
+    uint32_t i;
+
+    for (i = 0u; i < index; ++i)
+        value += work->taken[i];
+    end = value + work->taken[index];
+    for (i = pack_start(work, index, count); i < last; i += WORD)
+        value = take_word(value, end, work->mask[i / WORD],
+                          word_elements(work->x, work->elements, i, rest));
+}
+
+static void fast_pack(const float *x, uint32_t size, uint32_t n, uint32_t keep, uint32_t *histogram,
+                      void *packed, struct sfd_team *team)
+{
+    struct topk_threshold threshold;
+    struct pack_work work;
+
+    if (keep == 0u)
+        return;
+    work.x = x;
+    work.elements = size * n;
+    work.inside = work.value = packed;
+    work.mask = (uint32_t *)packed + keep;
+    work.room = keep + (work.elements + WORD - 1u) / WORD;
+    threshold = find_threshold(&work, keep, histogram, team);
+    work.magnitude = threshold.magnitude;
+    if (team == NULL || threshold.magnitude == 0u || threshold.ties < threshold.equal) {
+        take_serially(&work, size, n, keep, threshold);
+    } else { /* where the values of a thread begin is known once all have counted */
+        sfd_team_run(team, mask_share, &work);
+        sfd_team_run(team, value_share, &work);
     }
 }
 

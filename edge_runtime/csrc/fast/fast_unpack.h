@@ -43,17 +43,30 @@ static uint32_t count_run(const uint32_t *mask, uint32_t element, uint32_t count
     return count > 0u ? total + bits_set(mask_bits(mask, element, count)) : total;
 }
 
-/* Start a block: the values before each of its channels. */
-static void unpacking_begin(struct fast_unpacking *unpacking, uint32_t first, uint32_t images)
+static void unpacking_count(void *context, uint32_t index, uint32_t count)
 {
-    const uint32_t plane = unpacking->height * unpacking->width * images;
+    const struct fast_unpacking *unpacking = context;
+    const uint32_t plane = unpacking->height * unpacking->width * unpacking->images;
+    const uint32_t last = sfd_share(unpacking->channels, index + 1u, count);
     uint32_t c;
+
+    for (c = sfd_share(unpacking->channels, index, count); c < last; ++c)
+        unpacking->rank[c] = count_run(unpacking->mask, unpacking->first + c * plane, plane);
+}
+
+/* Start a block: the values before each of its channels. */
+static void unpacking_begin(struct fast_unpacking *unpacking, struct sfd_team *team, uint32_t first,
+                            uint32_t images)
+{
+    uint32_t c, count;
 
     unpacking->first = first;
     unpacking->images = images;
+    sfd_team_run(team, unpacking_count, unpacking);
     for (c = 0u; c < unpacking->channels; ++c) {
+        count = unpacking->rank[c];
         unpacking->rank[c] = unpacking->taken;
-        unpacking->taken += count_run(unpacking->mask, first + c * plane, plane);
+        unpacking->taken += count;
     }
 }
 
