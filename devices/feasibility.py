@@ -21,29 +21,42 @@ DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 class Fit:
     """One batch size at one density.
 
-    `arena_bytes` is exact, `parts` is what is alive at the fullest step. `estimated_seconds` a step
-    is multiply-adds over the profile's estimate of their rate; None where it has none.
+    `memory` is the plan's choice of what is computed again: "fast", or "small" where that does not
+    fit the device. `arena_bytes` is exact, `parts` is what is alive at the fullest step.
+    `estimated_seconds` a step is multiply-adds over the profile's estimate of their rate; None where
+    it has none.
     """
 
     batch_size: int
     density: float
     nonzeros: int
+    memory: str
     arena_bytes: int
     fits: bool
     parts: dict[str, int]
     multiply_adds: MultiplyAdds
     estimated_seconds: float | None
 
-    @classmethod
-    def of_plan(
-        cls, planned: MemoryPlan, profile: DeviceProfile, *, density: float, nonzeros: int
-    ) -> "Fit":
-        """How a plan for a state of this density fits a device."""
+
+@dataclass(frozen=True, slots=True)
+class PlanPair:
+    """The plans of a state and batch size; `small` is `fast` where no device needs it."""
+
+    density: float
+    nonzeros: int
+    fast: MemoryPlan
+    small: MemoryPlan
+
+    def fit(self, profile: DeviceProfile) -> Fit:
+        """How it fits a device: the fast plan, or the small one where that does not."""
+        is_fast = self.fast.arena_bytes <= profile.memory_bytes
+        planned = self.fast if is_fast else self.small
         rate = profile.multiply_adds_per_second
-        return cls(
+        return Fit(
             batch_size=planned.batch_size,
-            density=density,
-            nonzeros=nonzeros,
+            density=self.density,
+            nonzeros=self.nonzeros,
+            memory="fast" if is_fast else "small",
             arena_bytes=planned.arena_bytes,
             fits=planned.arena_bytes <= profile.memory_bytes,
             parts=planned.parts,
@@ -92,26 +105,44 @@ def feasibility_of_states(
 ) -> tuple[Feasibility, ...]:
     """Plan each state, given with its density, at each batch size, with the kernels that each device runs.
 
-    Devices that run the same kernels share their plans.
+    A device gets the fast plan, or the small one where that does not fit. Devices that run the same
+    kernels share their plans.
     """
-    plans = {
-        kernels: [
-            (density, state.nonzeros, plan(artifact, encoded, batch_size, kernels=kernels))
-            for density, state, encoded in [(d, state, state.encode()) for d, state in states]
-            for batch_size in batch_sizes
-        ]
-        for kernels in {profile.kernels for profile in profiles}
+    pairs = {
+        kernels: _plan_pairs(artifact, states, devices, batch_sizes)
+        for kernels, devices in _by_kernels(profiles).items()
     }
     return tuple(
-        Feasibility(
-            profile,
-            tuple(
-                Fit.of_plan(planned, profile, density=density, nonzeros=nonzeros)
-                for density, nonzeros, planned in plans[profile.kernels]
-            ),
-        )
+        Feasibility(profile, tuple(pair.fit(profile) for pair in pairs[profile.kernels]))
         for profile in profiles
     )
+
+
+def _by_kernels(profiles: Sequence[DeviceProfile]) -> dict[str | None, list[DeviceProfile]]:
+    groups: dict[str | None, list[DeviceProfile]] = {}
+    for profile in profiles:
+        groups.setdefault(profile.kernels, []).append(profile)
+    return groups
+
+
+def _plan_pairs(
+    artifact: Artifact,
+    states: Sequence[tuple[float, State]],
+    devices: Sequence[DeviceProfile],
+    batch_sizes: Sequence[int],
+) -> list[PlanPair]:
+    """Plans for devices that run the same kernels."""
+    kernels = devices[0].kernels
+    least = min(device.memory_bytes for device in devices)
+    pairs = []
+    for density, state in states:
+        encoded = state.encode()
+        for batch_size in batch_sizes:
+            fast = small = plan(artifact, encoded, batch_size, kernels=kernels)
+            if fast.arena_bytes > least:
+                small = plan(artifact, encoded, batch_size, kernels=kernels, memory="small")
+            pairs.append(PlanPair(density, state.nonzeros, fast, small))
+    return pairs
 
 
 def evenly_spread_state(artifact: Artifact, density: float) -> State:

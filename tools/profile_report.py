@@ -114,7 +114,8 @@ def _one_device(item: Feasibility) -> str:
     memory = f"{profile.title} ({profile.name}): {profile.memory_bytes:,} bytes for training, "
     return (
         f"{memory}{profile.source['memory_bytes']}.\n"
-        f"Arena by density and batch size; what does not fit stands in brackets.\n"
+        "Arena by density and batch size; what does not fit stands in brackets. With * activations "
+        'are computed again to fit: memory="small".\n'
         f"{_table(heading, rows)}"
     )
 
@@ -151,7 +152,8 @@ def _memory_by_use(result: ModelProfile) -> str:
     rows.append(["arena", *(f"{fit.arena_bytes:,}" for fit in fits)])
     heading = ["bytes by use", *(_density(fit.density) for fit in fits)]
     return (
-        f"Memory at the fullest step, batch size {result.batch_size}, by density.\n"
+        f"Memory at the fullest step, batch size {result.batch_size}, by density, on "
+        f"{result.devices[0].profile.name}.\n"
         f"{_table(heading, rows)}"
     )
 
@@ -168,7 +170,10 @@ def _work(result: ModelProfile) -> str:
     rows = [[name, *(count_text(count(fit)) for fit in fits)] for name, count in kinds.items()]
     heading = ["multiply-adds", *(_density(fit.density) for fit in fits)]
     table = _table(heading, rows)
-    return f"Work of one step, batch size {result.batch_size}, by density.\n{table}"
+    return (
+        f"Work of one step, batch size {result.batch_size}, by density, on "
+        f"{result.devices[0].profile.name}.\n{table}"
+    )
 
 
 def _time(result: ModelProfile) -> str | None:
@@ -202,7 +207,7 @@ def _step_time(item: Feasibility, density: float, largest: int) -> str:
 
 
 def _detailed(result: ModelProfile) -> list[Fit]:
-    """The fits at the chosen batch size; memory and work are the same for every device."""
+    """The fits at the chosen batch size, on the first device."""
     return [fit for fit in result.devices[0].fits if fit.batch_size == result.batch_size]
 
 
@@ -215,7 +220,8 @@ def _density(density: float) -> str:
 
 
 def _arena(fit: Fit) -> str:
-    return byte_text(fit.arena_bytes) if fit.fits else f"({byte_text(fit.arena_bytes)})"
+    text = byte_text(fit.arena_bytes) + ("*" if fit.memory == "small" else "")
+    return text if fit.fits else f"({text})"
 
 
 def _largest(batch_size: int | None) -> str:

@@ -1,63 +1,27 @@
 """The demo's report as one HTML page that needs nothing but itself."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from sparsyfed.tools.page import figures, numbers, page, table
 from sparsyfed.tools.quantities import byte_text, count_text
 from sparsyfed.tools.report_plots import draw_all
 
-STYLE = """
-:root { color-scheme: light dark; --paper: #ffffff; --card: #f6f7f9; --ink: #1c2330; --muted: #5d6878;
-  --grid: #dfe3e9; --sparse: #0b7285; --dense: #b3541e; --third: #5f3dc4; --fourth: #d9a441; }
-@media (prefers-color-scheme: dark) { :root { --paper: #12161d; --card: #1b212b; --ink: #e6eaf0;
-  --muted: #9aa6b6; --grid: #313a47; --sparse: #3bc9db; --dense: #ff922b; --third: #b197fc;
-  --fourth: #ffe066; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 76rem; background: var(--paper);
-  color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; }
-h2 { font-size: 1.2rem; margin: 2.6rem 0 .9rem; }
-h3 { font-size: 1.02rem; margin: 0 0 .2rem; }
-p { margin: 0 0 .6rem; } .muted, figcaption { color: var(--muted); font-size: .9rem; }
-.numbers, .plots { display: grid; gap: 1rem; }
-.numbers { grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); margin-top: 1.6rem; }
-.plots { grid-template-columns: repeat(auto-fit, minmax(min(30rem, 100%), 1fr)); }
-.numbers > div, figure { background: var(--card); border-radius: .75rem; padding: 1rem 1.15rem;
-  margin: 0; }
-.numbers strong { display: block; font-size: 1.55rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
-svg { display: block; width: 100%; height: auto; margin-top: .5rem; }
-.table { overflow-x: auto; margin-bottom: .8rem; } table { border-collapse: collapse; width: 100%; font-size: .92rem;
-  font-variant-numeric: tabular-nums; }
-th, td { padding: .4rem .7rem; text-align: right; border-bottom: 1px solid var(--grid);
-  white-space: nowrap; }
-th { white-space: normal; vertical-align: bottom; line-height: 1.25; color: var(--muted);
-  font-weight: 600; }
-th:first-child, td:first-child { text-align: left; }
-code { font-size: .88em; background: var(--card); padding: .1em .35em; border-radius: .3em; }
-"""
-
 
 def render(report: Mapping[str, Any]) -> str:
-    """The page for a report of the demo. Same report, same bytes; no script, no outside resource."""
+    """The page for a report of the demo. Same report, same bytes."""
     job = report["job"]
-    figures = "".join(
-        f"<figure><h3>{escape(plot.title)}</h3><figcaption>{escape(plot.caption)}</figcaption>"
-        f"{plot.svg}</figure>\n"
-        for plot in draw_all(report)
-    )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>SparsyFed: {escape(job['model'])}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+    return page(
+        f"SparsyFed: {job['model']}",
         f"<h1>{len(report['devices'])} device processes trained one model at "
         f"{job['sparsity']:.0%} sparsity</h1>\n"
         f'<p class="muted">{escape(_subtitle(report))}</p>\n'
-        f'<div class="numbers">{"".join(_number(*number) for number in _numbers(report))}</div>\n'
-        f'<h2>Course of the run</h2>\n<div class="plots">{figures}</div>\n'
+        f"{numbers(_numbers(report))}\n"
+        f"<h2>Course of the run</h2>\n{figures(draw_all(report))}\n"
         f"<h2>Devices</h2>\n{_device_table(report)}\n"
         f"<h2>Rounds</h2>\n{_round_table(report)}\n"
-        f"<h2>How this was made</h2>\n{_method(report)}\n</body>\n</html>\n"
+        f"<h2>How this was made</h2>\n{_method(report)}",
     )
 
 
@@ -127,13 +91,6 @@ def _memory_comparison(devices: Sequence[Mapping[str, Any]]) -> str:
     return f"{byte_text(most)} in the largest round; measured {verdict}{process}"
 
 
-def _number(value: str, name: str, comparison: str) -> str:
-    return (
-        f"<div><strong>{escape(value)}</strong>{escape(name)}"
-        f'<br><span class="muted">{escape(comparison)}</span></div>'
-    )
-
-
 def _device_table(report: Mapping[str, Any]) -> str:
     rows = [
         [
@@ -158,7 +115,7 @@ def _device_table(report: Mapping[str, Any]) -> str:
         "resident memory of the whole device process, with the interpreter and the MQTT client, "
         "which the declared memory does not cover."
     )
-    return f'{_table(heading, rows)}<p class="muted">{note}</p>'
+    return f'{table(heading, rows)}<p class="muted">{note}</p>'
 
 
 def _optional_bytes(count: int | None) -> str:
@@ -190,7 +147,7 @@ def _round_table(report: Mapping[str, Any]) -> str:
         "training, averaging and evaluation. Round 1 begins with the coordinator, so the start of "
         "the device processes is in it."
     )
-    return f'{_table(heading, rows)}<p class="muted">{note}</p>'
+    return f'{table(heading, rows)}<p class="muted">{note}</p>'
 
 
 def _method(report: Mapping[str, Any]) -> str:
@@ -218,11 +175,3 @@ def _method(report: Mapping[str, Any]) -> str:
     texts = (sparsyfed, reference, accuracy, place)
     paragraphs = "".join(f"<p>{escape(text)}</p>\n" for text in texts)
     return f"{paragraphs}<p>Command: <code>{escape(report['command'])}</code></p>"
-
-
-def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    def line(tag: str, cells: Sequence[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>\n"
-
-    body = "".join(line("td", row) for row in rows)
-    return f'<div class="table"><table>\n{line("th", heading)}{body}</table></div>\n'

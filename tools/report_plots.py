@@ -1,142 +1,60 @@
-"""The plots of the demo's report, as SVG elements that take their colours from the page."""
+"""The plots of the demo's report."""
 
-import io
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from sparsyfed.tools.drawing import DENSE, FOURTH, SPARSE, THIRD, USES, Plot, draw_plot
 from sparsyfed.tools.quantities import byte_text, count_text
-
-# Marks in the drawing, exchanged for the page's variables so that a dark page has light lines.
-INK = "#010203"
-MUTED = "#010204"
-GRID = "#010205"
-SPARSE = "#010206"
-DENSE = "#010207"
-THIRD = "#010208"
-FOURTH = "#010209"
-VARIABLES = {
-    INK: "var(--ink)",
-    MUTED: "var(--muted)",
-    GRID: "var(--grid)",
-    SPARSE: "var(--sparse)",
-    DENSE: "var(--dense)",
-    THIRD: "var(--third)",
-    FOURTH: "var(--fourth)",
-}
-
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "DejaVu Sans",
-    "font.size": 11,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "legend.frameon": False,
-    "lines.linewidth": 2.2,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
-
-# The kinds of planned buffers, by what they are for.
-USES = {
-    "weights, index": ("index", "weight", "working_weight", "dense"),
-    "kept for backward": ("saved_input", "mask", "statistics"),
-    "activations, gradients": ("activation", "gradient"),
-    "tables, scratch": ("tables", "scratch"),
-}
 
 Report = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Plot:
-    """A drawing with the sentence that says how to read it."""
-
-    title: str
-    caption: str
-    svg: str
-
-
 def draw_all(report: Report) -> list[Plot]:
     """The report's plots in reading order. Same report, same bytes."""
+
+    def plot(title: str, caption: str, draw: Callable[[Axes, Report], None]) -> Plot:
+        return draw_plot(title, caption, lambda axes: draw(axes, report))
+
     return [
-        _plot(
-            report,
+        plot(
             "Accuracy",
             "Share of the held-out wearers' windows classified correctly after each round.",
             _accuracy,
         ),
-        _plot(
-            report,
+        plot(
             "Density",
             "Share of the prunable weights that are not zero in the model sent to the devices. "
             "Logarithmic.",
             _density,
         ),
-        _plot(
-            report,
+        plot(
             "Bytes of a round",
             "MQTT payloads that the coordinator sent and received, control messages included, "
             "against dense 32-bit values for as many devices. Logarithmic.",
             _bytes,
         ),
-        _plot(
-            report,
+        plot(
             "Memory",
             "Training arena of a device in the round that took most and in its last: what the plan "
             "said before anything ran, and what the session then touched. The interpreter is not in it.",
             _memory,
         ),
-        _plot(
-            report,
+        plot(
             "Memory by use",
             "What the arena holds at its fullest step: plans for the initial model, which round 1 "
             "trains, and for the trained model, which a further round would train.",
             _memory_by_use,
         ),
-        _plot(
-            report,
+        plot(
             "Multiply-adds",
             "Multiply-adds of all devices in a round, counted while it ran, as a share of dense "
             "training on the same data.",
             _multiply_adds,
         ),
     ]
-
-
-def _plot(report: Report, title: str, caption: str, draw: Callable[[Axes, Report], None]) -> Plot:
-    name = title.lower().replace(" ", "-")
-    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(6.2, 3.5), layout="constrained")
-        draw(figure.add_subplot(), report)
-        buffer = io.StringIO()
-        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
-    return Plot(title, caption, _for_page(buffer.getvalue(), name, caption))
-
-
-def _for_page(svg: str, name: str, caption: str) -> str:
-    """The drawing as an element: colours by variable, names unique in the page, no prologue."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    for mark, variable in VARIABLES.items():
-        svg = svg.replace(mark, variable)
-    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{caption}" ', 1)
 
 
 def _rounds(report: Report) -> list[int]:

@@ -10,7 +10,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sparsyfed.tools import report_plots as drawing
+from sparsyfed.tools import drawing
 from sparsyfed.tools.roofline import floors
 from sparsyfed.tools.step_goals import (
     BATCH_SIZES,

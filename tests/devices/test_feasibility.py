@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+from model_strategies import random_model
 
 from sparsyfed.devices.feasibility import BATCH_SIZES, DENSITIES, evenly_spread_state, feasibility
 from sparsyfed.devices.profiles import find_profile
@@ -27,6 +28,26 @@ def test_each_pair_is_planned_and_compared(artifact: Artifact) -> None:
     assert on_board.largest_batch(0.1) == 8
     assert {fit.fits for fit in on_board.fits} == {True, False}
     assert all(fit.fits and fit.estimated_seconds is None for fit in on_host.fits)
+
+
+def test_what_does_not_fit_is_planned_smaller() -> None:
+    model = random_model("residual", 8, 0.5)
+    state = evenly_spread_state(model.artifact, 0.5)
+    fast, small = (
+        plan(model.artifact, state, 8, kernels="portable", memory=memory).arena_bytes
+        for memory in ("fast", "small")
+    )
+    assert small < fast
+    board = find_profile("cortex_m4f_256k")
+    devices = [replace(board, memory_bytes=size) for size in (fast, fast - 1, small, small - 1)]
+    found = feasibility(model.artifact, devices, batch_sizes=[8], densities=[0.5])
+    fits = [(fit.memory, fit.arena_bytes, fit.fits) for item in found for fit in item.fits]
+    assert fits == [
+        ("fast", fast, True),
+        ("small", small, True),
+        ("small", small, True),
+        ("small", small, False),
+    ]
 
 
 def test_nothing_fits_a_device_without_memory(artifact: Artifact) -> None:

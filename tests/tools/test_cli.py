@@ -10,7 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from sparsyfed.edge_runtime import State
+from sparsyfed.devices.feasibility import evenly_spread_state
+from sparsyfed.devices.profiles import find_profile
+from sparsyfed.edge_runtime import Artifact, State, plan
 from sparsyfed.tools import cli
 from sparsyfed.tools.commands import device, profile
 
@@ -167,7 +169,7 @@ def test_profile_says_what_fits(exported: Path, capsys: pytest.CaptureFixture[st
     for fit in found["fits"]:
         assert fit["fits"] == (fit["arena_bytes"] <= found["memory_bytes"])
         assert fit["multiply_adds"]["total"] == sum(
-            fit["multiply_adds"][kind] for kind in ("forward", "d_input", "d_weight")
+            fit["multiply_adds"][kind] for kind in ("forward", "d_input", "d_weight", "recomputed")
         )
     assert not any(fit["fits"] for fit in found["fits"] if fit["density"] == 1.0)
     assert any(fit["fits"] for fit in found["fits"])
@@ -197,6 +199,26 @@ def test_profile_prints_tables_for_one_device_and_for_all(
     assert "batch 5" in one
     assert "rp2350" in everything
     assert "gradients of weights" in everything
+
+
+def test_profile_draws_the_arena(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, page = exported / "model.sfd", tmp_path / "memory.html"
+    arguments = ["profile", str(model), "--device", "watch", "--batch-size", "4"]
+    assert cli.main([*arguments, "--density", "0.1", "--html", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    state = evenly_spread_state(Artifact.load(model), 0.1)
+    for memory in ("fast", "small"):
+        planned = plan(model, state, 4, memory=memory, kernels=find_profile("watch").kernels)
+        assert f"{planned.arena_bytes:,} bytes" in text
+        assert all(f"<td>{buffer.bytes:,}</td>" in text for buffer in planned.buffers)
+    assert text.count("<svg ") == 2
+    assert "<script" not in text
+    capsys.readouterr()
+    assert cli.main([*arguments, "--density", "2", "--html", str(page)]) == 2
+    assert "got density 2.0" in capsys.readouterr().err
+    assert page.read_text(encoding="utf-8") == text
 
 
 def test_the_time_of_a_step_is_that_of_a_batch_that_fits(

@@ -85,7 +85,7 @@ def test_neither_workers_nor_the_order_of_devices_change_the_result(
 def test_a_device_without_the_memory_is_an_error(
     model: tuple[Artifact, State], folders: dict[str, Path]
 ) -> None:
-    with pytest.raises(ArenaError, match="this device has 1000"):
+    with pytest.raises(ArenaError, match="got an arena of 1000 bytes"):
         federate(model, folders, memory_bytes=1000)
 
 
