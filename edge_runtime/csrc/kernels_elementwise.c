@@ -149,10 +149,9 @@ void sfd_bias_backward(const struct sfd_channels *shape, const float *dy, uint32
 }
 
 const struct sfd_tensor_kernels sfd_tensors_portable = {
-    sfd_batch_norm_forward, sfd_batch_norm_backward,
-    sfd_norm_forward,       sfd_norm_backward,
-    sfd_rectifier_forward,  sfd_rectifier_backward,
-    sfd_add_forward,        sfd_add_into,
-    sfd_bias_backward,      sfd_pack,
+    sfd_batch_norm_forward, sfd_batch_norm_backward, sfd_norm_forward,
+    sfd_norm_backward,      sfd_rectifier_forward,   sfd_rectifier_backward,
+    sfd_smooth_forward,     sfd_smooth_backward,     sfd_add_forward,
+    sfd_add_into,           sfd_bias_backward,       sfd_pack,
     sfd_powerprop_forward,  sfd_powerprop_backward,
 };

@@ -160,8 +160,9 @@ static void step_backward(struct sfd_session *session, const struct sfd_step *st
         break;
     case SFD_OPERATION_GELU:
     case SFD_OPERATION_SILU:
-        sfd_smooth_backward(operation, sfd_tensor_data(session, step->input0), dy, count, dx,
-                            node->delivery0 == SFD_DELIVER_ACCUMULATE);
+        session->kernels->tensors->smooth_backward(
+            operation, sfd_tensor_data(session, step->input0), dy, count, dx,
+            node->delivery0 == SFD_DELIVER_ACCUMULATE);
         break;
     case SFD_OPERATION_MAX_POOL:
     case SFD_OPERATION_AVERAGE_POOL:

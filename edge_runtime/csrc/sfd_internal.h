@@ -490,6 +490,11 @@ struct sfd_tensor_kernels {
     /* dx is dy itself, or is added to. */
     void (*rectifier_backward)(const uint32_t *mask, const float *dy, uint32_t count, float *dx,
                                int accumulate);
+    /* GELU and SiLU. y may be x. dx may be dy, unless it is added to. */
+    void (*smooth_forward)(const struct sfd_operation *operation, const float *x, uint32_t count,
+                           float *y);
+    void (*smooth_backward)(const struct sfd_operation *operation, const float *x, const float *dy,
+                            uint32_t count, float *dx, int accumulate);
     void (*add_forward)(const float *a, const float *b, uint32_t count, float *y);
     void (*add_into)(const float *x, uint32_t count, float *y);
     void (*bias_backward)(const struct sfd_channels *shape, const float *dy, uint32_t n,

@@ -239,7 +239,7 @@ static void run_operation(struct sfd_session *session, const struct sfd_step *st
         break;
     case SFD_OPERATION_GELU:
     case SFD_OPERATION_SILU:
-        sfd_smooth_forward(operation, x, count, y);
+        tensors->smooth_forward(operation, x, count, y);
         break;
     case SFD_OPERATION_MAX_POOL:
     case SFD_OPERATION_AVERAGE_POOL:

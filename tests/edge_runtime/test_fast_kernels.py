@@ -1,4 +1,4 @@
-"""The fast kernel sets against the portable one, layer by layer, with every set forced in turn."""
+"""The fast kernel sets against the portable one and the C library, every set forced in turn."""
 
 import platform
 import shutil
@@ -20,9 +20,12 @@ X86_SETS = {
 NOT_THIS_PROCESSOR = 3
 
 
+LAYERS, FUNCTIONS = "compare_kernels", "compare_functions"
+
+
 def build(compiler: list[str], sets: dict[str, list[str]], folder: Path) -> Path:
-    """Compile the comparison with the core and these sets; returns the program."""
-    common = [*compiler, "-std=c99", "-D_POSIX_C_SOURCE=200809L", "-I", str(CORE)]
+    """Compile the comparisons with the core and these sets into programs in the folder; returns it."""
+    common = [*compiler, "-std=c99", "-D_XOPEN_SOURCE=700", "-I", str(CORE)]
     defines = [f"-DSFD_WITH_{name.upper()}" for name in sets]
     objects = [str(folder / f"{name}.o") for name in sets]
     for (name, flags), target in zip(sets.items(), objects, strict=True):
@@ -33,23 +36,23 @@ def build(compiler: list[str], sets: dict[str, list[str]], folder: Path) -> Path
             timeout=600,
         )
     sources = [*sorted(CORE.glob("*.c")), CORE / "fast" / "fast_program.c"]
-    program = folder / "compare_kernels"
-    subprocess.run(
-        [
-            *(*common, "-ffp-contract=off", *defines, "-o", str(program)),
-            *(str(ROOT / "tests" / "c" / "compare_kernels.c"), *map(str, sources)),
-            *(*objects, "-lm"),
-        ],
-        check=True,
-        timeout=600,
-    )
-    return program
+    for program in (LAYERS, FUNCTIONS):
+        subprocess.run(
+            [
+                *(*common, "-ffp-contract=off", *defines, "-o", str(folder / program)),
+                *(str(ROOT / "tests" / "c" / f"{program}.c"), *map(str, sources)),
+                *(*objects, "-lm"),
+            ],
+            check=True,
+            timeout=600,
+        )
+    return folder
 
 
 def compare(command: list[str], name: str) -> None:
-    """Run the comparison of one set; skips where this processor does not have it."""
+    """Run a comparison of one set; skips where this processor does not have it."""
     finished = subprocess.run(
-        [*command, name, str(CASES), "1"],
+        command,
         check=False,
         capture_output=True,
         text=True,
@@ -61,24 +64,39 @@ def compare(command: list[str], name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def sanitized_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All sets of x86-64, under AddressSanitizer and UndefinedBehaviorSanitizer."""
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Programs with all sets of x86-64, under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    if platform.machine() != "x86_64":
+        pytest.skip(f"this is {platform.machine()}")
     sanitizers = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     return build(["cc", *sanitizers], X86_SETS, tmp_path_factory.mktemp("sanitized"))
 
 
-@pytest.mark.parametrize("name", X86_SETS)
-def test_a_set_agrees_with_the_portable_kernels(name: str, request: pytest.FixtureRequest) -> None:
-    if platform.machine() != "x86_64":
-        pytest.skip(f"this is {platform.machine()}")
-    compare([str(request.getfixturevalue("sanitized_program"))], name)
-
-
-def test_neon_agrees_with_the_portable_kernels(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def cross_built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Programs with NEON, for qemu-user."""
     missing = [
         tool for tool in ("aarch64-linux-gnu-gcc", "qemu-aarch64") if shutil.which(tool) is None
     ]
     if missing:
         pytest.skip(f"{' and '.join(missing)} not installed")
-    program = build(["aarch64-linux-gnu-gcc", "-O2", "-static"], {"neon": []}, tmp_path)
-    compare(["qemu-aarch64", str(program)], "neon")
+    compiler = ["aarch64-linux-gnu-gcc", "-O2", "-static"]
+    return build(compiler, {"neon": []}, tmp_path_factory.mktemp("cross"))
+
+
+@pytest.mark.parametrize("name", X86_SETS)
+def test_a_set_agrees_with_the_portable_kernels(name: str, sanitized: Path) -> None:
+    compare([str(sanitized / LAYERS), name, str(CASES), "1"], name)
+
+
+def test_neon_agrees_with_the_portable_kernels(cross_built: Path) -> None:
+    compare(["qemu-aarch64", str(cross_built / LAYERS), "neon", str(CASES), "1"], "neon")
+
+
+@pytest.mark.parametrize("name", ["portable", *X86_SETS])
+def test_functions_are_within_their_bounds(name: str, sanitized: Path) -> None:
+    compare([str(sanitized / FUNCTIONS), name], name)
+
+
+def test_functions_of_neon_are_within_their_bounds(cross_built: Path) -> None:
+    compare(["qemu-aarch64", str(cross_built / FUNCTIONS), "neon"], "neon")

@@ -3,6 +3,7 @@
 #ifndef SFD_FAST_ELEMENTWISE_H
 #define SFD_FAST_ELEMENTWISE_H
 
+#include "fast_math.h"
 #include "fast_sums.h"
 
 /* min(max(x, 0), ceiling), and the bits of the lanes where the slope is 1. A NaN passes through. */
@@ -86,7 +87,39 @@ static void fast_bias_backward(const struct sfd_channels *shape, const float *dy
     }
 }
 
-/* w = sign(v) |v|^beta. The compiler makes vectors of these loops by itself. */
+/* w = sign(v) |v|^beta, for any beta. */
+SFD_INLINE vector vector_powerprop(vector v, float beta)
+{
+    const vector a = vector_magnitude(v), zero = {0.0f};
+    const vector power = vector_exp(beta * vector_log(a));
+
+    return vector_with_sign_of(lanes_select(lanes_at_most(a, zero), zero, power), v);
+}
+
+static void powerprop_forward_any(const float *v, float *w, uint32_t count, float beta)
+{
+    uint32_t i;
+
+    for (i = 0u; i + SFD_LANES <= count; i += SFD_LANES)
+        vector_store(w + i, vector_powerprop(vector_load(v + i), beta));
+    sfd_powerprop_forward(v + i, w + i, count - i, beta);
+}
+
+static void powerprop_backward_any(const float *v, float *gradient, uint32_t count, float beta)
+{
+    const vector zero = {0.0f};
+    uint32_t i;
+
+    for (i = 0u; i + SFD_LANES <= count; i += SFD_LANES) {
+        const vector a = vector_magnitude(vector_load(v + i));
+        const vector slope = beta * vector_exp((beta - 1.0f) * vector_log(a));
+        vector_store(gradient + i,
+                     lanes_select(lanes_at_most(a, zero), zero, vector_load(gradient + i) * slope));
+    }
+    sfd_powerprop_backward(v + i, gradient + i, count - i, beta);
+}
+
+/* The compiler makes vectors of these loops by itself. */
 static void fast_powerprop_forward(const float *v, float *w, uint32_t count, float beta)
 {
     uint32_t i;
@@ -100,8 +133,10 @@ static void fast_powerprop_forward(const float *v, float *w, uint32_t count, flo
     else if (beta == 2.0f)
         for (i = 0u; i < count; ++i)
             w[i] = v[i] * fabsf(v[i]);
-    else
+    else if (beta == 1.0f)
         sfd_powerprop_forward(v, w, count, beta);
+    else
+        powerprop_forward_any(v, w, count, beta);
 }
 
 /* dL/dv = beta |v|^(beta - 1) dL/dw; a zero of v stays a zero whatever its gradient is. */
@@ -124,6 +159,8 @@ static void fast_powerprop_backward(const float *v, float *gradient, uint32_t co
             float slope = 2.0f * fabsf(v[i]);
             gradient[i] = slope > 0.0f ? gradient[i] * slope : 0.0f;
         }
+    else if (beta != 1.0f)
+        powerprop_backward_any(v, gradient, count, beta);
     else
         sfd_powerprop_backward(v, gradient, count, beta);
 }
