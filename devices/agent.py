@@ -19,7 +19,7 @@ from sparsyfed.devices.outbox import Outbox, work_key, work_title
 from sparsyfed.devices.pull import Pull
 from sparsyfed.devices.settings import AgentSettings
 from sparsyfed.devices.storage import DeviceStorage
-from sparsyfed.devices.training import LocalResult, arena_limit
+from sparsyfed.devices.training import LocalResult
 from sparsyfed.edge_runtime import messages
 from sparsyfed.edge_runtime.errors import FormatError, SparsyFedError
 from sparsyfed.edge_runtime.messages import (
@@ -35,6 +35,7 @@ from sparsyfed.edge_runtime.messages import (
     RoundNotice,
     device_topic,
 )
+from sparsyfed.edge_runtime.plan import plan
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Work:
 def refusal_of_plan(artifact: Path, state: Path, batch_size: int, memory_bytes: int) -> str | None:
     """Why this work does not fit `memory_bytes` by the device's own plan, or None if it does."""
     try:
-        arena_limit(artifact, state.read_bytes(), batch_size, memory_bytes)
+        plan(artifact, state.read_bytes(), batch_size, arena_bytes=memory_bytes)
     except SparsyFedError as error:
         return str(error)
     return None

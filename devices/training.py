@@ -11,7 +11,6 @@ from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.errors import ConfigurationError
 from sparsyfed.edge_runtime.format import Loss
 from sparsyfed.edge_runtime.messages import DeviceProfileReport, MultiplyAddsReport, Offer
-from sparsyfed.edge_runtime.plan import plan
 from sparsyfed.edge_runtime.session import Session
 
 
@@ -91,18 +90,20 @@ def train_locally(
 ) -> LocalResult:
     """Train `state` on the data of a device and encode the update.
 
-    `memory_bytes` is what the arena of the session may take. `clock` gives seconds, `should_stop` is asked before
-    each step. The update depends on the artifact, the state, the data and `work` alone.
+    `memory_bytes` is what the arena of the session may take: where not all activations fit, some are
+    computed again. `clock` gives seconds, `should_stop` is asked before each step. The update depends on
+    the artifact, the state, the data and `work` alone.
 
     Raises ArenaError if no plan fits `memory_bytes`, ConfigurationError if the data does not fit the model,
     TrainingStopped if `should_stop` said so, and what `Session` raises.
     """
     structure = Artifact.of(artifact)
     require_fitting_data(structure, dataset)
-    limit = arena_limit(structure, state, work.batch_size, memory_bytes)
     started = clock()
     loss_sum = 0.0
-    with Session.open(structure, state, batch_size=work.batch_size, arena_bytes=limit) as session:
+    with Session.open(
+        structure, state, batch_size=work.batch_size, arena_bytes=memory_bytes
+    ) as session:
         for epoch in range(work.epochs):
             for batch in dataset.batches(work.batch_size, work.seed, epoch):
                 if should_stop():
@@ -124,20 +125,6 @@ def train_locally(
         seconds=clock() - started,
         profile=profile,
     )
-
-
-def arena_limit(
-    artifact: str | Path | bytes | Artifact, state: bytes, batch_size: int, memory_bytes: int
-) -> int | None:
-    """The `arena_bytes` of a session that keeps to `memory_bytes`.
-
-    None where the usual plan fits; else activations are computed again, as many as it takes. Raises
-    ArenaError if no plan fits, and what `plan` raises.
-    """
-    if plan(artifact, state, batch_size).arena_bytes <= memory_bytes:
-        return None
-    plan(artifact, state, batch_size, arena_bytes=memory_bytes)
-    return memory_bytes
 
 
 def measured_profile(session: Session) -> DeviceProfileReport:

@@ -317,6 +317,9 @@ void sfd_lifetimes_transient(struct sfd_session *session);
 /* Add up what is alive in each step, beside what is persistent. A region counts in whole units. */
 void sfd_lifetimes_sum(struct sfd_session *session, uint32_t unit);
 
+/* The most of it in one step, in bytes; regions count in units of SFD_ALIGNMENT. */
+uint64_t sfd_lifetimes_peak(struct sfd_session *session);
+
 /* sfd_search.c: choose what is kept and what is computed again: the least work, up to a limit, with
  * at most so many bytes alive in each step. Leaves schedule and lifetimes behind. 0: nothing was
  * found. */

@@ -330,3 +330,15 @@ void sfd_lifetimes_sum(struct sfd_session *session, uint32_t unit)
     for (i = 0u; i < session->step_count; ++i)
         live = session->steps[i].live += live;
 }
+
+uint64_t sfd_lifetimes_peak(struct sfd_session *session)
+{
+    uint64_t peak = 0u;
+    uint32_t i;
+
+    sfd_lifetimes_sum(session, SFD_ALIGNMENT);
+    for (i = 0u; i < session->step_count; ++i)
+        if (session->steps[i].live > peak)
+            peak = session->steps[i].live;
+    return peak * SFD_ALIGNMENT;
+}

@@ -7,7 +7,7 @@
 #define SMALL_SHARE 1u
 
 #define FIRST_PART 16u
-#define LAST_PART 256u
+#define LAST_PART 64u
 #define LIMIT_ATTEMPTS 12u
 #define LIMIT_PART 64u
 #define SEARCH_STEPS (UINT64_C(1) << 25)
@@ -33,18 +33,6 @@ static void recall_choices(struct sfd_session *session)
     (void)sfd_search_build(session);
 }
 
-static uint64_t live_peak(struct sfd_session *session)
-{
-    uint64_t peak = 0u;
-    uint32_t i;
-
-    sfd_lifetimes_sum(session, SFD_ALIGNMENT);
-    for (i = 0u; i < session->step_count; ++i)
-        if (session->steps[i].live > peak)
-            peak = session->steps[i].live;
-    return peak * SFD_ALIGNMENT;
-}
-
 /* The lowest end that is found for work of one part in `share` of a forward: less and less memory
  * alive, in smaller steps where a search fails, and of the plans on the way the one that is placed
  * best. */
@@ -58,7 +46,7 @@ static int place_least(struct sfd_session *session, uint64_t base, uint32_t shar
         if (!sfd_search(session, target, work_limit)) {
             less /= 2u;
         } else {
-            live = live_peak(session);
+            live = sfd_lifetimes_peak(session);
             if (less == 0u) /* the first time all fits, and everything is kept */
                 less = live / FIRST_PART;
             if (sfd_place_transient(session, base, &placed) == SFD_OK && placed < *end) {

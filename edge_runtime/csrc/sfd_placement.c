@@ -122,9 +122,10 @@ static void keep_offsets(struct sfd_session *session)
 }
 
 /* From both orders, several attempts: the region that ended highest comes first in the next one. The
- * attempt that ends lowest is taken. */
+ * attempt that ends lowest is taken; none ends below the most that is alive. */
 int sfd_place_transient(struct sfd_session *session, uint64_t base, uint64_t *end)
 {
+    const uint64_t least = base + sfd_lifetimes_peak(session);
     uint32_t count = attempts(session), order, attempt, i, highest;
     uint64_t best = UINT64_MAX;
 
@@ -132,7 +133,7 @@ int sfd_place_transient(struct sfd_session *session, uint64_t base, uint64_t *en
     for (order = BY_SIZE; order <= BY_LIFETIME; ++order) {
         for (i = session->persistent_count; i < session->region_count; ++i)
             session->regions[i].urgency = 0u;
-        for (attempt = 1u; attempt <= count; ++attempt) {
+        for (attempt = 1u; attempt <= count && best > least; ++attempt) {
             if (place_transient(session, base, (enum placement_order)order, &highest) != SFD_OK)
                 break;
             if (highest == SFD_NONE)

@@ -12,7 +12,7 @@
  * precision: it is only to rank tensors that are cheap to compute again. */
 #define ELEMENT_WORK 8u
 #define ROUNDS_SETTLED 8u
-#define HARMFUL_ROUNDS 24u
+#define HARMFUL_ROUNDS 12u
 #define ALIKE 0.7f
 
 struct measure {
