@@ -64,11 +64,6 @@ struct product {
     uint32_t factors, nonzero_room, nonzeros; /* no room: nonzeros are not collected */
 };
 
-static uint32_t smaller(uint64_t a, uint32_t b)
-{
-    return a < b ? (uint32_t)a : b;
-}
-
 static int is_crowded(const struct sfd_layer *layer)
 {
     const struct sfd_support *support = &layer->support;
@@ -81,13 +76,13 @@ static uint64_t set_rooms(struct product *product, const struct sfd_layer *layer
 {
     uint32_t images = sfd_block_images(n, 0u);
     uint64_t elements = (uint64_t)layer->in_channels * layer->in_height * layer->in_width * images;
-    uint64_t area = (uint64_t)layer->shape.kernel_h * layer->shape.kernel_w;
+    uint64_t area = sfd_kernel_area(layer);
     uint64_t entry_bytes = sizeof(struct place) + area * sizeof(struct factor);
 
     product->area = (uint32_t)area;
-    product->entry_room = smaller(elements, (uint32_t)(LIST_BYTES(images) / entry_bytes) + 16u);
+    product->entry_room = (uint32_t)sfd_minimum(elements, LIST_BYTES(images) / entry_bytes + 16u);
     product->channel_room =
-        smaller(layer->in_channels, (uint32_t)(LIST_COLUMNS(images) / area) + 1u);
+        (uint32_t)sfd_minimum(layer->in_channels, LIST_COLUMNS(images) / area + 1u);
     product->nonzero_room = is_crowded(layer) ? NONZEROS(images) : 0u;
     return area * sizeof(struct place) + product->entry_room * entry_bytes +
            product->nonzero_room * sizeof(struct nonzero) +
@@ -368,20 +363,6 @@ static uint64_t collected_multiply(struct product *product, const float *dy, flo
     return done;
 }
 
-/* First nonzero of [low, high) in a row whose column is not below `column`. */
-static uint32_t row_search(const struct sfd_support *support, uint32_t low, uint32_t high,
-                           uint32_t column)
-{
-    while (low < high) {
-        uint32_t middle = low + (high - low) / 2u;
-        if (sfd_column(support, middle) < column)
-            low = middle + 1u;
-        else
-            high = middle;
-    }
-    return low;
-}
-
 static void collect(struct product *product, uint32_t row, uint32_t k, uint32_t index)
 {
     struct nonzero *nonzero = &product->nonzero[product->nonzeros];
@@ -401,11 +382,11 @@ static uint64_t row_multiply(struct product *product, uint32_t row, const float 
     uint32_t group = row / product->group_rows * product->group_channels;
     uint32_t first = product->first_channel, last = first + product->channels;
     uint32_t low = (first > group ? first - group : 0u) * product->area;
-    uint32_t high = smaller(last - group, product->group_channels) * product->area;
+    uint32_t high = (uint32_t)sfd_minimum(last - group, product->group_channels) * product->area;
     uint32_t k, end = support->row_pointer[row + 1u], before = (first - group) * product->area;
     uint64_t done = 0u;
 
-    for (k = row_search(support, support->row_pointer[row], end, low); k < end; ++k) {
+    for (k = sfd_column_search(support, support->row_pointer[row], end, low); k < end; ++k) {
         uint32_t column = sfd_column(support, k);
         if (column >= high)
             break;

@@ -35,21 +35,13 @@ struct fast_column_pass {
     uint32_t *cursor; /* for each output channel its next nonzero */
 };
 
-/* The nonzeros of a row from k on whose column is below `limit`. Returns the one after the last. */
-static uint32_t row_end(const struct sfd_support *support, uint32_t row, uint32_t k, uint32_t limit)
+/* The nonzeros of a row from k on whose column is below `limit`: one after the last. */
+static uint32_t block_end(const struct sfd_support *support, uint32_t row, uint32_t k,
+                          uint32_t limit)
 {
-    uint32_t end = support->row_pointer[row + 1u];
+    const uint32_t end = support->row_pointer[row + 1u];
 
-    if (limit >= support->columns)
-        return end;
-    while (k < end) {
-        const uint32_t middle = k + (end - k) / 2u;
-        if (sfd_column(support, middle) < limit)
-            k = middle + 1u;
-        else
-            end = middle;
-    }
-    return end;
+    return limit < support->columns ? sfd_column_search(support, k, end, limit) : end;
 }
 
 /* Columns in a block; the backward touches the gradient of each as well. */
@@ -78,13 +70,13 @@ SFD_INLINE void columns_gather(vector *sum, const struct fast_column_pass *pass,
     for (; end - k >= chains; k += chains)
 #pragma GCC unroll 8
         for (c = 0u; c < chains; ++c) {
-            const float *at = from + column_at(column, k + c, index_width) * width;
+            const float *at = from + sfd_column_at(column, k + c, index_width) * width;
 #pragma GCC unroll 16
             for (u = 0u; u < vectors; ++u)
                 chain[c * vectors + u] += w[k + c] * vector_load(at + u * SFD_LANES);
         }
     for (; k < end; ++k) {
-        const float *at = from + column_at(column, k, index_width) * width;
+        const float *at = from + sfd_column_at(column, k, index_width) * width;
 #pragma GCC unroll 16
         for (u = 0u; u < vectors; ++u)
             chain[u] += w[k] * vector_load(at + u * SFD_LANES);
@@ -110,7 +102,7 @@ SFD_INLINE void columns_forward(const struct fast_column_pass *pass, const float
     for (first = 0u; first < support->columns; first += block)
         for (row = 0u; row < support->rows; ++row) {
             const uint32_t k = first == 0u ? support->row_pointer[row] : pass->cursor[row];
-            const uint32_t end = row_end(support, row, k, first + block);
+            const uint32_t end = block_end(support, row, k, first + block);
             const size_t group = (size_t)(row / rows_per_group) * support->columns * pixels * PIXEL;
             float out[COLUMN_PIXELS * PIXEL];
             vector sum[16];
@@ -165,14 +157,14 @@ SFD_INLINE void columns_scatter(const vector *dy, const struct fast_column_pass 
     for (; k + SFD_LANES <= end; k += SFD_LANES) {
         vector part[SFD_LANES], sums;
         for (j = 0u; j < SFD_LANES; ++j) {
-            const size_t at = column_at(column, k + j, index_width) * width;
+            const size_t at = sfd_column_at(column, k + j, index_width) * width;
             part[j] = columns_product(dy, w[k + j], from + at, du ? du + at : NULL, vectors);
         }
         sums = vectors_sum(part);
         vector_store(gradient + k, later ? vector_load(gradient + k) + sums : sums);
     }
     for (; k < end; ++k) {
-        const size_t at = column_at(column, k, index_width) * width;
+        const size_t at = sfd_column_at(column, k, index_width) * width;
         const float sum =
             vector_sum(columns_product(dy, w[k], from + at, du ? du + at : NULL, vectors));
         gradient[k] = later ? gradient[k] + sum : sum;
@@ -193,7 +185,7 @@ SFD_INLINE void columns_backward(const struct fast_column_pass *pass, const floa
     for (first = 0u; first < support->columns; first += block)
         for (row = 0u; row < support->rows; ++row) {
             const uint32_t k = first == 0u ? support->row_pointer[row] : pass->cursor[row];
-            const uint32_t end = row_end(support, row, k, first + block);
+            const uint32_t end = block_end(support, row, k, first + block);
             const size_t group = (size_t)(row / rows_per_group) * support->columns * pixels * PIXEL;
             vector value[16];
             memcpy(in, dy + (size_t)row * lanes, lanes * sizeof *in);

@@ -83,21 +83,6 @@ static uint64_t gather_forward(const struct sfd_layer *layer, const float *w, co
     return done;
 }
 
-static size_t in_elements(const struct sfd_layer *layer)
-{
-    return (size_t)layer->in_channels * layer->in_height * layer->in_width;
-}
-
-static size_t out_elements(const struct sfd_layer *layer)
-{
-    return (size_t)layer->support.rows * layer->out_height * layer->out_width;
-}
-
-static uint64_t maximum(uint64_t a, uint64_t b)
-{
-    return a > b ? a : b;
-}
-
 /* A batch may be smaller than planned: each number of images from 1 on can be the rest. */
 static uint64_t fast_forward_scratch_bytes(const struct sfd_layer *layer, uint32_t n)
 {
@@ -110,12 +95,12 @@ static uint64_t fast_forward_scratch_bytes(const struct sfd_layer *layer, uint32
         if (linear_images(layer, images) == images)
             continue; /* needs none */
         else if (column_pixels(layer, images) > 0u)
-            bytes = maximum(bytes, columns_forward_bytes(layer, images));
+            bytes = sfd_maximum(bytes, columns_forward_bytes(layer, images));
         else if (images < SFD_BLOCK)
-            bytes = maximum(bytes, small_forward_bytes(layer, images));
+            bytes = sfd_maximum(bytes, small_forward_bytes(layer, images));
         else
-            bytes = maximum(bytes,
-                            fast_program_bytes(layer) + layer->threads * gather_runs_bytes(layer));
+            bytes = sfd_maximum(bytes, fast_program_bytes(layer) +
+                                           layer->threads * gather_runs_bytes(layer));
     return bytes;
 }
 
@@ -140,8 +125,8 @@ static uint64_t fast_forward(const struct sfd_layer *layer, const float *w, cons
         first = n / SFD_BLOCK * SFD_BLOCK;
     }
     for (; first < n; first += images) {
-        const float *from = x + first * in_elements(layer);
-        float *to = y + first * out_elements(layer);
+        const float *from = x + first * sfd_in_elements(layer);
+        float *to = y + first * sfd_out_elements(layer);
         images = part_images(layer, n - first);
         if (linear_images(layer, images) == images)
             linear_forward(layer, w, bias, from, to, images);
@@ -264,7 +249,7 @@ static void backward_share(void *context, uint32_t index, uint32_t count)
     const struct fast_program *program = &backward->program;
     const float *dense = backward->x->dense;
     const size_t in_row = (size_t)layer->in_width * PIXEL;
-    const size_t in_start = (size_t)backward->first * in_elements(layer);
+    const size_t in_start = (size_t)backward->first * sfd_in_elements(layer);
     struct fast_strip strip = backward_strip(backward);
     uint32_t phase_y, phase_x, top, c;
 
@@ -309,8 +294,8 @@ static void pair_backward(const struct sfd_layer *layer, const float *w,
     for (block = 0u; block < blocks; ++block) {
         backward.first = block * SFD_BLOCK;
         if (!x->dense)
-            unpacking_begin(unpacking, layer->team, (uint32_t)(backward.first * in_elements(layer)),
-                            SFD_BLOCK);
+            unpacking_begin(unpacking, layer->team,
+                            (uint32_t)(backward.first * sfd_in_elements(layer)), SFD_BLOCK);
         sfd_team_run(layer->team, backward_share, &backward);
     }
     for (i = 0u; i < SFD_MAX_THREADS; ++i) {
@@ -353,9 +338,9 @@ static void fast_backward(const struct sfd_layer *layer, const float *w,
         first = n / SFD_BLOCK * SFD_BLOCK;
     }
     for (; first < n; first += images) {
-        const size_t at = first * in_elements(layer);
+        const size_t at = first * sfd_in_elements(layer);
         const float *dense = x->dense ? x->dense + at : NULL;
-        const float *from = dy + first * out_elements(layer);
+        const float *from = dy + first * sfd_out_elements(layer);
         float *to = dx ? dx + at : NULL;
         images = part_images(layer, n - first);
         linear = linear_images(layer, images) == images;
@@ -387,13 +372,13 @@ static uint64_t fast_backward_scratch_bytes(const struct sfd_layer *layer, uint3
         kept += aligned_bytes((uint64_t)layer->support.count * 4u);
     for (images = 1u; images <= n && images <= SFD_BLOCK; ++images)
         if (linear_images(layer, images) == images)
-            bytes = maximum(bytes, linear_bytes(layer, n));
+            bytes = sfd_maximum(bytes, linear_bytes(layer, n));
         else if (column_pixels(layer, images) > 0u)
-            bytes = maximum(bytes, columns_backward_bytes(layer, images));
+            bytes = sfd_maximum(bytes, columns_backward_bytes(layer, images));
         else if (images < SFD_BLOCK)
-            bytes = maximum(bytes, small_backward_bytes(layer, images));
+            bytes = sfd_maximum(bytes, small_backward_bytes(layer, images));
         else
-            bytes = maximum(bytes, backward_lay(NULL, layer, NULL));
+            bytes = sfd_maximum(bytes, backward_lay(NULL, layer, NULL));
     return kept + bytes;
 }
 

@@ -32,11 +32,6 @@ static uint32_t linear_images(const struct sfd_layer *layer, uint32_t n)
     return blocks * SFD_BLOCK;
 }
 
-static uint32_t column_at(const void *column, uint32_t k, uint32_t index_width)
-{
-    return index_width == 2u ? ((const uint16_t *)column)[k] : ((const uint32_t *)column)[k];
-}
-
 /* Where vector u of a pixel in some blocks lies, blocks `block` floats apart. */
 SFD_INLINE size_t block_vector(uint32_t u, size_t block)
 {
@@ -67,13 +62,13 @@ SFD_INLINE void linear_forward_blocks(const struct sfd_layer *layer, const float
         for (k = support->row_pointer[row]; end - k >= chains; k += chains)
 #pragma GCC unroll 8
             for (c = 0u; c < chains; ++c) {
-                const float *from = x + (size_t)column_at(column, k + c, index_width) * PIXEL;
+                const float *from = x + (size_t)sfd_column_at(column, k + c, index_width) * PIXEL;
 #pragma GCC unroll 8
                 for (u = 0u; u < vectors; ++u)
                     sum[c * vectors + u] += w[k + c] * vector_load(from + block_vector(u, x_block));
             }
         for (; k < end; ++k) {
-            const float *from = x + (size_t)column_at(column, k, index_width) * PIXEL;
+            const float *from = x + (size_t)sfd_column_at(column, k, index_width) * PIXEL;
 #pragma GCC unroll 8
             for (u = 0u; u < vectors; ++u)
                 sum[u] += w[k] * vector_load(from + block_vector(u, x_block));
@@ -128,7 +123,7 @@ SFD_INLINE void linear_backward_blocks(const struct sfd_layer *layer, const floa
             value[u] = vector_load(dy + (size_t)row * PIXEL + block_vector(u, y_block));
         for (k = support->row_pointer[row]; end - k >= SFD_LANES; k += SFD_LANES) {
             for (j = 0u; j < SFD_LANES; ++j) {
-                const size_t at = (size_t)column_at(column, k + j, index_width) * PIXEL;
+                const size_t at = (size_t)sfd_column_at(column, k + j, index_width) * PIXEL;
                 part[j] =
                     linear_product(value, w[k + j], x + at, dx ? dx + at : NULL, x_block, vectors);
             }
@@ -136,7 +131,7 @@ SFD_INLINE void linear_backward_blocks(const struct sfd_layer *layer, const floa
             vector_store(gradient + k, later ? vector_load(gradient + k) + sums : sums);
         }
         for (; k < end; ++k) {
-            const size_t at = (size_t)column_at(column, k, index_width) * PIXEL;
+            const size_t at = (size_t)sfd_column_at(column, k, index_width) * PIXEL;
             const float sum = vector_sum(
                 linear_product(value, w[k], x + at, dx ? dx + at : NULL, x_block, vectors));
             gradient[k] = later ? gradient[k] + sum : sum;
@@ -156,13 +151,13 @@ static void linear_forward_image(const struct sfd_layer *layer, const float *w, 
         const uint32_t end = support->row_pointer[row + 1u];
         float sum[4] = {bias ? bias[row] : 0.0f, 0.0f, 0.0f, 0.0f};
         for (k = support->row_pointer[row]; end - k >= 4u; k += 4u) {
-            sum[0] += w[k] * x[column_at(column, k, index_width)];
-            sum[1] += w[k + 1u] * x[column_at(column, k + 1u, index_width)];
-            sum[2] += w[k + 2u] * x[column_at(column, k + 2u, index_width)];
-            sum[3] += w[k + 3u] * x[column_at(column, k + 3u, index_width)];
+            sum[0] += w[k] * x[sfd_column_at(column, k, index_width)];
+            sum[1] += w[k + 1u] * x[sfd_column_at(column, k + 1u, index_width)];
+            sum[2] += w[k + 2u] * x[sfd_column_at(column, k + 2u, index_width)];
+            sum[3] += w[k + 3u] * x[sfd_column_at(column, k + 3u, index_width)];
         }
         for (; k < end; ++k)
-            sum[0] += w[k] * x[column_at(column, k, index_width)];
+            sum[0] += w[k] * x[sfd_column_at(column, k, index_width)];
         y[row] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
     }
 }
@@ -179,9 +174,9 @@ static void linear_backward_image(const struct sfd_layer *layer, const float *w,
         const uint32_t end = support->row_pointer[row + 1u];
         const float value = dy[row];
         for (k = support->row_pointer[row]; dx != NULL && k < end; ++k)
-            dx[column_at(column, k, index_width)] += w[k] * value;
+            dx[sfd_column_at(column, k, index_width)] += w[k] * value;
         for (k = support->row_pointer[row]; k < end; ++k) {
-            const float product = value * x[column_at(column, k, index_width)];
+            const float product = value * x[sfd_column_at(column, k, index_width)];
             gradient[k] = later ? gradient[k] + product : product;
         }
     }

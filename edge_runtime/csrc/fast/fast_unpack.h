@@ -2,6 +2,7 @@
 #ifndef SFD_FAST_UNPACK_H
 #define SFD_FAST_UNPACK_H
 
+#include "fast_bits.h"
 #include "fast_gather.h"
 
 /* A packed input, read some rows of all channels at a time, from top to bottom. */
@@ -14,13 +15,6 @@ struct fast_unpacking {
     uint32_t taken;  /* values before the next block */
     uint32_t *rank;  /* for each channel the values before the next rows */
 };
-
-static inline uint32_t bits_set(uint32_t bits)
-{
-    bits -= (bits >> 1) & 0x55555555u;
-    bits = (bits & 0x33333333u) + ((bits >> 2) & 0x33333333u);
-    return (((bits + (bits >> 4)) & 0x0f0f0f0fu) * 0x01010101u) >> 24;
-}
 
 /* `count` < 32 bits of the mask, from `element` on. */
 static inline uint32_t mask_bits(const uint32_t *mask, uint32_t element, uint32_t count)
@@ -39,8 +33,8 @@ static uint32_t count_run(const uint32_t *mask, uint32_t element, uint32_t count
     uint32_t total = 0u;
 
     for (; count >= PIXEL; count -= PIXEL, element += PIXEL)
-        total += bits_set(mask_bits(mask, element, PIXEL));
-    return count > 0u ? total + bits_set(mask_bits(mask, element, count)) : total;
+        total += count_bits(mask_bits(mask, element, PIXEL));
+    return count > 0u ? total + count_bits(mask_bits(mask, element, count)) : total;
 }
 
 static void unpacking_count(void *context, uint32_t index, uint32_t count)
@@ -78,7 +72,7 @@ SFD_INLINE const float *unpack_some(uint32_t bits, uint32_t count, const float *
 #if SFD_LANES == 16 && defined(__AVX512F__)
     if (count == PIXEL) {
         _mm512_storeu_ps(to, _mm512_maskz_expandloadu_ps((__mmask16)bits, values));
-        return values + bits_set(bits);
+        return values + count_bits(bits);
     }
 #endif
     for (i = 0u; i < count; ++i)
