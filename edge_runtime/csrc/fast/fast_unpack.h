@@ -12,9 +12,27 @@ struct fast_unpacking {
     uint32_t channels, height, width;
     uint32_t images; /* of the block */
     uint32_t first;  /* element of the batch with which the block begins */
+    uint32_t next;   /* element with which the next block begins */
     uint32_t taken;  /* values before the next block */
     uint32_t *rank;  /* for each channel the values before the next rows */
 };
+
+static uint64_t unpacking_bytes(const struct sfd_layer *layer)
+{
+    return aligned_bytes((uint64_t)layer->in_channels * sizeof(uint32_t));
+}
+
+/* At the beginning of a batch. */
+static struct fast_unpacking unpacking_of(const struct sfd_layer *layer,
+                                          const struct sfd_saved_input *x, void *memory)
+{
+    struct fast_unpacking unpacking = {.mask = x->mask, .values = x->values, .rank = memory};
+
+    unpacking.channels = layer->in_channels;
+    unpacking.height = layer->in_height;
+    unpacking.width = layer->in_width;
+    return unpacking;
+}
 
 /* `count` < 32 bits of the mask, from `element` on. */
 static inline uint32_t mask_bits(const uint32_t *mask, uint32_t element, uint32_t count)
@@ -48,13 +66,14 @@ static void unpacking_count(void *context, uint32_t index, uint32_t count)
         unpacking->rank[c] = count_run(unpacking->mask, unpacking->first + c * plane, plane);
 }
 
-/* Start a block: the values before each of its channels. */
-static void unpacking_begin(struct fast_unpacking *unpacking, struct sfd_team *team, uint32_t first,
+/* Start the next block: the values before each of its channels. */
+static void unpacking_begin(struct fast_unpacking *unpacking, struct sfd_team *team,
                             uint32_t images)
 {
     uint32_t c, count;
 
-    unpacking->first = first;
+    unpacking->first = unpacking->next;
+    unpacking->next += unpacking->channels * unpacking->height * unpacking->width * images;
     unpacking->images = images;
     sfd_team_run(team, unpacking_count, unpacking);
     for (c = 0u; c < unpacking->channels; ++c) {
@@ -90,6 +109,16 @@ static const float *unpack_run(const uint32_t *mask, uint32_t element, uint32_t 
     if (count > 0u)
         values = unpack_some(mask_bits(mask, element, count), count, values, to);
     return values;
+}
+
+/* Unpack the next images as they lie in memory, `count` elements in all. */
+static void unpack_images(struct fast_unpacking *unpacking, uint32_t count, float *to)
+{
+    const float *values = unpacking->values + unpacking->taken;
+
+    values = unpack_run(unpacking->mask, unpacking->next, count, values, to);
+    unpacking->next += count;
+    unpacking->taken = (uint32_t)(values - unpacking->values);
 }
 
 /* Unpack rows [top, top + rows) of one channel; rows below the image are left as they are. The next
