@@ -508,7 +508,7 @@ struct sfd_norm_gradient {
     float *dy;                /* may be overwritten */
     float *addend;            /* takes the gradient of the addend, may be dy; NULL: none */
     float *dx;                /* may be dy if the addend's is not; NULL: not wanted */
-    int accumulate;           /* add to dx, which is not dy */
+    int accumulate;           /* add to dx, which may be the addend's: added to it after dy */
     float *d_weight, *d_bias; /* NULL: not wanted */
 };
 
