@@ -149,8 +149,10 @@ static void backward_phase(struct fast_backward *backward, struct fast_strip *st
 {
     const struct sfd_layer *layer = backward->layer;
     const uint32_t end = strip->first_row + backward->rows;
+    const uint32_t phase = phase_y * layer->shape.stride_w + phase_x;
 
-    fast_phase_taps(layer, phase_y, phase_x, &strip->first_tap, &strip->last_tap);
+    strip->first_tap = backward->program.phase[phase];
+    strip->last_tap = backward->program.phase[phase + 1u];
     strip->map.height = phase_length(layer->in_height, phase_y, layer->shape.stride_h);
     strip->map.width = phase_length(layer->in_width, phase_x, layer->shape.stride_w);
     strip->last_row = strip->map.height < end ? strip->map.height : end;

@@ -200,8 +200,10 @@ static void small_phases(struct small_backward *backward, const struct sfd_layer
     strip.accumulate = 0;
     for (phase_y = 0u; phase_y < stride_y; ++phase_y)
         for (phase_x = 0u; phase_x < stride_x; ++phase_x) {
-            fast_phase_taps(layer, phase_y, phase_x, &strip.first_tap, &strip.last_tap);
-            strip.x = backward->x + (size_t)(phase_y * stride_x + phase_x) * lines->line;
+            const uint32_t phase = phase_y * stride_x + phase_x;
+            strip.first_tap = backward->program.phase[phase];
+            strip.last_tap = backward->program.phase[phase + 1u];
+            strip.x = backward->x + (size_t)phase * lines->line;
             pair_strip(&backward->program, &strip, backward->tiles, backward->runs,
                        backward->partial, &ignored);
             if (part->dx)
