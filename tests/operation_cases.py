@@ -36,6 +36,10 @@ OPERATION_CASES: dict[str, tuple[Tensor, Callable[[ModelBuilder, int], int]]] = 
         IMAGE,
         lambda n, x: n.convolution(x, 3, (5, 7), padding=(3, 6), stride=(1, 4)),
     ),
+    "convolution of very many places": (
+        IMAGE,
+        lambda n, x: n.convolution(x, 3, (35, 34), padding=(17, 18), stride=(1, 2), groups=3),
+    ),
     "1-D convolution": (
         SIGNAL,
         lambda n, x: n.convolution(
@@ -48,6 +52,11 @@ OPERATION_CASES: dict[str, tuple[Tensor, Callable[[ModelBuilder, int], int]]] = 
     "batch norm of a signal": (SIGNAL, lambda n, x: n.batch_norm(x, affine=False)),
     "batch norm of features": (FEATURES, lambda n, x: n.batch_norm(x)),
     "batch norm without statistics": (IMAGE, lambda n, x: n.batch_norm(x, tracked=False)),
+    "batch norm added to its input": (IMAGE, lambda n, x: n.add(n.batch_norm(x), x)),
+    "batch norm under its input, rectified": (
+        IMAGE,
+        lambda n, x: n.activation(n.add(x, n.batch_norm(x)), Kind.RELU),
+    ),
     "group norm": (IMAGE, lambda n, x: n.group_norm(x, 3)),
     "group norm of a signal": (SIGNAL, lambda n, x: n.group_norm(x, 6, affine=False)),
     "group norm of features": (FEATURES, lambda n, x: n.group_norm(x, 4)),

@@ -4,231 +4,9 @@
  * column of the weight that has a nonzero, a list is made of what it multiplies: the inputs of its
  * channel whose output pixel, at the column's place of the kernel, lies inside the image. Each
  * nonzero runs over the list of its column; where columns have many nonzeros, those of four rows do
- * so together, and load the list once. */
-#include "sfd_internal.h"
-
-/* What scratch has room for, by the images of a block: little on a board, whose batches are small,
- * and enough that making lists and finding nonzeros costs little beside multiplying them. */
-#define LIST_BYTES(images) (2048u * (images))
-#define LIST_COLUMNS(images) (128u + 32u * (images))
-#define NONZEROS(images) (64u + 64u * (images))
-
-/* Nonzeros in a column from which on collecting them pays. */
-#define CROWDED 8u
-
-/* A kept input, or a place of the kernel. Input pixel y (the padding included) meets kernel row i in
- * output row (y - i * dilation) / stride, if that divides and lies inside; columns likewise. Both
- * sides are divided once, beforehand: a coordinate t becomes t % stride * span + t / stride, with a
- * span longer than any quotient. The difference of two such codes is the output row where the
- * remainders are equal, and out of range where they are not. */
-struct place {
-    uint32_t row, column; /* codes */
-    uint32_t offset;      /* of the quotients, in floats of the output's channel */
-};
-
-/* What one column multiplies: an input, and the offset of its output in any row's channel. */
-struct factor {
-    uint32_t offset;
-    float value;
-};
-
-/* A nonzero of the weight: its place in the support, and the next one of its column. */
-struct nonzero {
-    uint32_t row, k, next;
-};
-
-#define NOT_MADE UINT32_MAX
-#define NO_NONZERO UINT32_MAX
-
-/* A column of a channel in the stretch: its list, and the first of its collected nonzeros. */
-struct column {
-    uint32_t list, count, nonzero;
-};
-
-struct product {
-    const struct sfd_layer *layer;
-    const struct sfd_saved_input *x;
-    uint32_t area, group_rows, group_channels, row_span, column_span;
-    struct place *kernel;
-    /* the block: its images, its first element, the floats of a channel of input and output */
-    uint32_t images, block, in_run, out_run;
-    /* the stretch: its channels, and where the entries of each begin; the values of all of them */
-    struct place *entry;
-    uint32_t *start;
-    const float *value;
-    uint32_t entry_room, channel_room, first_channel, channels;
-    /* lists and collected nonzeros, by column */
-    struct column *column;
-    struct factor *factor;
-    struct nonzero *nonzero;
-    uint32_t factors, nonzero_room, nonzeros; /* no room: nonzeros are not collected */
-};
-
-static uint32_t smaller(uint64_t a, uint32_t b)
-{
-    return a < b ? (uint32_t)a : b;
-}
-
-static int is_crowded(const struct sfd_layer *layer)
-{
-    const struct sfd_support *support = &layer->support;
-
-    return support->count >= (uint64_t)CROWDED * support->columns * layer->shape.groups;
-}
-
-/* Set the sizes of all parts of the scratch; returns the bytes of it. */
-static uint64_t set_rooms(struct product *product, const struct sfd_layer *layer, uint32_t n)
-{
-    uint32_t images = sfd_block_images(n, 0u);
-    uint64_t elements = (uint64_t)layer->in_channels * layer->in_height * layer->in_width * images;
-    uint64_t area = (uint64_t)layer->shape.kernel_h * layer->shape.kernel_w;
-    uint64_t entry_bytes = sizeof(struct place) + area * sizeof(struct factor);
-
-    product->area = (uint32_t)area;
-    product->entry_room = smaller(elements, (uint32_t)(LIST_BYTES(images) / entry_bytes) + 16u);
-    product->channel_room =
-        smaller(layer->in_channels, (uint32_t)(LIST_COLUMNS(images) / area) + 1u);
-    product->nonzero_room = is_crowded(layer) ? NONZEROS(images) : 0u;
-    return area * sizeof(struct place) + product->entry_room * entry_bytes +
-           product->nonzero_room * sizeof(struct nonzero) +
-           area * product->channel_room * sizeof(struct column) +
-           (product->channel_room + 1u) * sizeof(uint32_t);
-}
-
-uint64_t sfd_packed_scratch_bytes(const struct sfd_layer *layer, uint32_t n)
-{
-    struct product product;
-
-    return set_rooms(&product, layer, n);
-}
-
-static struct product product_begin(const struct sfd_layer *layer, const struct sfd_saved_input *x,
-                                    uint32_t n, void *scratch)
-{
-    const struct sfd_convolution *shape = &layer->shape;
-    struct product product;
-
-    memset(&product, 0, sizeof product);
-    set_rooms(&product, layer, n);
-    product.layer = layer;
-    product.x = x;
-    product.group_rows = layer->support.rows / shape->groups;
-    product.group_channels = layer->in_channels / shape->groups;
-    product.row_span = (layer->in_height + 2u * shape->padding_h) / shape->stride_h + 2u;
-    product.column_span = (layer->in_width + 2u * shape->padding_w) / shape->stride_w + 2u;
-    product.value = x->values;
-    product.kernel = scratch;
-    product.entry = product.kernel + product.area;
-    product.factor = (struct factor *)(product.entry + product.entry_room);
-    product.nonzero =
-        (struct nonzero *)(product.factor + (size_t)product.area * product.entry_room);
-    product.column = (struct column *)(product.nonzero + product.nonzero_room);
-    product.start = (uint32_t *)(product.column + (size_t)product.area * product.channel_room);
-    return product;
-}
-
-static uint32_t coordinate_code(uint32_t at, uint32_t stride, uint32_t span)
-{
-    return stride == 1u ? at : at % stride * span + at / stride;
-}
-
-static uint32_t quotient(uint32_t at, uint32_t stride)
-{
-    return stride == 1u ? at : at / stride;
-}
-
-static struct place place_at(const struct product *product, uint32_t y, uint32_t x)
-{
-    const struct sfd_layer *layer = product->layer;
-    const uint32_t stride_h = layer->shape.stride_h, stride_w = layer->shape.stride_w;
-    struct place place;
-
-    place.row = coordinate_code(y, stride_h, product->row_span);
-    place.column = coordinate_code(x, stride_w, product->column_span);
-    place.offset =
-        (quotient(y, stride_h) * layer->out_width + quotient(x, stride_w)) * product->images;
-    return place;
-}
-
-static void product_block(struct product *product, uint32_t n, uint32_t first)
-{
-    const struct sfd_layer *layer = product->layer;
-    const struct sfd_convolution *shape = &layer->shape;
-    uint32_t place, pixels = layer->in_height * layer->in_width;
-
-    product->images = sfd_block_images(n, first);
-    product->block = first * layer->in_channels * pixels;
-    product->in_run = pixels * product->images;
-    product->out_run = layer->out_height * layer->out_width * product->images;
-    for (place = 0u; place < product->area; ++place)
-        product->kernel[place] = place_at(product, place / shape->kernel_w * shape->dilation_h,
-                                          place % shape->kernel_w * shape->dilation_w);
-}
-
-/* The bits of a mask word that are in [at, end), and where the word ends. */
-static uint32_t mask_bits(const uint32_t *mask, uint32_t at, uint32_t end, uint32_t *next)
-{
-    uint32_t bits = mask[at / 32u] & (~0u << at % 32u);
-
-    *next = at / 32u * 32u + 32u;
-    if (*next > end) {
-        bits &= ~(~0u << end % 32u);
-        *next = end;
-    }
-    return bits;
-}
-
-/* Append what is kept in [at, end), a part of the channel that begins at `channel`, to the `count`
- * entries, until there is no room. Returns where it stopped. */
-static uint32_t expand(const struct product *product, uint32_t channel, uint32_t at, uint32_t end,
-                       uint32_t *count)
-{
-    const struct sfd_layer *layer = product->layer;
-    const uint32_t line = layer->in_width * product->images;
-    uint32_t y = (at - channel) / line, start = channel + y * line; /* of the line of pixels */
-
-    while (at < end) {
-        uint32_t word = at / 32u * 32u, next, bits = mask_bits(product->x->mask, at, end, &next);
-        for (; bits != 0u; bits &= bits - 1u) {
-            struct place *entry = &product->entry[*count];
-            at = word + sfd_lowest_bit(bits);
-            if (*count == product->entry_room)
-                return at;
-            for (; at - start >= line; start += line)
-                ++y;
-            *entry = place_at(product, y + layer->shape.padding_h,
-                              (at - start) / product->images + layer->shape.padding_w);
-            entry->offset += (at - start) % product->images;
-            ++*count;
-        }
-        at = next;
-    }
-    return end;
-}
-
-/* Expand the channels from element `at` on, as many as there is room for; of the last one perhaps a
- * part. Returns where it stopped. */
-static uint32_t stretch_begin(struct product *product, uint32_t at)
-{
-    uint32_t channel = (at - product->block) / product->in_run, count = 0u, end, i;
-
-    product->first_channel = channel;
-    product->channels = 0u;
-    do {
-        uint32_t begin = product->block + channel * product->in_run;
-        end = begin + product->in_run;
-        product->start[product->channels++] = count;
-        at = expand(product, begin, at, end, &count);
-    } while (at == end && ++channel < product->layer->in_channels &&
-             product->channels < product->channel_room);
-    product->start[product->channels] = count;
-    product->factors = 0u;
-    for (i = 0u; i < product->channels * product->area; ++i) {
-        product->column[i].list = NOT_MADE;
-        product->column[i].nonzero = NO_NONZERO;
-    }
-    return at;
-}
+ * so together, and load the list once. A kernel of very many places has no lists: there each nonzero
+ * goes over the kept inputs of its channel. */
+#include "kernels_packed.h"
 
 static void list_make(struct product *product, uint32_t index)
 {
@@ -324,6 +102,42 @@ static uint32_t nonzero_multiply(struct product *product, uint32_t index, const 
     return count;
 }
 
+/* Whether a place of the kernel meets the image at all. */
+static int meets_image(const struct sfd_layer *layer, uint32_t place)
+{
+    const struct sfd_convolution *shape = &layer->shape;
+    uint32_t y_low, y_high, x_low, x_high;
+
+    sfd_valid_range(layer->in_height, layer->out_height, shape->stride_h, shape->padding_h,
+                    place / shape->kernel_w * shape->dilation_h, &y_low, &y_high);
+    sfd_valid_range(layer->in_width, layer->out_width, shape->stride_w, shape->padding_w,
+                    place % shape->kernel_w * shape->dilation_w, &x_low, &x_high);
+    return y_low < y_high && x_low < x_high;
+}
+
+/* The same without a list, with what was kept of its channel. */
+static uint32_t nonzero_multiply_unlisted(const struct product *product, uint32_t index,
+                                          const float *dy, float *gradient)
+{
+    const uint32_t height = product->layer->out_height, width = product->layer->out_width;
+    const struct place place = sfd_kernel_place(product, index % product->area);
+    const uint32_t *start = &product->start[index / product->area];
+    uint32_t i, count = 0u;
+    float sum = 0.0f;
+
+    if (!meets_image(product->layer, index % product->area))
+        return 0u;
+    for (i = start[0]; i < start[1]; ++i) {
+        const struct place *entry = &product->entry[i];
+        if (entry->row - place.row < height && entry->column - place.column < width) {
+            sum += product->value[i] * dy[entry->offset - place.offset];
+            ++count;
+        }
+    }
+    *gradient += sum;
+    return count;
+}
+
 /* Multiply the nonzeros collected in one column with its list. */
 static uint64_t column_multiply(struct product *product, uint32_t index, const float *dy,
                                 float *gradient)
@@ -368,20 +182,6 @@ static uint64_t collected_multiply(struct product *product, const float *dy, flo
     return done;
 }
 
-/* First nonzero of [low, high) in a row whose column is not below `column`. */
-static uint32_t row_search(const struct sfd_support *support, uint32_t low, uint32_t high,
-                           uint32_t column)
-{
-    while (low < high) {
-        uint32_t middle = low + (high - low) / 2u;
-        if (sfd_column(support, middle) < column)
-            low = middle + 1u;
-        else
-            high = middle;
-    }
-    return low;
-}
-
 static void collect(struct product *product, uint32_t row, uint32_t k, uint32_t index)
 {
     struct nonzero *nonzero = &product->nonzero[product->nonzeros];
@@ -401,11 +201,11 @@ static uint64_t row_multiply(struct product *product, uint32_t row, const float 
     uint32_t group = row / product->group_rows * product->group_channels;
     uint32_t first = product->first_channel, last = first + product->channels;
     uint32_t low = (first > group ? first - group : 0u) * product->area;
-    uint32_t high = smaller(last - group, product->group_channels) * product->area;
+    uint32_t high = (uint32_t)sfd_minimum(last - group, product->group_channels) * product->area;
     uint32_t k, end = support->row_pointer[row + 1u], before = (first - group) * product->area;
     uint64_t done = 0u;
 
-    for (k = row_search(support, support->row_pointer[row], end, low); k < end; ++k) {
+    for (k = sfd_column_search(support, support->row_pointer[row], end, low); k < end; ++k) {
         uint32_t column = sfd_column(support, k);
         if (column >= high)
             break;
@@ -414,6 +214,8 @@ static uint64_t row_multiply(struct product *product, uint32_t row, const float 
             if (product->nonzeros == product->nonzero_room)
                 done += collected_multiply(product, dy, gradient);
             collect(product, row, k, column);
+        } else if (product->listed == 0u) {
+            done += nonzero_multiply_unlisted(product, column, row_dy, &gradient[k]);
         } else {
             done += nonzero_multiply(product, column, row_dy, &gradient[k]);
         }
@@ -424,17 +226,17 @@ static uint64_t row_multiply(struct product *product, uint32_t row, const float 
 uint64_t sfd_packed_d_weight(const struct sfd_layer *layer, const struct sfd_saved_input *x,
                              const float *dy, float *gradient, uint32_t n, void *scratch)
 {
-    struct product product = product_begin(layer, x, n, scratch);
+    struct product product = sfd_product_begin(layer, x, n, scratch);
     uint64_t done = 0u;
     uint32_t first, row;
 
     for (first = 0u; first < n; first += SFD_BLOCK) {
         uint32_t at, end;
-        product_block(&product, n, first);
+        sfd_product_block(&product, n, first);
         end = product.block + layer->in_channels * product.in_run;
         for (at = product.block; at < end;) {
             uint32_t last_group;
-            at = stretch_begin(&product, at);
+            at = sfd_product_stretch(&product, at);
             last_group = (product.first_channel + product.channels - 1u) / product.group_channels;
             for (row = product.first_channel / product.group_channels * product.group_rows;
                  row < (last_group + 1u) * product.group_rows; ++row)

@@ -75,7 +75,7 @@ static struct pass pass_begin(const struct sfd_layer *layer, void *scratch)
     windows_find(layer, scratch);
     pass.layer = layer;
     pass.windows = scratch;
-    pass.area = shape->kernel_h * shape->kernel_w;
+    pass.area = sfd_kernel_area(layer);
     pass.group_rows = layer->support.rows / shape->groups;
     pass.group_channels = layer->in_channels / shape->groups;
     return pass;
@@ -245,16 +245,6 @@ static uint64_t block_d_weight(const struct pass *pass, const float *x, const fl
     return done;
 }
 
-static size_t in_size(const struct sfd_layer *layer)
-{
-    return (size_t)layer->in_channels * layer->in_height * layer->in_width;
-}
-
-static size_t out_size(const struct sfd_layer *layer)
-{
-    return (size_t)layer->support.rows * layer->out_height * layer->out_width;
-}
-
 static uint64_t forward(const struct sfd_layer *layer, const float *w, const float *bias,
                         const float *x, float *y, uint32_t n, void *scratch)
 {
@@ -264,8 +254,8 @@ static uint64_t forward(const struct sfd_layer *layer, const float *w, const flo
 
     for (first = 0u; first < n; first += SFD_BLOCK) {
         pass_block(&pass, sfd_block_images(n, first));
-        done +=
-            block_forward(&pass, w, bias, x + first * in_size(layer), y + first * out_size(layer));
+        done += block_forward(&pass, w, bias, x + first * sfd_in_elements(layer),
+                              y + first * sfd_out_elements(layer));
     }
     return done;
 }
@@ -278,10 +268,11 @@ static uint64_t d_input(const struct sfd_layer *layer, const float *w, const flo
     uint32_t first;
 
     if (!accumulate)
-        memset(dx, 0, n * in_size(layer) * sizeof *dx);
+        memset(dx, 0, n * sfd_in_elements(layer) * sizeof *dx);
     for (first = 0u; first < n; first += SFD_BLOCK) {
         pass_block(&pass, sfd_block_images(n, first));
-        done += block_d_input(&pass, w, dy + first * out_size(layer), dx + first * in_size(layer));
+        done += block_d_input(&pass, w, dy + first * sfd_out_elements(layer),
+                              dx + first * sfd_in_elements(layer));
     }
     return done;
 }
@@ -299,8 +290,8 @@ static uint64_t d_weight(const struct sfd_layer *layer, const struct sfd_saved_i
     pass = pass_begin(layer, scratch);
     for (first = 0u; first < n; first += SFD_BLOCK) {
         pass_block(&pass, sfd_block_images(n, first));
-        done += block_d_weight(&pass, x->dense + first * in_size(layer),
-                               dy + first * out_size(layer), gradient);
+        done += block_d_weight(&pass, x->dense + first * sfd_in_elements(layer),
+                               dy + first * sfd_out_elements(layer), gradient);
     }
     return done;
 }
@@ -318,7 +309,7 @@ static void backward(const struct sfd_layer *layer, const float *w, const struct
 static uint64_t forward_scratch_bytes(const struct sfd_layer *layer, uint32_t n)
 {
     (void)n;
-    return (uint64_t)layer->shape.kernel_h * layer->shape.kernel_w * sizeof(struct window);
+    return (uint64_t)sfd_kernel_area(layer) * sizeof(struct window);
 }
 
 static uint64_t backward_scratch_bytes(const struct sfd_layer *layer, uint32_t n)

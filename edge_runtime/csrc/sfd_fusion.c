@@ -52,7 +52,8 @@ static int joins_as_rectifier(const struct sfd_session *session, uint32_t index,
 }
 
 /* The gradient of the other operand is written in the same pass: it must be the first one, and a
- * later reader would have given one before. */
+ * later reader would have given one before. It may be the norm's own input, whose gradient then takes
+ * dy before the norm adds to it, element by element. */
 static int joins_as_addition(const struct sfd_session *session, uint32_t index,
                              const struct sfd_node *norm)
 {

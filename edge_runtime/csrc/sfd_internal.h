@@ -245,10 +245,56 @@ uint64_t sfd_packed_d_weight(const struct sfd_layer *layer, const struct sfd_sav
  * does not have them. */
 const struct sfd_kernels *sfd_kernels_find(int32_t set);
 
+/* A constant width makes it one load. */
+static inline uint32_t sfd_column_at(const void *column, uint32_t k, uint32_t index_width)
+{
+    return index_width == 2u ? ((const uint16_t *)column)[k] : ((const uint32_t *)column)[k];
+}
+
 static inline uint32_t sfd_column(const struct sfd_support *support, uint32_t k)
 {
-    return support->index_width == 2u ? ((const uint16_t *)support->column)[k]
-                                      : ((const uint32_t *)support->column)[k];
+    return sfd_column_at(support->column, k, support->index_width);
+}
+
+/* The first nonzero of [low, high), a part of a row, whose column is not below `column`; or high. */
+static inline uint32_t sfd_column_search(const struct sfd_support *support, uint32_t low,
+                                         uint32_t high, uint32_t column)
+{
+    while (low < high) {
+        const uint32_t middle = low + (high - low) / 2u;
+        if (sfd_column(support, middle) < column)
+            low = middle + 1u;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static inline uint64_t sfd_minimum(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+static inline uint64_t sfd_maximum(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Places of a layer's kernel. */
+static inline uint32_t sfd_kernel_area(const struct sfd_layer *layer)
+{
+    return layer->shape.kernel_h * layer->shape.kernel_w;
+}
+
+/* Elements of one image of a layer's input, and of its output. */
+static inline size_t sfd_in_elements(const struct sfd_layer *layer)
+{
+    return (size_t)layer->in_channels * layer->in_height * layer->in_width;
+}
+
+static inline size_t sfd_out_elements(const struct sfd_layer *layer)
+{
+    return (size_t)layer->support.rows * layer->out_height * layer->out_width;
 }
 
 /* Outputs y in [low, high) read an input inside [0, in) at kernel offset `offset`: 0 <= y * stride
@@ -465,7 +511,7 @@ struct sfd_norm_gradient {
     float *dy;                /* may be overwritten */
     float *addend;            /* takes the gradient of the addend, may be dy; NULL: none */
     float *dx;                /* may be dy if the addend's is not; NULL: not wanted */
-    int accumulate;           /* add to dx, which is not dy */
+    int accumulate;           /* add to dx, which may be the addend's: added to it after dy */
     float *d_weight, *d_bias; /* NULL: not wanted */
 };
 

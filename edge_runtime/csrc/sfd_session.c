@@ -137,8 +137,9 @@ static int gradients_are_finite(const struct sfd_session *session)
     return 1;
 }
 
-int sfd_gradients(struct sfd_session *session, const float *x, const void *y,
-                  enum sfd_target target, uint32_t n, float *loss)
+/* The gradients of a batch, whatever they are, and its loss. */
+static int compute_gradients(struct sfd_session *session, const float *x, const void *y,
+                             enum sfd_target target, uint32_t n, float *loss)
 {
     uint32_t region, correct;
     float *gradient, value;
@@ -155,10 +156,18 @@ int sfd_gradients(struct sfd_session *session, const float *x, const void *y,
     if (!sfd_all_finite(&value, 1u))
         return SFD_ERR_DIVERGED;
     sfd_backward(session, n);
-    if (!gradients_are_finite(session))
-        return SFD_ERR_DIVERGED;
     *loss = value;
     return SFD_OK;
+}
+
+int sfd_gradients(struct sfd_session *session, const float *x, const void *y,
+                  enum sfd_target target, uint32_t n, float *loss)
+{
+    int error = compute_gradients(session, x, y, target, n, loss);
+
+    if (error != SFD_OK)
+        return error;
+    return gradients_are_finite(session) ? SFD_OK : SFD_ERR_DIVERGED;
 }
 
 static float stepped(float value, float gradient, float learning_rate, float weight_decay)
@@ -200,6 +209,7 @@ static int running_statistics(struct sfd_session *session, uint32_t n, int apply
 
 #define STEP_RUN 64u
 
+/* They do not where a gradient is not finite: whatever it is multiplied by, no number comes out. */
 static int parameters_stay_finite(const struct sfd_session *session, float learning_rate,
                                   float weight_decay)
 {
@@ -231,7 +241,7 @@ int sfd_step(struct sfd_session *session, const float *x, const void *y, enum sf
     if (!(learning_rate >= 0.0f && learning_rate < SFD_INFINITY) ||
         !(weight_decay >= 0.0f && weight_decay < SFD_INFINITY))
         return SFD_ERR_ARGUMENT;
-    error = sfd_gradients(session, x, y, target, n, loss);
+    error = compute_gradients(session, x, y, target, n, loss);
     if (error != SFD_OK)
         return error;
     if (!parameters_stay_finite(session, learning_rate, weight_decay) ||

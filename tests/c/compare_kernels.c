@@ -1,6 +1,7 @@
 /* Compares a kernel set with the portable one on random layers, both passes, with scratch of exactly
- * the bytes that it asks for. Usage: compare_kernels SET CASES SEED. Prints what differs by more than
- * the stated bound; ends with 0 where nothing does, 3 where this machine does not have the set.
+ * the bytes that it asks for, for the batch or for a larger one. Usage: compare_kernels SET CASES
+ * SEED. Prints what differs by more than the stated bound; ends with 0 where nothing does, 3 where
+ * this machine does not have the set.
  *
  * The bound: 2^-19 of the sum of the absolute products behind a number. */
 #include <stdio.h>
@@ -56,7 +57,7 @@ static float *magnitudes(const float *values, size_t count)
 struct experiment {
     struct sfd_layer layer;
     struct sfd_saved_input saved;
-    uint32_t n, number;
+    uint32_t n, planned, number;
     size_t in, out;
     uint32_t *row_pointer;
     void *column;
@@ -82,6 +83,7 @@ static int random_shape(struct sfd_layer *layer)
     static const uint32_t lengths[] = {1u, 2u, 3u, 4u, 5u, 7u, 8u, 9u, 12u, 16u, 17u, 25u, 33u};
     static const uint32_t kernels[] = {1u, 2u, 3u, 3u, 3u, 5u};
     struct sfd_convolution *shape = &layer->shape;
+    const int is_wide = below(8u) == 0u; /* many columns, small images */
 
     memset(layer, 0, sizeof *layer);
     shape->groups = below(5u) == 0u ? 2u + below(2u) : 1u;
@@ -93,9 +95,9 @@ static int random_shape(struct sfd_layer *layer)
     shape->padding_h = below(3u) > 0u ? shape->kernel_h / 2u : below(4u);
     shape->padding_w = below(3u) > 0u ? shape->kernel_w / 2u : below(4u);
     layer->threads = 1u;
-    layer->in_channels = shape->groups * (1u + below(6u));
-    layer->in_height = pick(lengths, 13u);
-    layer->in_width = pick(lengths, 13u);
+    layer->in_channels = shape->groups * (1u + below(is_wide ? 200u : 6u));
+    layer->in_height = pick(lengths, is_wide ? 5u : 13u);
+    layer->in_width = pick(lengths, is_wide ? 5u : 13u);
     if (layer->in_height + 2u * shape->padding_h <
             shape->dilation_h * (shape->kernel_h - 1u) + 1u ||
         layer->in_width + 2u * shape->padding_w < shape->dilation_w * (shape->kernel_w - 1u) + 1u)
@@ -169,13 +171,15 @@ static void random_saved_input(struct experiment *e)
 
 static int experiment_begin(struct experiment *e, uint32_t number)
 {
-    static const uint32_t batches[] = {1u, 2u, 3u, 4u, 5u, 8u, 13u, 16u, 16u, 17u, 20u, 32u, 35u};
+    static const uint32_t batches[] = {1u,  2u,  3u,  4u,  5u,  8u,  13u, 16u,
+                                       16u, 17u, 20u, 32u, 35u, 48u, 64u, 71u};
 
     memset(e, 0, sizeof *e);
     e->number = number;
     if (!random_shape(&e->layer))
         return 0;
-    e->n = pick(batches, 13u);
+    e->n = pick(batches, 16u);
+    e->planned = e->n + (below(3u) == 0u ? below(40u) : 0u);
     e->in = (size_t)e->n * e->layer.in_channels * e->layer.in_height * e->layer.in_width;
     e->out = (size_t)e->n * e->layer.support.rows * e->layer.out_height * e->layer.out_width;
     random_support(e);
@@ -212,8 +216,8 @@ static struct result compute(const struct sfd_kernels *kernels, const struct exp
                              const float *w, const float *bias, const float *x,
                              const struct sfd_saved_input *saved, const float *dy)
 {
-    void *forward = memory((size_t)kernels->forward_scratch_bytes(&e->layer, e->n));
-    void *backward = memory((size_t)kernels->backward_scratch_bytes(&e->layer, e->n));
+    void *forward = memory((size_t)kernels->forward_scratch_bytes(&e->layer, e->planned));
+    void *backward = memory((size_t)kernels->backward_scratch_bytes(&e->layer, e->planned));
     const uint32_t count = e->layer.support.count;
     struct result result;
     size_t i;

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "edge_runtime" / "csrc"
-CASES = 200
+CASES = 400
 
 # The flags of each set, as CMakeLists.txt has them.
 X86_SETS = {

@@ -83,6 +83,12 @@ def test_each_operation_has_the_gradients_of_the_reference(case: str, density: f
         assert_same_gradients(clear_case(states_of(artifact, densities), examples, scale=4))
 
 
+@pytest.mark.parametrize("case", [name for name in OPERATION_CASES if "batch norm" in name])
+def test_batch_norm_over_whole_words_of_a_mask(case: str) -> None:
+    for examples in (16, 32):
+        assert_same_gradients(clear_case(states_of(operation_case(case), 1.0), examples, scale=4))
+
+
 @pytest.mark.parametrize("examples", [6, 16, 17, 39])
 @pytest.mark.parametrize("case", TIE_CASES)
 def test_ties_and_edges_are_decided_as_in_the_reference(case: str, examples: int) -> None:

@@ -26,32 +26,40 @@ def convolution(entry: tuple[int, int, int], out: int, kernel: Any, **options: A
 
 
 # What each would overflow or repeat without end in kernels that trust its numbers.
-CASES: dict[str, tuple[int, Callable[[], Artifact]]] = {
+CASES: dict[str, tuple[int, float, Callable[[], Artifact]]] = {
     "padding and dilation beyond 32 bits": (
         1,
+        1.0,
         lambda: convolution((1, 1, 64), 1, (2, 3), padding=(32768, 65472), dilation=(65535, 65470)),
     ),
     "a row of the image times the padding": (
         16,
+        1.0,
         lambda: convolution((1, 1, 131071), 1, (1, 3), padding=(65535, 0), dilation=(1, 65535)),
     ),
     "a pixel in nothing but padding": (
         16,
+        1.0,
         lambda: convolution((2, 1, 1), 3, (1, 1), stride=(3, 3), padding=(1, 1), bias=True),
     ),
     "as many phases as pixels": (
         1,
+        1.0,
         lambda: convolution((1, 2, 70000), 1, (1, 65535), stride=(1, 65535), padding=(64, 64)),
     ),
-    "a kernel of 160,000 taps": (1, lambda: convolution((1, 500, 500), 1, (400, 400))),
+    "a kernel of 160,000 taps": (1, 1e-4, lambda: convolution((1, 500, 500), 1, (400, 400))),
+    "a kernel of a million taps, most of them in the padding": (
+        16,
+        0.5,
+        lambda: convolution((1, 16, 16), 1, (1001, 1001), padding=(500, 500)),
+    ),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kernels", [name for name in available_kernels() if name != "portable"])
 def test_a_layer_out_of_all_proportion(case: str, kernels: str) -> None:
-    examples, build = CASES[case]
-    density = 1e-4 if "taps" in case else 1.0
+    examples, density, build = CASES[case]
     model = states_of(build(), density)(0)
     x, y = model.batch(np.random.default_rng(0), examples)
     losses = []

@@ -1,12 +1,13 @@
 /* Convolutions whose output is a few vectors in all, and linear layers over part of a block.
  *
  * Where the pixels of all images of an output channel fit a few registers, the input is unrolled into
- * columns: one row for each column of the weight, with what each output pixel reads there. Then each
- * nonzero is one short multiply-add at its own row, in the order of the support: nothing is sorted. */
+ * columns. Then each nonzero is one short multiply-add at its own row, in the order of the support:
+ * nothing is sorted. */
 #ifndef SFD_FAST_COLUMNS_H
 #define SFD_FAST_COLUMNS_H
 
-#include "fast_linear.h"
+#include "fast_part.h"
+#include "fast_unroll.h"
 
 #define COLUMN_PIXELS 4u        /* most pixels of 16 floats in an unrolled row */
 #define COLUMN_BYTES (2u << 20) /* most bytes of the unrolled input */
@@ -16,8 +17,7 @@
 static uint32_t column_pixels(const struct sfd_layer *layer, uint32_t images)
 {
     const uint64_t lanes = (uint64_t)layer->out_height * layer->out_width * images;
-    const uint64_t rows =
-        (uint64_t)layer->in_channels * layer->shape.kernel_h * layer->shape.kernel_w;
+    const uint64_t rows = (uint64_t)layer->in_channels * sfd_kernel_area(layer);
     uint32_t pixels = 1u;
 
     while (pixels * PIXEL < lanes)
@@ -25,31 +25,29 @@ static uint32_t column_pixels(const struct sfd_layer *layer, uint32_t images)
     return pixels <= COLUMN_PIXELS && rows * pixels * PIXEL * 4u <= COLUMN_BYTES ? pixels : 0u;
 }
 
-/* One pass over the nonzeros. They are taken block of columns by block of columns, so that the rows
- * of a block stay in the second-level cache while all output channels go by. */
-struct fast_column_pass {
+/* A pass over the nonzeros, and where its working memory lies. They are taken block of columns by
+ * block of columns, so that the rows of a block stay in the second-level cache while all output
+ * channels go by. */
+struct fast_columns {
     const struct sfd_layer *layer;
     const float *w;
-    const float *unrolled;
-    uint32_t lanes;   /* floats of an output channel: the rest of an unrolled row is not used */
+    struct fast_unrolling unrolling;
+    float *unrolled;
+    float *du;        /* the gradient of the unrolled input; backward only, as the next */
+    float *channel;   /* one channel of the unpacked input */
     uint32_t *cursor; /* for each output channel its next nonzero */
+    uint32_t pixels;
+    uint32_t lanes; /* floats of an output channel: the rest of an unrolled row is not used */
+    size_t bytes;   /* of the unrolled input */
 };
 
-/* The nonzeros of a row from k on whose column is below `limit`. Returns the one after the last. */
-static uint32_t row_end(const struct sfd_support *support, uint32_t row, uint32_t k, uint32_t limit)
+/* The nonzeros of a row from k on whose column is below `limit`: one after the last. */
+static uint32_t block_end(const struct sfd_support *support, uint32_t row, uint32_t k,
+                          uint32_t limit)
 {
-    uint32_t end = support->row_pointer[row + 1u];
+    const uint32_t end = support->row_pointer[row + 1u];
 
-    if (limit >= support->columns)
-        return end;
-    while (k < end) {
-        const uint32_t middle = k + (end - k) / 2u;
-        if (sfd_column(support, middle) < limit)
-            k = middle + 1u;
-        else
-            end = middle;
-    }
-    return end;
+    return limit < support->columns ? sfd_column_search(support, k, end, limit) : end;
 }
 
 /* Columns in a block; the backward touches the gradient of each as well. */
@@ -59,16 +57,16 @@ static uint32_t column_block(uint32_t pixels)
 }
 
 /* sum += W u over nonzeros [k, end) of a row. */
-SFD_INLINE void columns_gather(vector *sum, const struct fast_column_pass *pass, size_t group,
+SFD_INLINE void columns_gather(vector *sum, const struct fast_columns *columns, size_t group,
                                uint32_t k, const uint32_t end, const uint32_t pixels)
 {
     enum { MOST = 8 };
     const uint32_t vectors = pixels * PIXEL_VECTORS;
     const uint32_t chains = vectors < MOST ? MOST / vectors : 1u; /* additions need not wait */
     const size_t width = (size_t)pixels * PIXEL;
-    const void *column = pass->layer->support.column;
-    const uint32_t index_width = pass->layer->support.index_width;
-    const float *from = pass->unrolled + group, *w = pass->w;
+    const void *column = columns->layer->support.column;
+    const uint32_t index_width = columns->layer->support.index_width;
+    const float *from = columns->unrolled + group, *w = columns->w;
     vector chain[16];
     uint32_t c, u;
 
@@ -78,13 +76,13 @@ SFD_INLINE void columns_gather(vector *sum, const struct fast_column_pass *pass,
     for (; end - k >= chains; k += chains)
 #pragma GCC unroll 8
         for (c = 0u; c < chains; ++c) {
-            const float *at = from + column_at(column, k + c, index_width) * width;
+            const float *at = from + sfd_column_at(column, k + c, index_width) * width;
 #pragma GCC unroll 16
             for (u = 0u; u < vectors; ++u)
                 chain[c * vectors + u] += w[k + c] * vector_load(at + u * SFD_LANES);
         }
     for (; k < end; ++k) {
-        const float *at = from + column_at(column, k, index_width) * width;
+        const float *at = from + sfd_column_at(column, k, index_width) * width;
 #pragma GCC unroll 16
         for (u = 0u; u < vectors; ++u)
             chain[u] += w[k] * vector_load(at + u * SFD_LANES);
@@ -98,19 +96,19 @@ SFD_INLINE void columns_gather(vector *sum, const struct fast_column_pass *pass,
 }
 
 /* y = bias + W u over unrolled rows. */
-SFD_INLINE void columns_forward(const struct fast_column_pass *pass, const float *bias, float *y,
+SFD_INLINE void columns_forward(const struct fast_columns *columns, const float *bias, float *y,
                                 const uint32_t pixels)
 {
-    const struct sfd_support *support = &pass->layer->support;
-    const uint32_t rows_per_group = support->rows / pass->layer->shape.groups;
-    const uint32_t vectors = pixels * PIXEL_VECTORS, lanes = pass->lanes;
+    const struct sfd_support *support = &columns->layer->support;
+    const uint32_t rows_per_group = support->rows / columns->layer->shape.groups;
+    const uint32_t vectors = pixels * PIXEL_VECTORS, lanes = columns->lanes;
     const uint32_t block = column_block(pixels);
     uint32_t first, row, u;
 
     for (first = 0u; first < support->columns; first += block)
         for (row = 0u; row < support->rows; ++row) {
-            const uint32_t k = first == 0u ? support->row_pointer[row] : pass->cursor[row];
-            const uint32_t end = row_end(support, row, k, first + block);
+            const uint32_t k = first == 0u ? support->row_pointer[row] : columns->cursor[row];
+            const uint32_t end = block_end(support, row, k, first + block);
             const size_t group = (size_t)(row / rows_per_group) * support->columns * pixels * PIXEL;
             float out[COLUMN_PIXELS * PIXEL];
             vector sum[16];
@@ -122,12 +120,12 @@ SFD_INLINE void columns_forward(const struct fast_column_pass *pass, const float
 #pragma GCC unroll 16
             for (u = 0u; u < vectors; ++u)
                 sum[u] = vector_load(out + u * SFD_LANES);
-            columns_gather(sum, pass, group, k, end, pixels);
+            columns_gather(sum, columns, group, k, end, pixels);
 #pragma GCC unroll 16
             for (u = 0u; u < vectors; ++u)
                 vector_store(out + u * SFD_LANES, sum[u]);
             memcpy(y + (size_t)row * lanes, out, lanes * sizeof *y);
-            pass->cursor[row] = end;
+            columns->cursor[row] = end;
         }
 }
 
@@ -148,43 +146,45 @@ SFD_INLINE vector columns_product(const vector *dy, float w, const float *unroll
     return sum;
 }
 
-/* du += W^T dy and the gradient of nonzeros [k, end) of a row, added to where `later`. gradient may
- * be w: each weight is read before its gradient is written. */
-SFD_INLINE void columns_scatter(const vector *dy, const struct fast_column_pass *pass, size_t group,
-                                uint32_t k, const uint32_t end, float *du, float *gradient,
-                                int later, const uint32_t pixels)
+/* du += W^T dy where it is wanted, and the gradient of nonzeros [k, end) of a row. */
+SFD_INLINE void columns_scatter(const struct fast_columns *columns, const struct fast_part *part,
+                                const vector *dy, size_t group, uint32_t k, const uint32_t end,
+                                const int wants_dx, const uint32_t pixels)
 {
     const uint32_t vectors = pixels * PIXEL_VECTORS;
     const size_t width = (size_t)pixels * PIXEL;
-    const void *column = pass->layer->support.column;
-    const uint32_t index_width = pass->layer->support.index_width;
-    const float *from = pass->unrolled + group, *w = pass->w;
+    const void *column = columns->layer->support.column;
+    const uint32_t index_width = columns->layer->support.index_width;
+    const float *from = columns->unrolled + group, *w = columns->w;
+    float *du = columns->du + group, *gradient = part->gradient;
+    const int later = part->later;
     uint32_t j;
 
-    du = du ? du + group : NULL;
     for (; k + SFD_LANES <= end; k += SFD_LANES) {
-        vector part[SFD_LANES], sums;
+        vector products[SFD_LANES], sums;
+#pragma GCC unroll 16
         for (j = 0u; j < SFD_LANES; ++j) {
-            const size_t at = column_at(column, k + j, index_width) * width;
-            part[j] = columns_product(dy, w[k + j], from + at, du ? du + at : NULL, vectors);
+            const size_t at = sfd_column_at(column, k + j, index_width) * width;
+            products[j] =
+                columns_product(dy, w[k + j], from + at, wants_dx ? du + at : NULL, vectors);
         }
-        sums = vectors_sum(part);
+        sums = vectors_sum(products);
         vector_store(gradient + k, later ? vector_load(gradient + k) + sums : sums);
     }
     for (; k < end; ++k) {
-        const size_t at = column_at(column, k, index_width) * width;
+        const size_t at = sfd_column_at(column, k, index_width) * width;
         const float sum =
-            vector_sum(columns_product(dy, w[k], from + at, du ? du + at : NULL, vectors));
+            vector_sum(columns_product(dy, w[k], from + at, wants_dx ? du + at : NULL, vectors));
         gradient[k] = later ? gradient[k] + sum : sum;
     }
 }
 
-SFD_INLINE void columns_backward(const struct fast_column_pass *pass, const float *dy, float *du,
-                                 float *gradient, int later, const uint32_t pixels)
+SFD_INLINE void columns_backward(const struct fast_columns *columns, const struct fast_part *part,
+                                 const uint32_t pixels)
 {
-    const struct sfd_support *support = &pass->layer->support;
-    const uint32_t rows_per_group = support->rows / pass->layer->shape.groups;
-    const uint32_t vectors = pixels * PIXEL_VECTORS, lanes = pass->lanes;
+    const struct sfd_support *support = &columns->layer->support;
+    const uint32_t rows_per_group = support->rows / columns->layer->shape.groups;
+    const uint32_t vectors = pixels * PIXEL_VECTORS, lanes = columns->lanes;
     const uint32_t block = column_block(2u * pixels);
     float in[COLUMN_PIXELS * PIXEL];
     uint32_t first, row, u;
@@ -192,142 +192,32 @@ SFD_INLINE void columns_backward(const struct fast_column_pass *pass, const floa
     memset(in, 0, sizeof in);
     for (first = 0u; first < support->columns; first += block)
         for (row = 0u; row < support->rows; ++row) {
-            const uint32_t k = first == 0u ? support->row_pointer[row] : pass->cursor[row];
-            const uint32_t end = row_end(support, row, k, first + block);
+            const uint32_t k = first == 0u ? support->row_pointer[row] : columns->cursor[row];
+            const uint32_t end = block_end(support, row, k, first + block);
             const size_t group = (size_t)(row / rows_per_group) * support->columns * pixels * PIXEL;
             vector value[16];
-            memcpy(in, dy + (size_t)row * lanes, lanes * sizeof *in);
+            memcpy(in, part->dy + (size_t)row * lanes, lanes * sizeof *in);
 #pragma GCC unroll 16
             for (u = 0u; u < vectors; ++u)
                 value[u] = vector_load(in + u * SFD_LANES);
-            columns_scatter(value, pass, group, k, end, du, gradient, later, pixels);
-            pass->cursor[row] = end;
-        }
-}
-
-static void columns_forward_any(const struct fast_column_pass *pass, const float *bias, float *y,
-                                uint32_t pixels)
-{
-    if (pixels == 1u)
-        columns_forward(pass, bias, y, 1u);
-    else if (pixels == 2u)
-        columns_forward(pass, bias, y, 2u);
-    else
-        columns_forward(pass, bias, y, 4u);
-}
-
-static void columns_backward_any(const struct fast_column_pass *pass, const float *dy, float *du,
-                                 float *gradient, int later, uint32_t pixels)
-{
-    if (pixels == 1u)
-        columns_backward(pass, dy, du, gradient, later, 1u);
-    else if (pixels == 2u)
-        columns_backward(pass, dy, du, gradient, later, 2u);
-    else
-        columns_backward(pass, dy, du, gradient, later, 4u);
-}
-
-/* The pixels of one unrolled row, which reads one channel through one tap. */
-struct fast_cells {
-    uint32_t y_low, y_high, x_low, x_high; /* of the output, where the input is inside */
-    size_t start;                          /* of the input that pixel (y_low, x_low) reads */
-};
-
-static struct fast_cells cells_find(const struct sfd_layer *layer, uint32_t channel, uint32_t tap,
-                                    uint32_t images)
-{
-    const struct sfd_convolution *shape = &layer->shape;
-    const uint32_t at_y = tap / shape->kernel_w * shape->dilation_h;
-    const uint32_t at_x = tap % shape->kernel_w * shape->dilation_w;
-    struct fast_cells cells = {0u, layer->out_height, 0u, layer->out_width, 0u};
-
-    if (layer->out_height == 1u && layer->out_width == 1u && layer->in_height == 1u &&
-        layer->in_width == 1u && shape->padding_h == 0u && shape->padding_w == 0u) {
-        cells.start = (size_t)channel * images; /* a linear layer */
-        return cells;
-    }
-    sfd_valid_range(layer->in_height, layer->out_height, shape->stride_h, shape->padding_h, at_y,
-                    &cells.y_low, &cells.y_high);
-    sfd_valid_range(layer->in_width, layer->out_width, shape->stride_w, shape->padding_w, at_x,
-                    &cells.x_low, &cells.x_high);
-    if (cells.y_low < cells.y_high && cells.x_low < cells.x_high)
-        cells.start = (((size_t)channel * layer->in_height + cells.y_low * shape->stride_h + at_y -
-                        shape->padding_h) *
-                           layer->in_width +
-                       cells.x_low * shape->stride_w + at_x - shape->padding_w) *
-                      images;
-    return cells;
-}
-
-/* One channel into its unrolled rows. x is that of channel 0. */
-static void unroll_channel(const struct sfd_layer *layer, const float *x, uint32_t channel,
-                           uint32_t from_channel, uint32_t images, uint32_t width, float *unrolled)
-{
-    const uint32_t taps = layer->shape.kernel_h * layer->shape.kernel_w;
-    const uint32_t step = layer->shape.stride_w * images;
-    const size_t row_step = (size_t)layer->shape.stride_h * layer->in_width * images;
-    uint32_t t, y, px, i;
-
-    for (t = 0u; t < taps; ++t) {
-        const struct fast_cells cells = cells_find(layer, from_channel, t, images);
-        const uint32_t run = (cells.x_high - cells.x_low) * images;
-        float *row = unrolled + ((size_t)channel * taps + t) * width;
-        memset(row, 0, width * sizeof *row);
-        for (y = cells.y_low; y < cells.y_high; ++y) {
-            const float *from = x + cells.start + (y - cells.y_low) * row_step;
-            float *to = row + (y * layer->out_width + cells.x_low) * images;
-            if (step == images)
-                for (i = 0u; i < run; ++i)
-                    to[i] = from[i];
+            if (part->dx)
+                columns_scatter(columns, part, value, group, k, end, 1, pixels);
             else
-                for (px = 0u; px * images < run; ++px)
-                    for (i = 0u; i < images; ++i)
-                        to[px * images + i] = from[(size_t)px * step + i];
-        }
-    }
-}
-
-/* dx += what the unrolled rows gathered. */
-static void roll_up(const struct sfd_layer *layer, const float *du, uint32_t images, uint32_t width,
-                    float *dx)
-{
-    const uint32_t taps = layer->shape.kernel_h * layer->shape.kernel_w;
-    const uint32_t step = layer->shape.stride_w * images;
-    const size_t row_step = (size_t)layer->shape.stride_h * layer->in_width * images;
-    uint32_t c, t, y, px, i;
-
-    for (c = 0u; c < layer->in_channels; ++c)
-        for (t = 0u; t < taps; ++t, du += width) {
-            const struct fast_cells cells = cells_find(layer, c, t, images);
-            const uint32_t run = (cells.x_high - cells.x_low) * images;
-            for (y = cells.y_low; y < cells.y_high; ++y) {
-                const float *from = du + (y * layer->out_width + cells.x_low) * images;
-                float *to = dx + cells.start + (y - cells.y_low) * row_step;
-                if (step == images)
-                    for (i = 0u; i < run; ++i)
-                        to[i] += from[i];
-                else
-                    for (px = 0u; px * images < run; ++px)
-                        for (i = 0u; i < images; ++i)
-                            to[(size_t)px * step + i] += from[px * images + i];
-            }
+                columns_scatter(columns, part, value, group, k, end, 0, pixels);
+            columns->cursor[row] = end;
         }
 }
-
-/* Where the working memory lies. */
-struct fast_columns {
-    uint32_t *cursor;
-    float *unrolled, *du;
-    float *channel; /* of the unpacked input */
-    uint32_t pixels, lanes, images;
-    size_t bytes;
-};
 
 /* Bytes of the unrolled input. */
 static uint64_t columns_bytes(const struct sfd_layer *layer, uint32_t images)
 {
-    return (uint64_t)layer->in_channels * layer->shape.kernel_h * layer->shape.kernel_w *
-           column_pixels(layer, images) * PIXEL * 4u;
+    return (uint64_t)layer->in_channels * sfd_kernel_area(layer) * column_pixels(layer, images) *
+           PIXEL * 4u;
+}
+
+static uint64_t cells_bytes(const struct sfd_layer *layer)
+{
+    return aligned_bytes((uint64_t)sfd_kernel_area(layer) * sizeof(struct fast_cells));
 }
 
 static uint64_t cursor_bytes(const struct sfd_layer *layer)
@@ -337,89 +227,110 @@ static uint64_t cursor_bytes(const struct sfd_layer *layer)
 
 static uint64_t columns_forward_bytes(const struct sfd_layer *layer, uint32_t images)
 {
-    return cursor_bytes(layer) + columns_bytes(layer, images);
+    return cells_bytes(layer) + cursor_bytes(layer) + columns_bytes(layer, images);
 }
 
 static uint64_t columns_backward_bytes(const struct sfd_layer *layer, uint32_t images)
 {
-    return cursor_bytes(layer) + 2u * columns_bytes(layer, images) +
+    return columns_forward_bytes(layer, images) + columns_bytes(layer, images) +
            aligned_bytes((uint64_t)layer->in_height * layer->in_width * images * 4u);
 }
 
-static struct fast_columns columns_lay(const struct sfd_layer *layer, uint32_t images,
-                                       float *scratch)
+static struct fast_columns columns_begin(const struct sfd_layer *layer, const float *w,
+                                         uint32_t images, uint8_t *scratch)
 {
+    struct fast_cells *cells = (void *)scratch;
     struct fast_columns columns;
 
+    cells_find(layer, images, cells);
+    columns.layer = layer;
+    columns.w = w;
     columns.pixels = column_pixels(layer, images);
     columns.lanes = layer->out_height * layer->out_width * images;
-    columns.images = images;
     columns.bytes = (size_t)columns_bytes(layer, images);
-    columns.cursor = (uint32_t *)(void *)scratch;
-    columns.unrolled = scratch + cursor_bytes(layer) / 4u;
+    columns.unrolling.layer = layer;
+    columns.unrolling.cells = cells;
+    columns.unrolling.images = images;
+    columns.unrolling.width = columns.pixels * PIXEL;
+    scratch += cells_bytes(layer);
+    columns.cursor = (void *)scratch;
+    scratch += cursor_bytes(layer);
+    columns.unrolled = (void *)scratch;
     columns.du = columns.unrolled + columns.bytes / 4u;
     columns.channel = columns.du + columns.bytes / 4u;
     return columns;
 }
 
-static struct fast_column_pass column_pass(const struct sfd_layer *layer, const float *w,
-                                           const struct fast_columns *columns)
+/* The rows of a channel in the unrolled input or in its gradient. */
+static float *channel_rows(const struct fast_columns *columns, float *unrolled, uint32_t channel)
 {
-    struct fast_column_pass pass;
-
-    pass.layer = layer;
-    pass.w = w;
-    pass.unrolled = columns->unrolled;
-    pass.lanes = columns->lanes;
-    pass.cursor = columns->cursor;
-    return pass;
+    return unrolled + (size_t)channel * sfd_kernel_area(columns->layer) * columns->unrolling.width;
 }
 
-static void columns_forward_block(const struct sfd_layer *layer, const float *w, const float *bias,
-                                  const float *x, float *y, uint32_t images, float *scratch)
+static void columns_forward_part(const struct sfd_layer *layer, const float *w, const float *bias,
+                                 const float *x, float *y, uint32_t images, uint8_t *scratch)
 {
-    const struct fast_columns columns = columns_lay(layer, images, scratch);
-    struct fast_column_pass pass;
+    const struct fast_columns columns = columns_begin(layer, w, images, scratch);
+    const size_t plane = (size_t)layer->in_height * layer->in_width * images;
     uint32_t c;
 
     for (c = 0u; c < layer->in_channels; ++c)
-        unroll_channel(layer, x, c, c, images, columns.pixels * PIXEL, columns.unrolled);
-    pass = column_pass(layer, w, &columns);
-    columns_forward_any(&pass, bias, y, columns.pixels);
+        unroll_channel(&columns.unrolling, x + c * plane,
+                       channel_rows(&columns, columns.unrolled, c));
+    if (columns.pixels == 1u)
+        columns_forward(&columns, bias, y, 1u);
+    else if (columns.pixels == 2u)
+        columns_forward(&columns, bias, y, 2u);
+    else
+        columns_forward(&columns, bias, y, 4u);
 }
 
 /* The input unrolled, from its dense form or channel by channel from the packed one. */
-static void unroll_saved(const struct sfd_layer *layer, const struct fast_columns *columns,
-                         const float *dense, struct fast_unpacking *unpacking)
+static void unroll_saved(const struct fast_columns *columns, const struct fast_part *part)
 {
+    const struct sfd_layer *layer = columns->layer;
+    const size_t plane = (size_t)layer->in_height * layer->in_width * part->images;
+    const float *x = columns->channel;
     uint32_t c;
 
     for (c = 0u; c < layer->in_channels; ++c) {
-        if (!dense)
-            unpack_rows(unpacking, c, 0u, layer->in_height, columns->channel);
-        unroll_channel(layer, dense ? dense : columns->channel, c, dense ? c : 0u, columns->images,
-                       columns->pixels * PIXEL, columns->unrolled);
+        if (part->x)
+            x = part->x + c * plane;
+        else
+            unpack_rows(part->unpacking, c, 0u, layer->in_height, columns->channel);
+        unroll_channel(&columns->unrolling, x, channel_rows(columns, columns->unrolled, c));
     }
 }
 
-static void columns_backward_block(const struct sfd_layer *layer, const float *w,
-                                   const float *dense, struct fast_unpacking *unpacking,
-                                   const float *dy, float *dx, int accumulate, float *gradient,
-                                   int later, uint32_t images, float *scratch)
+/* dx, or the sum of it and what is there, from the gradient of the unrolled input. */
+static void roll_up(const struct fast_columns *columns, const struct fast_part *part)
 {
-    const struct fast_columns columns = columns_lay(layer, images, scratch);
-    const size_t elements =
-        (size_t)layer->in_channels * layer->in_height * layer->in_width * images;
-    struct fast_column_pass pass;
+    const struct sfd_layer *layer = columns->layer;
+    const size_t plane = (size_t)layer->in_height * layer->in_width * part->images;
+    uint32_t c;
 
-    if (dx && !accumulate)
-        memset(dx, 0, elements * sizeof *dx);
-    if (dx)
+    if (!part->accumulate)
+        memset(part->dx, 0, layer->in_channels * plane * sizeof *part->dx);
+    for (c = 0u; c < layer->in_channels; ++c)
+        roll_up_channel(&columns->unrolling, channel_rows(columns, columns->du, c),
+                        part->dx + c * plane);
+}
+
+static void columns_backward_part(const struct sfd_layer *layer, const struct fast_part *part,
+                                  uint8_t *scratch)
+{
+    const struct fast_columns columns = columns_begin(layer, part->w, part->images, scratch);
+
+    if (part->dx)
         memset(columns.du, 0, columns.bytes);
-    pass = column_pass(layer, w, &columns);
-    unroll_saved(layer, &columns, dense, unpacking);
-    columns_backward_any(&pass, dy, dx ? columns.du : NULL, gradient, later, columns.pixels);
-    if (dx)
-        roll_up(layer, columns.du, images, columns.pixels * PIXEL, dx);
+    unroll_saved(&columns, part);
+    if (columns.pixels == 1u)
+        columns_backward(&columns, part, 1u);
+    else if (columns.pixels == 2u)
+        columns_backward(&columns, part, 2u);
+    else
+        columns_backward(&columns, part, 4u);
+    if (part->dx)
+        roll_up(&columns, part);
 }
 #endif

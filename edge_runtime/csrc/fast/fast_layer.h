@@ -1,152 +1,99 @@
-/* The passes over a convolution or linear layer. */
+/* The passes over a convolution or linear layer, part by part of a batch. */
 #ifndef SFD_FAST_LAYER_H
 #define SFD_FAST_LAYER_H
 
+#include "fast_blocks.h"
 #include "fast_columns.h"
+#include "fast_linear.h"
 #include "fast_small.h"
 
-/* A forward over whole blocks of 16 images, as its threads share it. */
-struct gather_work {
-    const struct sfd_layer *layer;
-    const struct fast_program *program;
-    struct fast_images images; /* the first block, all channels */
-    size_t x_block, y_block;   /* from block to block */
-    const float *bias;
-    uint32_t blocks;
-    uint8_t *runs; /* of all threads */
-    uint64_t done[SFD_MAX_THREADS];
+/* The ways to compute a part of a batch. */
+enum fast_path {
+    FAST_LINEAR,  /* fast_linear.h: one image, or some whole blocks of a linear layer */
+    FAST_COLUMNS, /* fast_columns.h: a block whose output channels are a few vectors each */
+    FAST_BLOCKS,  /* fast_blocks.h: all whole blocks at once */
+    FAST_SMALL    /* fast_small.h: a block of fewer images */
 };
 
-static uint64_t gather_runs_bytes(const struct sfd_layer *layer)
+/* How to go on where so many images of a batch are left; *images of them come next. */
+static enum fast_path fast_path(const struct sfd_layer *layer, uint32_t left, uint32_t *images)
 {
-    return aligned_bytes((uint64_t)layer->shape.kernel_h * layer->shape.kernel_w *
-                         sizeof(struct fast_run));
+    *images = linear_images(layer, left);
+    if (*images > 0u)
+        return FAST_LINEAR;
+    *images = left < SFD_BLOCK ? left : SFD_BLOCK;
+    if (column_pixels(layer, *images) > 0u)
+        return FAST_COLUMNS;
+    *images = left < SFD_BLOCK ? left : left / SFD_BLOCK * SFD_BLOCK;
+    return left < SFD_BLOCK ? FAST_SMALL : FAST_BLOCKS;
 }
 
-/* The output channels of one thread. */
-static void gather_share(void *context, uint32_t index, uint32_t count)
+static uint64_t part_forward_bytes(const struct sfd_layer *layer, uint32_t left)
 {
-    struct gather_work *work = context;
-    const struct sfd_support *support = &work->layer->support;
-    const uint32_t taps = work->program->taps;
-    struct fast_run *runs = (void *)(work->runs + index * gather_runs_bytes(work->layer));
-    struct fast_images images = work->images;
-    uint32_t block;
+    uint32_t images;
 
-    images.first_channel = fast_share(support->row_pointer, 1u, support->rows, taps, index, count);
-    images.last_channel =
-        fast_share(support->row_pointer, 1u, support->rows, taps, index + 1u, count);
-    work->done[index] = 0u;
-    for (block = 0u; block < work->blocks; ++block) {
-        work->done[index] += gather_images(work->program, &images, runs, work->bias) * SFD_BLOCK;
-        images.x += work->x_block;
-        images.y += work->y_block;
+    switch (fast_path(layer, left, &images)) {
+    case FAST_COLUMNS:
+        return columns_forward_bytes(layer, images);
+    case FAST_BLOCKS:
+        return blocks_forward_bytes(layer);
+    case FAST_SMALL:
+        return small_forward_bytes(layer, images);
+    default: /* linear: none */
+        return 0u;
     }
 }
 
-/* Whole blocks of 16 images. */
-static uint64_t gather_forward(const struct sfd_layer *layer, const float *w, const float *bias,
-                               const float *x, float *y, uint32_t blocks, uint8_t *scratch)
+static uint64_t part_backward_bytes(const struct sfd_layer *layer, uint32_t left)
 {
-    const size_t in_row = (size_t)layer->in_width * PIXEL, in_plane = layer->in_height * in_row;
-    const size_t out_row = (size_t)layer->out_width * PIXEL;
-    struct fast_program program;
-    struct gather_work work = {.layer = layer, .program = &program, .bias = bias, .blocks = blocks};
-    struct fast_images *images = &work.images;
-    uint64_t done = 0u;
-    uint32_t i;
+    uint32_t images;
 
-    work.runs = fast_program_lay(&program, layer, scratch);
-    fast_taps_forward(&program, layer);
-    fast_taps_place(&program, in_row, PIXEL);
-    images->map.height = layer->out_height;
-    images->map.width = layer->out_width;
-    images->map.in_height = layer->in_height;
-    images->map.in_width = layer->in_width;
-    images->map.step_y = layer->shape.stride_h;
-    images->map.step_x = layer->shape.stride_w;
-    images->x = x;
-    images->x_row = in_row;
-    images->x_pixel = PIXEL;
-    images->y = y;
-    images->y_channel = layer->out_height * out_row;
-    images->y_row = out_row;
-    images->y_pixel = PIXEL;
-    work.x_block = layer->in_channels * in_plane;
-    work.y_block = layer->support.rows * images->y_channel;
-    fast_program_forward(&program, layer, in_plane,
-                         gather_window(&images->map, layer->shape.kernel_h, layer->shape.kernel_w),
-                         gather_changes(&images->map), w);
-    sfd_team_run(layer->team, gather_share, &work);
-    for (i = 0u; i < SFD_MAX_THREADS; ++i)
-        done += work.done[i];
-    return done;
-}
-
-static size_t in_elements(const struct sfd_layer *layer)
-{
-    return (size_t)layer->in_channels * layer->in_height * layer->in_width;
-}
-
-static size_t out_elements(const struct sfd_layer *layer)
-{
-    return (size_t)layer->support.rows * layer->out_height * layer->out_width;
-}
-
-static uint64_t maximum(uint64_t a, uint64_t b)
-{
-    return a > b ? a : b;
+    switch (fast_path(layer, left, &images)) {
+    case FAST_COLUMNS:
+        return columns_backward_bytes(layer, images);
+    case FAST_BLOCKS:
+        return blocks_backward_bytes(layer);
+    case FAST_SMALL:
+        return small_backward_bytes(layer, images);
+    default:
+        return linear_backward_bytes(layer, left);
+    }
 }
 
 /* A batch may be smaller than planned: each number of images from 1 on can be the rest. */
 static uint64_t fast_forward_scratch_bytes(const struct sfd_layer *layer, uint32_t n)
 {
-    uint64_t bytes = 0u;
+    uint64_t bytes;
     uint32_t images;
 
     if (!fast_is_ordinary(layer))
         return sfd_kernels_portable.forward_scratch_bytes(layer, n);
+    bytes = part_forward_bytes(layer, n);
     for (images = 1u; images <= n && images <= SFD_BLOCK; ++images)
-        if (linear_images(layer, images) == images)
-            continue; /* needs none */
-        else if (column_pixels(layer, images) > 0u)
-            bytes = maximum(bytes, columns_forward_bytes(layer, images));
-        else if (images < SFD_BLOCK)
-            bytes = maximum(bytes, small_forward_bytes(layer, images));
-        else
-            bytes = maximum(bytes,
-                            fast_program_bytes(layer) + layer->threads * gather_runs_bytes(layer));
+        bytes = sfd_maximum(bytes, part_forward_bytes(layer, images));
     return bytes;
-}
-
-/* Images of a batch's next part, of `left`. */
-static uint32_t part_images(const struct sfd_layer *layer, uint32_t left)
-{
-    const uint32_t linear = linear_images(layer, left);
-
-    return linear > 0u ? linear : left < SFD_BLOCK ? left : SFD_BLOCK;
 }
 
 static uint64_t fast_forward(const struct sfd_layer *layer, const float *w, const float *bias,
                              const float *x, float *y, uint32_t n, void *scratch)
 {
-    uint32_t first = 0u, images;
+    uint32_t first, images;
     uint64_t done = 0u;
 
     if (!fast_is_ordinary(layer))
         return sfd_kernels_portable.forward(layer, w, bias, x, y, n, scratch);
-    if (column_pixels(layer, SFD_BLOCK) == 0u && n >= SFD_BLOCK && !is_linear(layer)) {
-        done = gather_forward(layer, w, bias, x, y, n / SFD_BLOCK, scratch);
-        first = n / SFD_BLOCK * SFD_BLOCK;
-    }
-    for (; first < n; first += images) {
-        const float *from = x + first * in_elements(layer);
-        float *to = y + first * out_elements(layer);
-        images = part_images(layer, n - first);
-        if (linear_images(layer, images) == images)
+    for (first = 0u; first < n; first += images) {
+        const enum fast_path path = fast_path(layer, n - first, &images);
+        const float *from = x + first * sfd_in_elements(layer);
+        float *to = y + first * sfd_out_elements(layer);
+        if (path == FAST_BLOCKS) {
+            done += blocks_forward(layer, w, bias, from, to, images, scratch);
+            continue;
+        }
+        if (path == FAST_LINEAR)
             linear_forward(layer, w, bias, from, to, images);
-        else if (column_pixels(layer, images) > 0u)
-            columns_forward_block(layer, w, bias, from, to, images, scratch);
+        else if (path == FAST_COLUMNS)
+            columns_forward_part(layer, w, bias, from, to, images, scratch);
         else
             small_forward(layer, w, bias, from, to, images, scratch);
         done += layer->multiply_adds * images;
@@ -154,170 +101,38 @@ static uint64_t fast_forward(const struct sfd_layer *layer, const float *w, cons
     return done;
 }
 
-/* Rows of a phase in a strip: a multiple of a tile's. */
-static uint32_t strip_rows(const struct sfd_layer *layer)
+static uint64_t fast_backward_scratch_bytes(const struct sfd_layer *layer, uint32_t n)
 {
-    const uint32_t height = phase_length(layer->in_height, 0u, layer->shape.stride_h);
-    const uint64_t dy_row = (uint64_t)layer->support.rows * layer->out_width;
-    const uint64_t x_row = (uint64_t)layer->in_channels * layer->in_width * layer->shape.stride_h;
-    const uint64_t around = (uint64_t)(layer->shape.kernel_h - 1u) / layer->shape.stride_h;
-    uint32_t rows = 4u;
+    uint64_t kept = unpacking_bytes(layer), bytes;
+    uint32_t images;
 
-    while (rows < height &&
-           ((rows + 4u + around) * dy_row + (rows + 4u) * x_row) * PIXEL * 4u <= STRIP_BYTES)
-        rows += 4u;
-    return rows < height ? rows : height;
+    if (!fast_is_ordinary(layer))
+        return sfd_kernels_portable.backward_scratch_bytes(layer, n);
+    bytes = part_backward_bytes(layer, n);
+    if (n > SFD_BLOCK)
+        kept += aligned_bytes((uint64_t)layer->support.count * 4u);
+    for (images = 1u; images <= n && images <= SFD_BLOCK; ++images)
+        bytes = sfd_maximum(bytes, part_backward_bytes(layer, images));
+    return kept + bytes;
 }
 
-/* A backward over whole blocks of 16 images, as its threads share it. */
-struct fast_backward {
-    const struct sfd_layer *layer;
-    struct fast_program program;
-    struct fast_unpacking *unpacking;
-    const struct sfd_saved_input *x;
-    const float *dy;
-    float *dx;
-    int accumulate;
-    uint32_t first; /* image with which the block begins */
-    uint32_t rows;  /* of a phase in a strip */
-    float *window;  /* rows of the input, all channels */
-    uint8_t *tiles; /* of all threads, and the two that follow */
-    uint8_t *runs, *partial;
-    size_t tiles_bytes, runs_bytes, partial_bytes; /* of one thread */
-    struct sfd_multiply_adds done[SFD_MAX_THREADS];
-};
-
-/* Lay the working memory of the backward out. Returns its bytes; with scratch NULL only counts. */
-static uint64_t backward_lay(struct fast_backward *backward, const struct sfd_layer *layer,
-                             uint8_t *scratch)
+static void part_backward(const struct sfd_layer *layer, const struct fast_part *part,
+                          enum fast_path path, uint8_t *scratch, struct sfd_multiply_adds *done)
 {
-    const uint32_t rows = strip_rows(layer);
-    const uint64_t tiles = (uint64_t)rows * layer->in_width;
-    const uint64_t taps = (uint64_t)layer->shape.kernel_h * layer->shape.kernel_w;
-    const uint64_t column = (uint64_t)layer->support.rows / layer->shape.groups * taps;
-    const uint64_t tiles_bytes = aligned_bytes(tiles * sizeof(struct fast_tile));
-    const uint64_t runs_bytes = aligned_bytes(tiles * taps * sizeof(struct fast_run));
-    const uint64_t partial_bytes = aligned_bytes(column * SFD_BLOCK * 4u);
-
-    if (scratch != NULL) {
-        backward->tiles = fast_program_lay(&backward->program, layer, scratch);
-        backward->runs = backward->tiles + layer->threads * tiles_bytes;
-        backward->partial = backward->runs + layer->threads * runs_bytes;
-        backward->window = (void *)(backward->partial + layer->threads * partial_bytes);
-        backward->tiles_bytes = (size_t)tiles_bytes;
-        backward->runs_bytes = (size_t)runs_bytes;
-        backward->partial_bytes = (size_t)partial_bytes;
-        backward->rows = rows;
+    if (path == FAST_BLOCKS) {
+        blocks_backward(layer, part, scratch, done);
+        return;
     }
-    return fast_program_bytes(layer) + layer->threads * (tiles_bytes + runs_bytes + partial_bytes) +
-           (uint64_t)layer->in_channels * rows * layer->shape.stride_h * layer->in_width * PIXEL *
-               4u;
-}
-
-/* One phase of the rows from `top` on, of the channels that the strip says. */
-static void backward_phase(struct fast_backward *backward, struct fast_strip *strip,
-                           uint32_t phase_y, uint32_t phase_x, uint32_t index)
-{
-    const struct sfd_layer *layer = backward->layer;
-    const uint32_t end = strip->first_row + backward->rows;
-
-    fast_phase_taps(layer, phase_y, phase_x, &strip->first_tap, &strip->last_tap);
-    strip->map.height = phase_length(layer->in_height, phase_y, layer->shape.stride_h);
-    strip->map.width = phase_length(layer->in_width, phase_x, layer->shape.stride_w);
-    strip->last_row = strip->map.height < end ? strip->map.height : end;
-    if (strip->first_row < strip->last_row && strip->map.width > 0u)
-        pair_strip(
-            &backward->program, strip, (void *)(backward->tiles + index * backward->tiles_bytes),
-            (void *)(backward->runs + index * backward->runs_bytes),
-            (void *)(backward->partial + index * backward->partial_bytes), &backward->done[index]);
-}
-
-/* What does not change over a block. */
-static struct fast_strip backward_strip(const struct fast_backward *backward)
-{
-    const struct sfd_layer *layer = backward->layer;
-    const size_t in_row = (size_t)layer->in_width * PIXEL, in_plane = layer->in_height * in_row;
-    struct fast_strip strip;
-
-    memset(&strip, 0, sizeof strip);
-    strip.map.in_height = layer->out_height;
-    strip.map.in_width = layer->out_width;
-    strip.map.step_y = strip.map.step_x = 1u;
-    strip.dy = backward->dy +
-               (size_t)backward->first * layer->support.rows * layer->out_height * layer->out_width;
-    strip.dy_row = (size_t)layer->out_width * PIXEL;
-    strip.x_channel =
-        backward->x->dense ? in_plane : backward->rows * layer->shape.stride_h * in_row;
-    strip.x_row = strip.dx_row = layer->shape.stride_h * in_row;
-    strip.x_pixel = strip.dx_pixel = (size_t)layer->shape.stride_w * PIXEL;
-    strip.dx_channel = in_plane;
-    strip.accumulate = backward->accumulate;
-    return strip;
-}
-
-/* The input channels of one thread, in one block. */
-static void backward_share(void *context, uint32_t index, uint32_t count)
-{
-    struct fast_backward *backward = context;
-    const struct sfd_layer *layer = backward->layer;
-    const struct sfd_convolution *shape = &layer->shape;
-    const struct fast_program *program = &backward->program;
-    const float *dense = backward->x->dense;
-    const size_t in_row = (size_t)layer->in_width * PIXEL;
-    const size_t in_start = (size_t)backward->first * in_elements(layer);
-    struct fast_strip strip = backward_strip(backward);
-    uint32_t phase_y, phase_x, top, c;
-
-    strip.first_channel =
-        fast_share(program->start, program->taps, program->channels, program->taps, index, count);
-    strip.last_channel = fast_share(program->start, program->taps, program->channels, program->taps,
-                                    index + 1u, count);
-    for (top = 0u; top * shape->stride_h < layer->in_height; top += backward->rows) {
-        for (c = strip.first_channel; !dense && c < strip.last_channel; ++c)
-            unpack_rows(backward->unpacking, c, top * shape->stride_h,
-                        backward->rows * shape->stride_h, backward->window + c * strip.x_channel);
-        strip.first_row = top;
-        for (phase_y = 0u; phase_y < shape->stride_h; ++phase_y)
-            for (phase_x = 0u; phase_x < shape->stride_w; ++phase_x) {
-                const size_t corner = phase_y * in_row + (size_t)phase_x * PIXEL;
-                /* a window begins with row `top` of the phase */
-                strip.x = dense ? dense + in_start + corner
-                                : backward->window + corner - top * strip.x_row;
-                strip.dx = backward->dx ? backward->dx + in_start + corner : NULL;
-                backward_phase(backward, &strip, phase_y, phase_x, index);
-            }
-    }
-}
-
-/* Whole blocks of 16 images. */
-static void pair_backward(const struct sfd_layer *layer, const float *w,
-                          const struct sfd_saved_input *x, struct fast_unpacking *unpacking,
-                          const float *dy, float *dx, int accumulate, float *gradient,
-                          uint32_t blocks, uint8_t *scratch, struct sfd_multiply_adds *done)
-{
-    const size_t out_row = (size_t)layer->out_width * PIXEL;
-    struct fast_backward backward = {.layer = layer, .unpacking = unpacking, .x = x, .dy = dy};
-    uint32_t block, i;
-
-    backward.dx = dx;
-    backward.accumulate = accumulate;
-    (void)backward_lay(&backward, layer, scratch);
-    fast_taps_backward(&backward.program, layer);
-    fast_taps_place(&backward.program, out_row, PIXEL);
-    fast_program_backward(&backward.program, layer, layer->out_height * out_row, w);
-    memset(backward.program.gradient, 0, layer->support.count * sizeof *gradient);
-    for (block = 0u; block < blocks; ++block) {
-        backward.first = block * SFD_BLOCK;
-        if (!x->dense)
-            unpacking_begin(unpacking, layer->team, (uint32_t)(backward.first * in_elements(layer)),
-                            SFD_BLOCK);
-        sfd_team_run(layer->team, backward_share, &backward);
-    }
-    for (i = 0u; i < SFD_MAX_THREADS; ++i) {
-        done->d_input += backward.done[i].d_input;
-        done->d_weight += backward.done[i].d_weight;
-    }
-    fast_program_collect(&backward.program, layer, gradient, 0);
+    if (path != FAST_LINEAR && !part->x)
+        unpacking_begin(part->unpacking, layer->team, part->images);
+    if (path == FAST_LINEAR)
+        linear_backward(layer, part, (void *)scratch);
+    else if (path == FAST_COLUMNS)
+        columns_backward_part(layer, part, scratch);
+    else
+        small_backward_part(layer, part, scratch);
+    done->d_weight += layer->multiply_adds * part->images;
+    done->d_input += part->dx ? layer->multiply_adds * part->images : 0u;
 }
 
 static void fast_backward(const struct sfd_layer *layer, const float *w,
@@ -326,75 +141,30 @@ static void fast_backward(const struct sfd_layer *layer, const float *w,
                           struct sfd_multiply_adds *done)
 {
     struct fast_unpacking unpacking;
+    struct fast_part part = {.accumulate = accumulate, .gradient = gradient, .w = w};
     uint8_t *cursor = scratch;
-    uint32_t first = 0u, images;
-    int linear;
+    uint32_t first;
 
     if (!fast_is_ordinary(layer)) {
         sfd_kernels_portable.backward(layer, w, x, dy, dx, accumulate, gradient, n, scratch, done);
         return;
     }
-    unpacking.mask = x->mask;
-    unpacking.values = x->values;
-    unpacking.channels = layer->in_channels;
-    unpacking.height = layer->in_height;
-    unpacking.width = layer->in_width;
-    unpacking.taken = 0u;
-    unpacking.rank = (void *)cursor;
-    cursor += aligned_bytes((uint64_t)layer->in_channels * sizeof *unpacking.rank);
-    if (n > SFD_BLOCK) { /* gradient may be w: a later block needs w as it was */
-        memcpy(cursor, w, layer->support.count * sizeof *w);
-        w = (const float *)(void *)cursor;
+    unpacking = unpacking_of(layer, x, cursor);
+    cursor += unpacking_bytes(layer);
+    if (n > SFD_BLOCK) { /* gradient may be w: a later part needs w as it was */
+        part.w = memcpy(cursor, w, layer->support.count * sizeof *w);
         cursor += aligned_bytes(layer->support.count * sizeof *w);
     }
-    if (column_pixels(layer, SFD_BLOCK) == 0u && n >= SFD_BLOCK && !is_linear(layer)) {
-        pair_backward(layer, w, x, &unpacking, dy, dx, accumulate, gradient, n / SFD_BLOCK, cursor,
-                      done);
-        first = n / SFD_BLOCK * SFD_BLOCK;
+    part.unpacking = &unpacking;
+    for (first = 0u; first < n; first += part.images) {
+        const enum fast_path path = fast_path(layer, n - first, &part.images);
+        const size_t at = first * sfd_in_elements(layer);
+        part.later = first > 0u;
+        part.x = x->dense ? x->dense + at : NULL;
+        part.dy = dy + first * sfd_out_elements(layer);
+        part.dx = dx ? dx + at : NULL;
+        part_backward(layer, &part, path, cursor, done);
     }
-    for (; first < n; first += images) {
-        const size_t at = first * in_elements(layer);
-        const float *dense = x->dense ? x->dense + at : NULL;
-        const float *from = dy + first * out_elements(layer);
-        float *to = dx ? dx + at : NULL;
-        images = part_images(layer, n - first);
-        linear = linear_images(layer, images) == images;
-        unpacking.first = (uint32_t)at;
-        if (!dense && !linear)
-            unpacking_begin(&unpacking, layer->team, (uint32_t)at, images);
-        if (linear)
-            linear_backward(layer, w, dense, &unpacking, from, to, accumulate, gradient, first > 0u,
-                            images, (void *)cursor);
-        else if (column_pixels(layer, images) > 0u)
-            columns_backward_block(layer, w, dense, &unpacking, from, to, accumulate, gradient,
-                                   first > 0u, images, (void *)cursor);
-        else
-            small_backward_block(layer, w, dense, &unpacking, from, to, accumulate, gradient,
-                                 first > 0u, images, cursor);
-        done->d_weight += layer->multiply_adds * images;
-        done->d_input += dx ? layer->multiply_adds * images : 0u;
-    }
-}
-
-static uint64_t fast_backward_scratch_bytes(const struct sfd_layer *layer, uint32_t n)
-{
-    uint64_t bytes = 0u, kept = aligned_bytes((uint64_t)layer->in_channels * 4u);
-    uint32_t images;
-
-    if (!fast_is_ordinary(layer))
-        return sfd_kernels_portable.backward_scratch_bytes(layer, n);
-    if (n > SFD_BLOCK)
-        kept += aligned_bytes((uint64_t)layer->support.count * 4u);
-    for (images = 1u; images <= n && images <= SFD_BLOCK; ++images)
-        if (linear_images(layer, images) == images)
-            bytes = maximum(bytes, linear_bytes(layer, n));
-        else if (column_pixels(layer, images) > 0u)
-            bytes = maximum(bytes, columns_backward_bytes(layer, images));
-        else if (images < SFD_BLOCK)
-            bytes = maximum(bytes, small_backward_bytes(layer, images));
-        else
-            bytes = maximum(bytes, backward_lay(NULL, layer, NULL));
-    return kept + bytes;
 }
 
 #endif

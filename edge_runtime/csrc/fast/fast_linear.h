@@ -4,7 +4,7 @@
 #ifndef SFD_FAST_LINEAR_H
 #define SFD_FAST_LINEAR_H
 
-#include "fast_unpack.h"
+#include "fast_part.h"
 
 /* Most blocks at once: their sums stay in registers. */
 #define LINEAR_BLOCKS (PIXEL_VECTORS > 2u ? 2u : 4u)
@@ -30,11 +30,6 @@ static uint32_t linear_images(const struct sfd_layer *layer, uint32_t n)
     while (blocks * SFD_BLOCK > n)
         blocks /= 2u;
     return blocks * SFD_BLOCK;
-}
-
-static uint32_t column_at(const void *column, uint32_t k, uint32_t index_width)
-{
-    return index_width == 2u ? ((const uint16_t *)column)[k] : ((const uint32_t *)column)[k];
 }
 
 /* Where vector u of a pixel in some blocks lies, blocks `block` floats apart. */
@@ -67,13 +62,13 @@ SFD_INLINE void linear_forward_blocks(const struct sfd_layer *layer, const float
         for (k = support->row_pointer[row]; end - k >= chains; k += chains)
 #pragma GCC unroll 8
             for (c = 0u; c < chains; ++c) {
-                const float *from = x + (size_t)column_at(column, k + c, index_width) * PIXEL;
+                const float *from = x + (size_t)sfd_column_at(column, k + c, index_width) * PIXEL;
 #pragma GCC unroll 8
                 for (u = 0u; u < vectors; ++u)
                     sum[c * vectors + u] += w[k + c] * vector_load(from + block_vector(u, x_block));
             }
         for (; k < end; ++k) {
-            const float *from = x + (size_t)column_at(column, k, index_width) * PIXEL;
+            const float *from = x + (size_t)sfd_column_at(column, k, index_width) * PIXEL;
 #pragma GCC unroll 8
             for (u = 0u; u < vectors; ++u)
                 sum[u] += w[k] * vector_load(from + block_vector(u, x_block));
@@ -107,36 +102,37 @@ SFD_INLINE vector linear_product(const vector *dy, float w, const float *x, floa
     return sum;
 }
 
-/* dx += W^T dy and the gradients, added to where `later`. gradient may be w: each weight is read
- * before its gradient is written. */
-SFD_INLINE void linear_backward_blocks(const struct sfd_layer *layer, const float *w,
-                                       const float *x, const float *dy, float *dx, float *gradient,
-                                       int later, const uint32_t blocks)
+/* dx += W^T dy and the gradients. */
+SFD_INLINE void linear_backward_blocks(const struct sfd_layer *layer, const struct fast_part *part,
+                                       const float *x, const uint32_t blocks)
 {
     const struct sfd_support *support = &layer->support;
     const void *column = support->column;
     const uint32_t index_width = support->index_width, rows = support->rows;
     const uint32_t vectors = blocks * PIXEL_VECTORS;
     const size_t x_block = (size_t)layer->in_channels * PIXEL, y_block = (size_t)rows * PIXEL;
+    const float *w = part->w;
+    float *dx = part->dx, *gradient = part->gradient;
+    const int later = part->later;
     uint32_t row, k, j, u;
 
     for (row = 0u; row < rows; ++row) {
         const uint32_t end = support->row_pointer[row + 1u];
-        vector value[8], part[SFD_LANES], sums;
+        vector value[8], products[SFD_LANES], sums;
 #pragma GCC unroll 8
         for (u = 0u; u < vectors; ++u)
-            value[u] = vector_load(dy + (size_t)row * PIXEL + block_vector(u, y_block));
+            value[u] = vector_load(part->dy + (size_t)row * PIXEL + block_vector(u, y_block));
         for (k = support->row_pointer[row]; end - k >= SFD_LANES; k += SFD_LANES) {
             for (j = 0u; j < SFD_LANES; ++j) {
-                const size_t at = (size_t)column_at(column, k + j, index_width) * PIXEL;
-                part[j] =
+                const size_t at = (size_t)sfd_column_at(column, k + j, index_width) * PIXEL;
+                products[j] =
                     linear_product(value, w[k + j], x + at, dx ? dx + at : NULL, x_block, vectors);
             }
-            sums = vectors_sum(part);
+            sums = vectors_sum(products);
             vector_store(gradient + k, later ? vector_load(gradient + k) + sums : sums);
         }
         for (; k < end; ++k) {
-            const size_t at = (size_t)column_at(column, k, index_width) * PIXEL;
+            const size_t at = (size_t)sfd_column_at(column, k, index_width) * PIXEL;
             const float sum = vector_sum(
                 linear_product(value, w[k], x + at, dx ? dx + at : NULL, x_block, vectors));
             gradient[k] = later ? gradient[k] + sum : sum;
@@ -156,20 +152,22 @@ static void linear_forward_image(const struct sfd_layer *layer, const float *w, 
         const uint32_t end = support->row_pointer[row + 1u];
         float sum[4] = {bias ? bias[row] : 0.0f, 0.0f, 0.0f, 0.0f};
         for (k = support->row_pointer[row]; end - k >= 4u; k += 4u) {
-            sum[0] += w[k] * x[column_at(column, k, index_width)];
-            sum[1] += w[k + 1u] * x[column_at(column, k + 1u, index_width)];
-            sum[2] += w[k + 2u] * x[column_at(column, k + 2u, index_width)];
-            sum[3] += w[k + 3u] * x[column_at(column, k + 3u, index_width)];
+            sum[0] += w[k] * x[sfd_column_at(column, k, index_width)];
+            sum[1] += w[k + 1u] * x[sfd_column_at(column, k + 1u, index_width)];
+            sum[2] += w[k + 2u] * x[sfd_column_at(column, k + 2u, index_width)];
+            sum[3] += w[k + 3u] * x[sfd_column_at(column, k + 3u, index_width)];
         }
         for (; k < end; ++k)
-            sum[0] += w[k] * x[column_at(column, k, index_width)];
+            sum[0] += w[k] * x[sfd_column_at(column, k, index_width)];
         y[row] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
     }
 }
 
-static void linear_backward_image(const struct sfd_layer *layer, const float *w, const float *x,
-                                  const float *dy, float *dx, float *gradient, int later)
+static void linear_backward_image(const struct sfd_layer *layer, const struct fast_part *part,
+                                  const float *x)
 {
+    const float *w = part->w;
+    float *dx = part->dx, *gradient = part->gradient;
     const struct sfd_support *support = &layer->support;
     const void *column = support->column;
     const uint32_t index_width = support->index_width, rows = support->rows;
@@ -177,12 +175,12 @@ static void linear_backward_image(const struct sfd_layer *layer, const float *w,
 
     for (row = 0u; row < rows; ++row) {
         const uint32_t end = support->row_pointer[row + 1u];
-        const float value = dy[row];
+        const float value = part->dy[row];
         for (k = support->row_pointer[row]; dx != NULL && k < end; ++k)
-            dx[column_at(column, k, index_width)] += w[k] * value;
+            dx[sfd_column_at(column, k, index_width)] += w[k] * value;
         for (k = support->row_pointer[row]; k < end; ++k) {
-            const float product = value * x[column_at(column, k, index_width)];
-            gradient[k] = later ? gradient[k] + product : product;
+            const float product = value * x[sfd_column_at(column, k, index_width)];
+            gradient[k] = part->later ? gradient[k] + product : product;
         }
     }
 }
@@ -200,36 +198,33 @@ static void linear_forward(const struct sfd_layer *layer, const float *w, const 
         linear_forward_blocks(layer, w, bias, x, y, LINEAR_BLOCKS);
 }
 
-static void linear_backward(const struct sfd_layer *layer, const float *w, const float *dense,
-                            struct fast_unpacking *unpacking, const float *dy, float *dx,
-                            int accumulate, float *gradient, int later, uint32_t images,
+/* scratch takes the unpacked input. */
+static void linear_backward(const struct sfd_layer *layer, const struct fast_part *part,
                             float *scratch)
 {
+    const uint32_t images = part->images;
     const size_t elements = (size_t)layer->in_channels * images;
-    const float *x = dense ? dense : scratch;
+    const float *x = part->x ? part->x : scratch;
 
-    if (!dense) {
-        const float *values = unpacking->values + unpacking->taken;
-        values = unpack_run(unpacking->mask, unpacking->first, (uint32_t)elements, values, scratch);
-        unpacking->taken = (uint32_t)(values - unpacking->values);
-    }
-    if (dx && !accumulate)
-        memset(dx, 0, elements * sizeof *dx);
+    if (!part->x)
+        unpack_images(part->unpacking, (uint32_t)elements, scratch);
+    if (part->dx && !part->accumulate)
+        memset(part->dx, 0, elements * sizeof *part->dx);
     if (images == 1u)
-        linear_backward_image(layer, w, x, dy, dx, gradient, later);
+        linear_backward_image(layer, part, x);
     else if (images == SFD_BLOCK)
-        linear_backward_blocks(layer, w, x, dy, dx, gradient, later, 1u);
+        linear_backward_blocks(layer, part, x, 1u);
     else if (images == 2u * SFD_BLOCK)
-        linear_backward_blocks(layer, w, x, dy, dx, gradient, later, 2u);
+        linear_backward_blocks(layer, part, x, 2u);
     else
-        linear_backward_blocks(layer, w, x, dy, dx, gradient, later, LINEAR_BLOCKS);
+        linear_backward_blocks(layer, part, x, LINEAR_BLOCKS);
 }
 
-/* Bytes of the unpacked input. */
-static uint64_t linear_bytes(const struct sfd_layer *layer, uint32_t n)
+/* Bytes of the unpacked input, where so many images are left. */
+static uint64_t linear_backward_bytes(const struct sfd_layer *layer, uint32_t left)
 {
-    const uint32_t most = LINEAR_BLOCKS_LIMIT * SFD_BLOCK;
+    const uint64_t images = sfd_minimum(left, LINEAR_BLOCKS_LIMIT * SFD_BLOCK);
 
-    return aligned_bytes((uint64_t)layer->in_channels * (n < most ? n : most) * 4u);
+    return aligned_bytes(layer->in_channels * images * 4u);
 }
 #endif

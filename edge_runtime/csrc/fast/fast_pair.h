@@ -225,7 +225,8 @@ struct fast_strip {
     uint32_t first_channel, last_channel, first_row, last_row, first_tap, last_tap;
     const float *dy;
     size_t dy_row;
-    const float *x; /* NULL: no weight gradient */
+    const float *x;       /* NULL: no weight gradient */
+    uint32_t x_first_row; /* of the phase: where x begins */
     size_t x_channel, x_row, x_pixel;
     float *dx; /* NULL: no input gradient */
     size_t dx_channel, dx_row, dx_pixel;
@@ -299,8 +300,8 @@ static void pair_strip(const struct fast_program *program, const struct fast_str
             pair.tile = tile;
             pair.dy = strip->dy + tile->y * strip->dy_row + (size_t)tile->x * PIXEL;
             if (wanted & FAST_D_WEIGHT)
-                pair.x = strip->x + channel * strip->x_channel + tile->y * strip->x_row +
-                         tile->x * strip->x_pixel;
+                pair.x = strip->x + channel * strip->x_channel +
+                         (tile->y - strip->x_first_row) * strip->x_row + tile->x * strip->x_pixel;
             if (wanted & FAST_D_INPUT)
                 pair.dx = strip->dx + channel * strip->dx_channel + tile->y * strip->dx_row +
                           tile->x * strip->dx_pixel;

@@ -1,11 +1,6 @@
 /* Orders the nonzeros of a layer for the fast kernels, and cuts images into tiles. */
 #include "fast_program.h"
 
-static uint32_t kernel_area(const struct sfd_layer *layer)
-{
-    return layer->shape.kernel_h * layer->shape.kernel_w;
-}
-
 /* Most blocks of input channels, and what a block of the first-level cache may hold of them. */
 #define BLOCK_LIMIT 32u
 #define BLOCK_BYTES (18u * 1024u)
@@ -14,11 +9,6 @@ static uint32_t kernel_area(const struct sfd_layer *layer)
  * the changes of a tile. */
 #define BLOCK_NONZEROS 10u
 
-static uint32_t minimum(uint32_t a, uint32_t b)
-{
-    return a < b ? a : b;
-}
-
 /* As many blocks of input channels as the nonzeros of an output channel allow at most. */
 static uint32_t block_limit(const struct sfd_layer *layer, uint32_t tile_changes)
 {
@@ -26,7 +16,7 @@ static uint32_t block_limit(const struct sfd_layer *layer, uint32_t tile_changes
     const uint32_t nonzeros = layer->support.count / layer->support.rows;
     const uint32_t allowed = nonzeros / (BLOCK_NONZEROS * tile_changes);
 
-    return allowed > 0u ? minimum(minimum(allowed, channels), BLOCK_LIMIT) : 1u;
+    return allowed > 0u ? (uint32_t)sfd_minimum(sfd_minimum(allowed, channels), BLOCK_LIMIT) : 1u;
 }
 
 /* Blocks of input channels that a forward takes. */
@@ -43,19 +33,12 @@ static uint32_t bucket_limit(const struct sfd_layer *layer)
 {
     const uint32_t rows = layer->support.rows * block_limit(layer, 1u);
 
-    return (rows > layer->in_channels ? rows : layer->in_channels) * kernel_area(layer);
+    return (rows > layer->in_channels ? rows : layer->in_channels) * sfd_kernel_area(layer);
 }
 
-/* The kernels look at every tap for each tile and at every phase of the stride for each strip, and
- * keep places as 32-bit offsets. */
+/* The kernels look at every tap for each tile, and keep places as 32-bit offsets. */
 #define TAP_LIMIT 256u
-#define PHASE_LIMIT 64u
 #define PLACE_LIMIT (UINT64_C(1) << 31)
-
-static uint64_t larger(uint64_t a, uint64_t b)
-{
-    return a > b ? a : b;
-}
 
 /* Whether an axis reaches beyond the image by no more than the image's own length or so; *length is
  * then that of any copy of it. */
@@ -63,7 +46,7 @@ static int is_ordinary_axis(uint32_t in, uint32_t out, uint32_t kernel, uint32_t
                             uint32_t padding, uint32_t stride, uint64_t *length)
 {
     const uint64_t reach = (uint64_t)(kernel - 1u) * dilation + padding;
-    const uint64_t image = larger(in, (uint64_t)out * stride);
+    const uint64_t image = sfd_maximum(in, (uint64_t)out * stride);
 
     *length = image + 2u * reach + stride;
     return reach <= 2u * image + 64u;
@@ -73,10 +56,10 @@ int fast_is_ordinary(const struct sfd_layer *layer)
 {
     const struct sfd_convolution *shape = &layer->shape;
     const uint64_t taps = (uint64_t)shape->kernel_h * shape->kernel_w;
-    const uint64_t channels = larger(layer->in_channels, layer->support.rows);
+    const uint64_t channels = sfd_maximum(layer->in_channels, layer->support.rows);
     uint64_t height, width;
 
-    return taps <= TAP_LIMIT && (uint64_t)shape->stride_h * shape->stride_w <= PHASE_LIMIT &&
+    return taps <= TAP_LIMIT && (uint64_t)shape->stride_h * shape->stride_w <= FAST_PHASE_LIMIT &&
            is_ordinary_axis(layer->in_height, layer->out_height, shape->kernel_h, shape->dilation_h,
                             shape->padding_h, shape->stride_h, &height) &&
            is_ordinary_axis(layer->in_width, layer->out_width, shape->kernel_w, shape->dilation_w,
@@ -91,13 +74,13 @@ uint64_t fast_program_bytes(const struct sfd_layer *layer)
            aligned_bytes((uint64_t)layer->support.count * sizeof(float)) +
            aligned_bytes(((uint64_t)bucket_limit(layer) + 1u) * sizeof(uint32_t)) +
            aligned_bytes((uint64_t)layer->support.columns * sizeof(struct fast_place)) +
-           aligned_bytes((uint64_t)kernel_area(layer) * sizeof(struct fast_tap));
+           aligned_bytes((uint64_t)sfd_kernel_area(layer) * sizeof(struct fast_tap));
 }
 
 uint8_t *fast_program_lay(struct fast_program *program, const struct sfd_layer *layer,
                           uint8_t *memory)
 {
-    program->taps = kernel_area(layer);
+    program->taps = sfd_kernel_area(layer);
     program->entry = (void *)memory;
     memory += aligned_bytes((uint64_t)layer->support.count * sizeof *program->entry);
     program->gradient = (void *)memory;
@@ -108,11 +91,6 @@ uint8_t *fast_program_lay(struct fast_program *program, const struct sfd_layer *
     memory += aligned_bytes((uint64_t)layer->support.columns * sizeof *program->place);
     program->tap = (void *)memory;
     return memory + aligned_bytes((uint64_t)program->taps * sizeof *program->tap);
-}
-
-static uint32_t column_at(const void *column, uint32_t k, const int wide)
-{
-    return wide ? ((const uint32_t *)column)[k] : ((const uint16_t *)column)[k];
 }
 
 /* Where the buckets of a row of the weight begin. */
@@ -145,24 +123,16 @@ static struct part thread_part(const struct fast_program *program, const struct 
     return part;
 }
 
-/* The first nonzero of a row whose column is not before this one. */
-static inline uint32_t row_search(const struct sfd_support *support, uint32_t row, uint32_t column,
-                                  const int wide)
+/* The nonzeros of a row in a part. */
+static inline void part_range(const struct sfd_support *support, const struct part *part,
+                              uint32_t row, uint32_t *first, uint32_t *last)
 {
-    uint32_t low = support->row_pointer[row], high = support->row_pointer[row + 1u];
-
-    if (column == 0u)
-        return low;
-    if (column == support->columns)
-        return high;
-    while (low < high) {
-        const uint32_t middle = low + (high - low) / 2u;
-        if (column_at(support->column, middle, wide) < column)
-            low = middle + 1u;
-        else
-            high = middle;
-    }
-    return low;
+    *first = support->row_pointer[row];
+    *last = support->row_pointer[row + 1u];
+    if (part->last_column < support->columns)
+        *last = sfd_column_search(support, *first, *last, part->last_column);
+    if (part->first_column > 0u)
+        *first = sfd_column_search(support, *first, *last, part->first_column);
 }
 
 /* What the threads share while they sort, or bring back what is sorted. */
@@ -175,7 +145,7 @@ struct sort_work {
 };
 
 static inline void count_entries(const struct sort_work *work, const struct part *part,
-                                 const int wide)
+                                 const uint32_t index_width)
 {
     const struct fast_program *program = work->program;
     const struct sfd_support *support = &work->layer->support;
@@ -185,9 +155,10 @@ static inline void count_entries(const struct sort_work *work, const struct part
 
     for (row = part->first_row; row < part->last_row; ++row) {
         uint32_t *start = program->start + row_bucket(program, row);
-        uint32_t k, end = row_search(support, row, part->last_column, wide);
-        for (k = row_search(support, row, part->first_column, wide); k < end; ++k)
-            ++start[place[column_at(column, k, wide)].bucket];
+        uint32_t k, end;
+        part_range(support, part, row, &k, &end);
+        for (; k < end; ++k)
+            ++start[place[sfd_column_at(column, k, index_width)].bucket];
     }
 }
 
@@ -197,13 +168,13 @@ static void count_share(void *context, uint32_t index, uint32_t count)
     const struct part part = thread_part(work->program, work->layer, index, count);
 
     if (work->layer->support.index_width == 2u)
-        count_entries(work, &part, 0);
+        count_entries(work, &part, 2u);
     else
-        count_entries(work, &part, 1);
+        count_entries(work, &part, 4u);
 }
 
 static inline void place_entries(const struct sort_work *work, const struct part *part,
-                                 const int wide)
+                                 const uint32_t index_width)
 {
     const struct fast_program *program = work->program;
     const struct sfd_support *support = &work->layer->support;
@@ -217,9 +188,10 @@ static inline void place_entries(const struct sort_work *work, const struct part
         uint32_t *start = program->start + row_bucket(program, row);
         int32_t before = (int32_t)row * program->row_offset +
                          (int32_t)(row / program->group_rows) * program->group_offset;
-        uint32_t k, end = row_search(support, row, part->last_column, wide);
-        for (k = row_search(support, row, part->first_column, wide); k < end; ++k) {
-            const struct fast_place at = place[column_at(column, k, wide)];
+        uint32_t k, end;
+        part_range(support, part, row, &k, &end);
+        for (; k < end; ++k) {
+            const struct fast_place at = place[sfd_column_at(column, k, index_width)];
             struct fast_entry *entry = &entries[start[at.bucket]++];
             entry->offset = before + at.offset;
             entry->value = values[k];
@@ -233,9 +205,9 @@ static void place_share(void *context, uint32_t index, uint32_t count)
     const struct part part = thread_part(work->program, work->layer, index, count);
 
     if (work->layer->support.index_width == 2u)
-        place_entries(work, &part, 0);
+        place_entries(work, &part, 2u);
     else
-        place_entries(work, &part, 1);
+        place_entries(work, &part, 4u);
 }
 
 /* Sort by buckets, stable: count, add up, place. */
@@ -260,7 +232,7 @@ static void sort_entries(struct fast_program *program, const struct sfd_layer *l
 }
 
 static inline void collect_entries(const struct sort_work *work, const struct part *part,
-                                   const int wide)
+                                   const uint32_t index_width)
 {
     const struct fast_program *program = work->program;
     const struct sfd_support *support = &work->layer->support;
@@ -273,9 +245,10 @@ static inline void collect_entries(const struct sort_work *work, const struct pa
 
     for (row = part->first_row; row < part->last_row; ++row) {
         uint32_t *cursor = program->start + row_bucket(program, row);
-        uint32_t k, end = row_search(support, row, part->last_column, wide);
-        for (k = row_search(support, row, part->first_column, wide); k < end; ++k) {
-            const float value = from[cursor[place[column_at(column, k, wide)].bucket]++];
+        uint32_t k, end;
+        part_range(support, part, row, &k, &end);
+        for (; k < end; ++k) {
+            const float value = from[cursor[place[sfd_column_at(column, k, index_width)].bucket]++];
             gradient[k] = later ? gradient[k] + value : value;
         }
     }
@@ -287,9 +260,9 @@ static void collect_share(void *context, uint32_t index, uint32_t count)
     const struct part part = thread_part(work->program, work->layer, index, count);
 
     if (work->layer->support.index_width == 2u)
-        collect_entries(work, &part, 0);
+        collect_entries(work, &part, 2u);
     else
-        collect_entries(work, &part, 1);
+        collect_entries(work, &part, 4u);
 }
 
 void fast_program_collect(struct fast_program *program, const struct sfd_layer *layer,
@@ -362,27 +335,15 @@ static struct fast_tap *phase_taps(const struct sfd_convolution *shape, uint32_t
 void fast_taps_backward(struct fast_program *program, const struct sfd_layer *layer)
 {
     struct fast_tap *tap = program->tap;
+    uint16_t *phase = program->phase;
     uint32_t y, x;
 
     for (y = 0u; y < layer->shape.stride_h; ++y)
-        for (x = 0u; x < layer->shape.stride_w; ++x)
+        for (x = 0u; x < layer->shape.stride_w; ++x, ++phase) {
+            *phase = (uint16_t)(tap - program->tap);
             tap = phase_taps(&layer->shape, y, x, tap);
-}
-
-void fast_phase_taps(const struct sfd_layer *layer, uint32_t phase_y, uint32_t phase_x,
-                     uint32_t *first, uint32_t *last)
-{
-    const struct sfd_convolution *shape = &layer->shape;
-    uint32_t y, x;
-
-    *first = *last = 0u;
-    for (x = 0u; x < shape->kernel_w; ++x)
-        for (y = 0u; y < shape->kernel_h; ++y) {
-            uint32_t px = tap_phase(x, shape->dilation_w, shape->padding_w, shape->stride_w);
-            uint32_t py = tap_phase(y, shape->dilation_h, shape->padding_h, shape->stride_h);
-            *first += py < phase_y || (py == phase_y && px < phase_x);
-            *last += py < phase_y || (py == phase_y && px <= phase_x);
         }
+    *phase = (uint16_t)program->taps;
 }
 
 void fast_taps_place(struct fast_program *program, size_t row_stride, size_t pixel_stride)
@@ -512,7 +473,8 @@ void fast_tile_runs(struct fast_tile *tile, const struct fast_map *map, const st
 
     tile->run_count = 0u;
     for (t = first; t < last; ++t) {
-        struct fast_run *run = &tile->run[tile->run_count], *before = run - 1;
+        struct fast_run *run = &tile->run[tile->run_count];
+        struct fast_run *before = tile->run_count > 0u ? run - 1 : NULL;
         uint32_t rows, columns;
         valid_pixels(tile->y, tile->rows, map->step_y, tap[t].shift_y, map->in_height, &run->top,
                      &run->bottom);
@@ -527,7 +489,7 @@ void fast_tile_runs(struct fast_tile *tile, const struct fast_map *map, const st
                                      : FAST_PATTERN(rows, columns));
         run->first = t;
         run->last = t + 1u;
-        if (tile->run_count > 0u && before->last == t && before->top == run->top &&
+        if (before && before->last == t && before->top == run->top &&
             before->bottom == run->bottom && before->left == run->left &&
             before->right == run->right)
             before->last = t + 1u;

@@ -9,6 +9,9 @@
  * cache. */
 #define STRIP_BYTES (512u * 1024u)
 
+/* Most phases of a stride: the kernels look at each for each strip. */
+#define FAST_PHASE_LIMIT 64u
+
 static inline uint64_t aligned_bytes(uint64_t bytes)
 {
     return (bytes + 63u) / 64u * 64u;
@@ -50,7 +53,8 @@ struct fast_program {
     uint32_t *start;
     struct fast_place *place;
     struct fast_tap *tap;
-    uint32_t channels; /* of the output */
+    uint16_t phase[FAST_PHASE_LIMIT + 1u]; /* backward: first tap of each phase, and their end */
+    uint32_t channels;                     /* of the output */
     uint32_t taps;
     uint32_t blocks; /* of input channels */
     uint32_t buckets;
@@ -103,8 +107,8 @@ uint8_t *fast_program_lay(struct fast_program *program, const struct sfd_layer *
  * neighbours. */
 void fast_taps_forward(struct fast_program *program, const struct sfd_layer *layer);
 
-/* The taps for dx = W^T dy, phase by phase: output pixels of phase (y, x) are those whose row is y
- * and whose column is x modulo the stride. */
+/* The taps for dx = W^T dy, phase by phase: output pixels of phase (y, x), which is number y *
+ * stride_w + x, are those whose row is y and whose column is x modulo the stride. */
 void fast_taps_backward(struct fast_program *program, const struct sfd_layer *layer);
 
 /* Where each tap reads, in images with these strides in floats. */
@@ -119,10 +123,6 @@ void fast_program_forward(struct fast_program *program, const struct sfd_layer *
 
 void fast_program_backward(struct fast_program *program, const struct sfd_layer *layer,
                            size_t channel_stride, const float *values);
-
-/* Taps [first, last) of a phase of the input gradient. */
-void fast_phase_taps(const struct sfd_layer *layer, uint32_t phase_y, uint32_t phase_x,
-                     uint32_t *first, uint32_t *last);
 
 /* The first channel of the share of thread `index` of `count`: as many nonzeros for each, of which
  * before[c * step] are those of the channels before c. What a channel costs beside its nonzeros

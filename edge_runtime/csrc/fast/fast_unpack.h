@@ -2,6 +2,7 @@
 #ifndef SFD_FAST_UNPACK_H
 #define SFD_FAST_UNPACK_H
 
+#include "fast_bits.h"
 #include "fast_gather.h"
 
 /* A packed input, read some rows of all channels at a time, from top to bottom. */
@@ -11,15 +12,26 @@ struct fast_unpacking {
     uint32_t channels, height, width;
     uint32_t images; /* of the block */
     uint32_t first;  /* element of the batch with which the block begins */
+    uint32_t next;   /* element with which the next block begins */
     uint32_t taken;  /* values before the next block */
     uint32_t *rank;  /* for each channel the values before the next rows */
 };
 
-static inline uint32_t bits_set(uint32_t bits)
+static uint64_t unpacking_bytes(const struct sfd_layer *layer)
 {
-    bits -= (bits >> 1) & 0x55555555u;
-    bits = (bits & 0x33333333u) + ((bits >> 2) & 0x33333333u);
-    return (((bits + (bits >> 4)) & 0x0f0f0f0fu) * 0x01010101u) >> 24;
+    return aligned_bytes((uint64_t)layer->in_channels * sizeof(uint32_t));
+}
+
+/* At the beginning of a batch. */
+static struct fast_unpacking unpacking_of(const struct sfd_layer *layer,
+                                          const struct sfd_saved_input *x, void *memory)
+{
+    struct fast_unpacking unpacking = {.mask = x->mask, .values = x->values, .rank = memory};
+
+    unpacking.channels = layer->in_channels;
+    unpacking.height = layer->in_height;
+    unpacking.width = layer->in_width;
+    return unpacking;
 }
 
 /* `count` < 32 bits of the mask, from `element` on. */
@@ -39,8 +51,8 @@ static uint32_t count_run(const uint32_t *mask, uint32_t element, uint32_t count
     uint32_t total = 0u;
 
     for (; count >= PIXEL; count -= PIXEL, element += PIXEL)
-        total += bits_set(mask_bits(mask, element, PIXEL));
-    return count > 0u ? total + bits_set(mask_bits(mask, element, count)) : total;
+        total += count_bits(mask_bits(mask, element, PIXEL));
+    return count > 0u ? total + count_bits(mask_bits(mask, element, count)) : total;
 }
 
 static void unpacking_count(void *context, uint32_t index, uint32_t count)
@@ -54,13 +66,14 @@ static void unpacking_count(void *context, uint32_t index, uint32_t count)
         unpacking->rank[c] = count_run(unpacking->mask, unpacking->first + c * plane, plane);
 }
 
-/* Start a block: the values before each of its channels. */
-static void unpacking_begin(struct fast_unpacking *unpacking, struct sfd_team *team, uint32_t first,
+/* Start the next block: the values before each of its channels. */
+static void unpacking_begin(struct fast_unpacking *unpacking, struct sfd_team *team,
                             uint32_t images)
 {
     uint32_t c, count;
 
-    unpacking->first = first;
+    unpacking->first = unpacking->next;
+    unpacking->next += unpacking->channels * unpacking->height * unpacking->width * images;
     unpacking->images = images;
     sfd_team_run(team, unpacking_count, unpacking);
     for (c = 0u; c < unpacking->channels; ++c) {
@@ -78,7 +91,7 @@ SFD_INLINE const float *unpack_some(uint32_t bits, uint32_t count, const float *
 #if SFD_LANES == 16 && defined(__AVX512F__)
     if (count == PIXEL) {
         _mm512_storeu_ps(to, _mm512_maskz_expandloadu_ps((__mmask16)bits, values));
-        return values + bits_set(bits);
+        return values + count_bits(bits);
     }
 #endif
     for (i = 0u; i < count; ++i)
@@ -96,6 +109,16 @@ static const float *unpack_run(const uint32_t *mask, uint32_t element, uint32_t 
     if (count > 0u)
         values = unpack_some(mask_bits(mask, element, count), count, values, to);
     return values;
+}
+
+/* Unpack the next images as they lie in memory, `count` elements in all. */
+static void unpack_images(struct fast_unpacking *unpacking, uint32_t count, float *to)
+{
+    const float *values = unpacking->values + unpacking->taken;
+
+    values = unpack_run(unpacking->mask, unpacking->next, count, values, to);
+    unpacking->next += count;
+    unpacking->taken = (uint32_t)(values - unpacking->values);
 }
 
 /* Unpack rows [top, top + rows) of one channel; rows below the image are left as they are. The next
