@@ -102,9 +102,9 @@ SFD_INLINE vector linear_product(const vector *dy, float w, const float *x, floa
     return sum;
 }
 
-/* dx += W^T dy and the gradients. */
+/* dx += W^T dy where it is wanted, and the gradients. */
 SFD_INLINE void linear_backward_blocks(const struct sfd_layer *layer, const struct fast_part *part,
-                                       const float *x, const uint32_t blocks)
+                                       const float *x, const int wants_dx, const uint32_t blocks)
 {
     const struct sfd_support *support = &layer->support;
     const void *column = support->column;
@@ -123,10 +123,11 @@ SFD_INLINE void linear_backward_blocks(const struct sfd_layer *layer, const stru
         for (u = 0u; u < vectors; ++u)
             value[u] = vector_load(part->dy + (size_t)row * PIXEL + block_vector(u, y_block));
         for (k = support->row_pointer[row]; end - k >= SFD_LANES; k += SFD_LANES) {
+#pragma GCC unroll 16
             for (j = 0u; j < SFD_LANES; ++j) {
                 const size_t at = (size_t)sfd_column_at(column, k + j, index_width) * PIXEL;
-                products[j] =
-                    linear_product(value, w[k + j], x + at, dx ? dx + at : NULL, x_block, vectors);
+                products[j] = linear_product(value, w[k + j], x + at, wants_dx ? dx + at : NULL,
+                                             x_block, vectors);
             }
             sums = vectors_sum(products);
             vector_store(gradient + k, later ? vector_load(gradient + k) + sums : sums);
@@ -134,7 +135,7 @@ SFD_INLINE void linear_backward_blocks(const struct sfd_layer *layer, const stru
         for (; k < end; ++k) {
             const size_t at = (size_t)sfd_column_at(column, k, index_width) * PIXEL;
             const float sum = vector_sum(
-                linear_product(value, w[k], x + at, dx ? dx + at : NULL, x_block, vectors));
+                linear_product(value, w[k], x + at, wants_dx ? dx + at : NULL, x_block, vectors));
             gradient[k] = later ? gradient[k] + sum : sum;
         }
     }
@@ -163,24 +164,27 @@ static void linear_forward_image(const struct sfd_layer *layer, const float *w, 
     }
 }
 
-static void linear_backward_image(const struct sfd_layer *layer, const struct fast_part *part,
-                                  const float *x)
+/* The same of a single image. */
+SFD_INLINE void linear_backward_image(const struct sfd_layer *layer, const struct fast_part *part,
+                                      const float *x, const int wants_dx)
 {
-    const float *w = part->w;
-    float *dx = part->dx, *gradient = part->gradient;
     const struct sfd_support *support = &layer->support;
     const void *column = support->column;
-    const uint32_t index_width = support->index_width, rows = support->rows;
+    const uint32_t index_width = support->index_width;
+    const float *w = part->w;
+    float *dx = part->dx, *gradient = part->gradient;
+    const int later = part->later;
     uint32_t row, k;
 
-    for (row = 0u; row < rows; ++row) {
+    for (row = 0u; row < support->rows; ++row) {
         const uint32_t end = support->row_pointer[row + 1u];
         const float value = part->dy[row];
-        for (k = support->row_pointer[row]; dx != NULL && k < end; ++k)
-            dx[sfd_column_at(column, k, index_width)] += w[k] * value;
         for (k = support->row_pointer[row]; k < end; ++k) {
-            const float product = value * x[sfd_column_at(column, k, index_width)];
-            gradient[k] = part->later ? gradient[k] + product : product;
+            const uint32_t at = sfd_column_at(column, k, index_width);
+            const float product = value * x[at];
+            if (wants_dx)
+                dx[at] += w[k] * value;
+            gradient[k] = later ? gradient[k] + product : product;
         }
     }
 }
@@ -198,26 +202,34 @@ static void linear_forward(const struct sfd_layer *layer, const float *w, const 
         linear_forward_blocks(layer, w, bias, x, y, LINEAR_BLOCKS);
 }
 
+SFD_INLINE void linear_backward_any(const struct sfd_layer *layer, const struct fast_part *part,
+                                    const float *x, const int wants_dx)
+{
+    if (part->images == 1u)
+        linear_backward_image(layer, part, x, wants_dx);
+    else if (part->images == SFD_BLOCK)
+        linear_backward_blocks(layer, part, x, wants_dx, 1u);
+    else if (part->images == 2u * SFD_BLOCK)
+        linear_backward_blocks(layer, part, x, wants_dx, 2u);
+    else
+        linear_backward_blocks(layer, part, x, wants_dx, LINEAR_BLOCKS);
+}
+
 /* scratch takes the unpacked input. */
 static void linear_backward(const struct sfd_layer *layer, const struct fast_part *part,
                             float *scratch)
 {
-    const uint32_t images = part->images;
-    const size_t elements = (size_t)layer->in_channels * images;
+    const size_t elements = (size_t)layer->in_channels * part->images;
     const float *x = part->x ? part->x : scratch;
 
     if (!part->x)
         unpack_images(part->unpacking, (uint32_t)elements, scratch);
     if (part->dx && !part->accumulate)
         memset(part->dx, 0, elements * sizeof *part->dx);
-    if (images == 1u)
-        linear_backward_image(layer, part, x);
-    else if (images == SFD_BLOCK)
-        linear_backward_blocks(layer, part, x, 1u);
-    else if (images == 2u * SFD_BLOCK)
-        linear_backward_blocks(layer, part, x, 2u);
+    if (part->dx)
+        linear_backward_any(layer, part, x, 1);
     else
-        linear_backward_blocks(layer, part, x, LINEAR_BLOCKS);
+        linear_backward_any(layer, part, x, 0);
 }
 
 /* Bytes of the unpacked input, where so many images are left. */

@@ -106,26 +106,44 @@ static void copy_x(const struct small_backward *backward, const struct sfd_layer
     }
 }
 
+/* To every `step`th pixel of a row, or the sums of it and what is there. */
+SFD_INLINE void place_row(const float *from, uint32_t pixels, uint32_t images, uint32_t step,
+                          float *to, const int accumulate)
+{
+    uint32_t x, j;
+
+    for (x = 0u; x < pixels; ++x, from += images, to += (size_t)step * images)
+        for (j = 0u; j < images; ++j)
+            to[j] = accumulate ? to[j] + from[j] : from[j];
+}
+
 /* One phase of dx from its lines to where it belongs. */
 static void place_dx(const struct small_backward *backward, const struct sfd_layer *layer,
                      const struct fast_part *part, uint32_t top, uint32_t phase_y, uint32_t phase_x)
 {
     const struct fast_lines *lines = &backward->lines;
     const uint32_t stride_y = layer->shape.stride_h, stride_x = layer->shape.stride_w;
-    const uint32_t images = lines->images;
-    uint32_t c, i, x, j;
+    const uint32_t images = lines->images,
+                   pixels = phase_length(layer->in_width, phase_x, stride_x);
+    uint32_t c, i, y;
 
     for (c = 0u; c < layer->in_channels; ++c)
         for (i = 0u; i < lines->rows; ++i) {
             const float *from = backward->dx + (size_t)c * lines->line + (size_t)i * lines->row;
-            const uint32_t y = (top + i) * stride_y + phase_y;
-            float *to = part->dx + ((size_t)c * layer->in_height + y) * layer->in_width * images;
+            float *to;
+            y = (top + i) * stride_y + phase_y;
             if (y >= layer->in_height)
                 break;
-            for (x = phase_x; x < layer->in_width; x += stride_x, from += images)
-                for (j = 0u; j < images; ++j)
-                    to[(size_t)x * images + j] =
-                        part->accumulate ? to[(size_t)x * images + j] + from[j] : from[j];
+            to = part->dx +
+                 (((size_t)c * layer->in_height + y) * layer->in_width + phase_x) * images;
+            if (stride_x == 1u && part->accumulate) /* one run */
+                place_row(from, 1u, pixels * images, 1u, to, 1);
+            else if (stride_x == 1u)
+                memcpy(to, from, (size_t)pixels * images * sizeof *to);
+            else if (part->accumulate)
+                place_row(from, pixels, images, stride_x, to, 1);
+            else
+                place_row(from, pixels, images, stride_x, to, 0);
         }
 }
 
