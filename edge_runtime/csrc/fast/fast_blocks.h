@@ -102,6 +102,30 @@ static uint32_t strip_rows(const struct sfd_layer *layer)
     return rows < height ? rows : height;
 }
 
+/* Rows of dy that a strip of `rows` rows reads at most. */
+static uint64_t window_rows(const struct sfd_layer *layer, uint32_t rows)
+{
+    const struct sfd_convolution *shape = &layer->shape;
+    const uint32_t around =
+        ((shape->kernel_h - 1u) * shape->dilation_h + shape->stride_h - 1u) / shape->stride_h;
+
+    return sfd_minimum(rows + around, layer->out_height);
+}
+
+/* From one channel of a window of dy to the next, in pixels: 0 where no window pays. A copy costs as
+ * much as a few nonzeros, and images smaller than the sets of a first-level cache do not crowd any.
+ * Where the padding is wider than the kernel a strip may read rows below its own alone. */
+static uint64_t window_pixels(const struct sfd_layer *layer, uint32_t rows)
+{
+    const struct sfd_convolution *shape = &layer->shape;
+    const uint32_t plane = layer->out_height * layer->out_width;
+
+    if (plane < CACHE_SETS || layer->support.count / layer->support.rows < WINDOW_NONZEROS ||
+        shape->padding_h > (shape->kernel_h - 1u) * shape->dilation_h)
+        return 0u;
+    return (window_rows(layer, rows) * layer->out_width) | 1u;
+}
+
 /* A backward over whole blocks of 16 images, as its threads share it. */
 struct fast_backward {
     const struct sfd_layer *layer;
@@ -109,7 +133,9 @@ struct fast_backward {
     const struct fast_part *part;
     uint32_t first; /* image with which the block begins */
     uint32_t rows;  /* of a phase in a strip */
+    uint32_t top;   /* with which the strip begins */
     float *window;  /* rows of the input, all channels */
+    struct fast_window dy_window;
     uint8_t *tiles; /* of all threads, and the two that follow */
     uint8_t *runs, *partial;
     size_t tiles_bytes, runs_bytes, partial_bytes; /* of one thread */
@@ -127,6 +153,9 @@ static uint64_t backward_lay(struct fast_backward *backward, const struct sfd_la
     const uint64_t tiles_bytes = aligned_bytes(tiles * sizeof(struct fast_tile));
     const uint64_t runs_bytes = aligned_bytes(tiles * taps * sizeof(struct fast_run));
     const uint64_t partial_bytes = aligned_bytes(column * SFD_BLOCK * 4u);
+    const uint64_t input_bytes =
+        (uint64_t)layer->in_channels * rows * layer->shape.stride_h * layer->in_width * PIXEL * 4u;
+    const uint64_t pixels = window_pixels(layer, rows);
 
     if (scratch != NULL) {
         backward->tiles = fast_program_lay(&backward->program, layer, scratch);
@@ -137,10 +166,12 @@ static uint64_t backward_lay(struct fast_backward *backward, const struct sfd_la
         backward->runs_bytes = (size_t)runs_bytes;
         backward->partial_bytes = (size_t)partial_bytes;
         backward->rows = rows;
+        backward->dy_window.rows = pixels > 0u ? backward->window + input_bytes / 4u : NULL;
+        backward->dy_window.channel =
+            PIXEL * (size_t)(pixels > 0u ? pixels : layer->out_height * layer->out_width);
     }
     return fast_program_bytes(layer) + layer->threads * (tiles_bytes + runs_bytes + partial_bytes) +
-           (uint64_t)layer->in_channels * rows * layer->shape.stride_h * layer->in_width * PIXEL *
-               4u;
+           input_bytes + layer->support.rows * pixels * PIXEL * 4u;
 }
 
 /* One phase of the rows from `top` on, of the channels that the strip says. */
@@ -163,7 +194,13 @@ static void backward_phase(struct fast_backward *backward, struct fast_strip *st
             (void *)(backward->partial + index * backward->partial_bytes), &backward->done[index]);
 }
 
-/* What does not change over a block. */
+/* dy of the block. */
+static const float *backward_dy(const struct fast_backward *backward)
+{
+    return backward->part->dy + backward->first * sfd_out_elements(backward->layer);
+}
+
+/* What does not change over the phases of a strip. */
 static struct fast_strip backward_strip(const struct fast_backward *backward)
 {
     const struct sfd_layer *layer = backward->layer;
@@ -174,8 +211,11 @@ static struct fast_strip backward_strip(const struct fast_backward *backward)
     strip.map.in_height = layer->out_height;
     strip.map.in_width = layer->out_width;
     strip.map.step_y = strip.map.step_x = 1u;
-    strip.dy = backward->part->dy +
-               (size_t)backward->first * layer->support.rows * layer->out_height * layer->out_width;
+    strip.dy = backward_dy(backward);
+    if (backward->dy_window.rows) {
+        strip.dy = backward->dy_window.rows;
+        strip.dy_first_row = backward->dy_window.first_row;
+    }
     strip.dy_row = (size_t)layer->out_width * PIXEL;
     strip.x_channel =
         backward->part->x ? in_plane : backward->rows * layer->shape.stride_h * in_row;
@@ -186,7 +226,7 @@ static struct fast_strip backward_strip(const struct fast_backward *backward)
     return strip;
 }
 
-/* The input channels of one thread, in one block. */
+/* The input channels of one thread, in one strip. */
 static void backward_share(void *context, uint32_t index, uint32_t count)
 {
     struct fast_backward *backward = context;
@@ -197,25 +237,69 @@ static void backward_share(void *context, uint32_t index, uint32_t count)
     const size_t in_row = (size_t)layer->in_width * PIXEL;
     const size_t in_start = (size_t)backward->first * sfd_in_elements(layer);
     struct fast_strip strip = backward_strip(backward);
-    uint32_t phase_y, phase_x, top, c;
+    uint32_t phase_y, phase_x, c;
 
     strip.first_channel =
         fast_share(program->start, program->taps, program->channels, program->taps, index, count);
     strip.last_channel = fast_share(program->start, program->taps, program->channels, program->taps,
                                     index + 1u, count);
-    for (top = 0u; top * shape->stride_h < layer->in_height; top += backward->rows) {
-        for (c = strip.first_channel; !part->x && c < strip.last_channel; ++c)
-            unpack_rows(part->unpacking, c, top * shape->stride_h, backward->rows * shape->stride_h,
-                        backward->window + c * strip.x_channel);
-        strip.first_row = top;
-        strip.x_first_row = part->x ? 0u : top;
-        for (phase_y = 0u; phase_y < shape->stride_h; ++phase_y)
-            for (phase_x = 0u; phase_x < shape->stride_w; ++phase_x) {
-                const size_t corner = phase_y * in_row + (size_t)phase_x * PIXEL;
-                strip.x = part->x ? part->x + in_start + corner : backward->window + corner;
-                strip.dx = part->dx ? part->dx + in_start + corner : NULL;
-                backward_phase(backward, &strip, phase_y, phase_x, index);
-            }
+    for (c = strip.first_channel; !part->x && c < strip.last_channel; ++c)
+        unpack_rows(part->unpacking, c, backward->top * shape->stride_h,
+                    backward->rows * shape->stride_h, backward->window + c * strip.x_channel);
+    strip.first_row = backward->top;
+    strip.x_first_row = part->x ? 0u : backward->top;
+    for (phase_y = 0u; phase_y < shape->stride_h; ++phase_y)
+        for (phase_x = 0u; phase_x < shape->stride_w; ++phase_x) {
+            const size_t corner = phase_y * in_row + (size_t)phase_x * PIXEL;
+            strip.x = part->x ? part->x + in_start + corner : backward->window + corner;
+            strip.dx = part->dx ? part->dx + in_start + corner : NULL;
+            backward_phase(backward, &strip, phase_y, phase_x, index);
+        }
+}
+
+/* The channels of dy that one thread copies for the strip. */
+static void window_share(void *context, uint32_t index, uint32_t count)
+{
+    const struct fast_backward *backward = context;
+    const struct sfd_layer *layer = backward->layer;
+    const size_t row = (size_t)layer->out_width * PIXEL;
+
+    window_copy(&backward->dy_window, backward_dy(backward), row, layer->out_height * row,
+                sfd_share(layer->support.rows, index, count),
+                sfd_share(layer->support.rows, index + 1u, count));
+}
+
+/* Which rows of dy the strip reads: where its taps lie. */
+static void window_find(struct fast_backward *backward)
+{
+    const struct sfd_layer *layer = backward->layer;
+    const struct fast_program *program = &backward->program;
+    struct fast_window *window = &backward->dy_window;
+    int64_t low = layer->out_height, high = 0;
+    uint32_t t;
+
+    for (t = 0u; t < program->taps; ++t) {
+        const int64_t at = (int64_t)backward->top + program->tap[t].shift_y;
+        low = at < low ? at : low;
+        high = at + backward->rows > high ? at + backward->rows : high;
+    }
+    high = high < layer->out_height ? high : layer->out_height;
+    window->first_row = (uint32_t)(low > 0 ? low : 0);
+    window->last_row = high > window->first_row ? (uint32_t)high : window->first_row;
+}
+
+/* One block, strip by strip. */
+static void backward_block(struct fast_backward *backward)
+{
+    const struct sfd_layer *layer = backward->layer;
+
+    for (backward->top = 0u; backward->top * layer->shape.stride_h < layer->in_height;
+         backward->top += backward->rows) {
+        if (backward->dy_window.rows) {
+            window_find(backward);
+            sfd_team_run(layer->team, window_share, backward);
+        }
+        sfd_team_run(layer->team, backward_share, backward);
     }
 }
 
@@ -234,12 +318,12 @@ static void blocks_backward(const struct sfd_layer *layer, const struct fast_par
     (void)backward_lay(&backward, layer, scratch);
     fast_taps_backward(&backward.program, layer);
     fast_taps_place(&backward.program, out_row, PIXEL);
-    fast_program_backward(&backward.program, layer, layer->out_height * out_row, part->w);
+    fast_program_backward(&backward.program, layer, backward.dy_window.channel, part->w);
     memset(backward.program.gradient, 0, layer->support.count * sizeof *part->gradient);
     for (; backward.first < part->images; backward.first += SFD_BLOCK) {
         if (!part->x)
             unpacking_begin(part->unpacking, layer->team, SFD_BLOCK);
-        sfd_team_run(layer->team, backward_share, &backward);
+        backward_block(&backward);
     }
     for (i = 0u; i < SFD_MAX_THREADS; ++i) {
         done->d_input += backward.done[i].d_input;

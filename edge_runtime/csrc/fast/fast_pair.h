@@ -218,42 +218,74 @@ static const pair_function pair_functions[3][TILE_SHAPES] = {
     [(FAST_D_INPUT | FAST_D_WEIGHT) - 1] = {FOR_PAIR_SHAPES(PAIR_BOTH)},
 };
 
-/* Rows of one phase of channels [first_channel, last_channel) of the input gradient. The pointers are to pixel (0, 0) of the
- * phase in channel 0. */
+/* Rows of one phase of channels [first_channel, last_channel) of the input gradient. The pointers are
+ * to the phase's first pixel in channel 0, x and dy with the row that they begin with. */
 struct fast_strip {
     struct fast_map map;
     uint32_t first_channel, last_channel, first_row, last_row, first_tap, last_tap;
     const float *dy;
     size_t dy_row;
-    const float *x;       /* NULL: no weight gradient */
-    uint32_t x_first_row; /* of the phase: where x begins */
+    const float *x;        /* NULL: no weight gradient */
+    uint32_t dy_first_row; /* where dy begins */
+    uint32_t x_first_row;  /* of the phase: where x begins */
     size_t x_channel, x_row, x_pixel;
     float *dx; /* NULL: no input gradient */
     size_t dx_channel, dx_row, dx_pixel;
     int accumulate;
 };
 
+/* Two rows of pixels touch fewer pixels of dy than one: the rows around them serve both. */
+static uint32_t pair_columns(uint32_t height)
+{
+    return PAIR_PIXELS >= 8u && height > 1u ? PAIR_PIXELS / 2u : PAIR_PIXELS;
+}
+
 /* The tiles of a strip with their runs. Returns their number. */
 static uint32_t strip_tiles(const struct fast_program *program, const struct fast_strip *strip,
                             struct fast_tile *tiles, struct fast_run *runs)
 {
-    const uint32_t width = strip->map.width;
+    const uint32_t width = strip->map.width, limit = pair_columns(strip->map.height);
     uint32_t count = 0u, y = strip->first_row, x, rows;
 
     for (; y < strip->last_row; y += rows) {
-        rows = fast_tile_rows(strip->last_row, y, fast_tile_columns(width, 0u, PAIR_PIXELS),
-                              PAIR_PIXELS);
+        rows = fast_tile_rows(strip->last_row, y, fast_tile_columns(width, 0u, limit), PAIR_PIXELS);
         for (x = 0u; x < width; x += tiles[count++].columns) {
             struct fast_tile *tile = &tiles[count];
             tile->y = y;
             tile->x = x;
             tile->rows = rows;
-            tile->columns = fast_tile_columns(width, x, PAIR_PIXELS);
+            tile->columns = fast_tile_columns(width, x, limit);
             tile->run = runs + (size_t)count * program->taps;
             fast_tile_runs(tile, &strip->map, program->tap, strip->first_tap, strip->last_tap);
         }
     }
     return count;
+}
+
+/* Sets of a usual first-level cache, a line each: a pixel is one. */
+#define CACHE_SETS 64u
+
+/* A copy of dy pays from so many nonzeros of an output channel on. */
+#define WINDOW_NONZEROS 24u
+
+/* Rows of dy, copied for the channels of the input to come. Channels that lie a power of two apart
+ * share a few sets of the first-level cache; those of a window lie an odd number of lines apart. And
+ * they come from memory once, one after the other. */
+struct fast_window {
+    float *rows; /* NULL: dy is read where it lies */
+    size_t channel;
+    uint32_t first_row, last_row; /* that it holds */
+};
+
+/* Copy the window's rows of channels [first, last) of images with this row and channel stride. */
+static void window_copy(const struct fast_window *window, const float *from, size_t row,
+                        size_t channel, uint32_t first, uint32_t last)
+{
+    const size_t floats = (window->last_row - window->first_row) * row;
+
+    for (; first < last; ++first)
+        memcpy(window->rows + first * window->channel,
+               from + first * channel + window->first_row * row, floats * sizeof *from);
 }
 
 /* gradient[k] += the sum of partial[k]. */
@@ -298,7 +330,8 @@ static void pair_strip(const struct fast_program *program, const struct fast_str
             const struct fast_tile *tile = &tiles[t];
             uint64_t work;
             pair.tile = tile;
-            pair.dy = strip->dy + tile->y * strip->dy_row + (size_t)tile->x * PIXEL;
+            pair.dy = strip->dy + (tile->y - strip->dy_first_row) * strip->dy_row +
+                      (size_t)tile->x * PIXEL;
             if (wanted & FAST_D_WEIGHT)
                 pair.x = strip->x + channel * strip->x_channel +
                          (tile->y - strip->x_first_row) * strip->x_row + tile->x * strip->x_pixel;
