@@ -16,11 +16,11 @@
 /* Pixels of 16 floats in an unrolled row: 1, 2 or 4; 0 where this is not the way to go. */
 static uint32_t column_pixels(const struct sfd_layer *layer, uint32_t images)
 {
-    const uint64_t lanes = (uint64_t)layer->out_height * layer->out_width * images;
+    const uint64_t floats = (uint64_t)layer->out_height * layer->out_width * images;
     const uint64_t rows = (uint64_t)layer->in_channels * sfd_kernel_area(layer);
     uint32_t pixels = 1u;
 
-    while (pixels * PIXEL < lanes)
+    while (pixels * PIXEL < floats)
         pixels *= 2u;
     return pixels <= COLUMN_PIXELS && rows * pixels * PIXEL * 4u <= COLUMN_BYTES ? pixels : 0u;
 }
@@ -37,8 +37,8 @@ struct fast_columns {
     float *channel;   /* one channel of the unpacked input */
     uint32_t *cursor; /* for each output channel its next nonzero */
     uint32_t pixels;
-    uint32_t lanes; /* floats of an output channel: the rest of an unrolled row is not used */
-    size_t bytes;   /* of the unrolled input */
+    uint32_t floats; /* floats of an output channel: the rest of an unrolled row is not used */
+    size_t bytes;    /* of the unrolled input */
 };
 
 /* The nonzeros of a row from k on whose column is below `limit`: one after the last. */
@@ -101,7 +101,7 @@ SFD_INLINE void columns_forward(const struct fast_columns *columns, const float 
 {
     const struct sfd_support *support = &columns->layer->support;
     const uint32_t rows_per_group = support->rows / columns->layer->shape.groups;
-    const uint32_t vectors = pixels * PIXEL_VECTORS, lanes = columns->lanes;
+    const uint32_t vectors = pixels * PIXEL_VECTORS, floats = columns->floats;
     const uint32_t block = column_block(pixels);
     uint32_t first, row, u;
 
@@ -112,11 +112,11 @@ SFD_INLINE void columns_forward(const struct fast_columns *columns, const float 
             const size_t group = (size_t)(row / rows_per_group) * support->columns * pixels * PIXEL;
             float out[COLUMN_PIXELS * PIXEL];
             vector sum[16];
-            for (u = 0u; u < lanes && first == 0u; ++u)
+            for (u = 0u; u < floats && first == 0u; ++u)
                 out[u] = bias ? bias[row] : 0.0f;
             if (first > 0u)
-                memcpy(out, y + (size_t)row * lanes, lanes * sizeof *out);
-            memset(out + lanes, 0, (pixels * PIXEL - lanes) * sizeof *out);
+                memcpy(out, y + (size_t)row * floats, floats * sizeof *out);
+            memset(out + floats, 0, (pixels * PIXEL - floats) * sizeof *out);
 #pragma GCC unroll 16
             for (u = 0u; u < vectors; ++u)
                 sum[u] = vector_load(out + u * SFD_LANES);
@@ -124,7 +124,7 @@ SFD_INLINE void columns_forward(const struct fast_columns *columns, const float 
 #pragma GCC unroll 16
             for (u = 0u; u < vectors; ++u)
                 vector_store(out + u * SFD_LANES, sum[u]);
-            memcpy(y + (size_t)row * lanes, out, lanes * sizeof *y);
+            memcpy(y + (size_t)row * floats, out, floats * sizeof *y);
             columns->cursor[row] = end;
         }
 }
@@ -184,7 +184,7 @@ SFD_INLINE void columns_backward(const struct fast_columns *columns, const struc
 {
     const struct sfd_support *support = &columns->layer->support;
     const uint32_t rows_per_group = support->rows / columns->layer->shape.groups;
-    const uint32_t vectors = pixels * PIXEL_VECTORS, lanes = columns->lanes;
+    const uint32_t vectors = pixels * PIXEL_VECTORS, floats = columns->floats;
     const uint32_t block = column_block(2u * pixels);
     float in[COLUMN_PIXELS * PIXEL];
     uint32_t first, row, u;
@@ -196,7 +196,7 @@ SFD_INLINE void columns_backward(const struct fast_columns *columns, const struc
             const uint32_t end = block_end(support, row, k, first + block);
             const size_t group = (size_t)(row / rows_per_group) * support->columns * pixels * PIXEL;
             vector value[16];
-            memcpy(in, part->dy + (size_t)row * lanes, lanes * sizeof *in);
+            memcpy(in, part->dy + (size_t)row * floats, floats * sizeof *in);
 #pragma GCC unroll 16
             for (u = 0u; u < vectors; ++u)
                 value[u] = vector_load(in + u * SFD_LANES);
@@ -246,7 +246,7 @@ static struct fast_columns columns_begin(const struct sfd_layer *layer, const fl
     columns.layer = layer;
     columns.w = w;
     columns.pixels = column_pixels(layer, images);
-    columns.lanes = layer->out_height * layer->out_width * images;
+    columns.floats = layer->out_height * layer->out_width * images;
     columns.bytes = (size_t)columns_bytes(layer, images);
     columns.unrolling.layer = layer;
     columns.unrolling.cells = cells;
