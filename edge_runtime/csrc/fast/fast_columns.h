@@ -37,7 +37,7 @@ struct fast_columns {
     float *channel;   /* one channel of the unpacked input */
     uint32_t *cursor; /* for each output channel its next nonzero */
     uint32_t pixels;
-    uint32_t floats; /* of an output channel: the rest of an unrolled row is not used */
+    uint32_t floats; /* floats of an output channel: the rest of an unrolled row is not used */
     size_t bytes;    /* of the unrolled input */
 };
 

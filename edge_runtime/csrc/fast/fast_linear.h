@@ -166,11 +166,11 @@ static void linear_forward_image(const struct sfd_layer *layer, const float *w, 
 
 /* The same of a single image. */
 SFD_INLINE void linear_backward_image(const struct sfd_layer *layer, const struct fast_part *part,
-                                      const float *x, const int wants_dx)
+                                      const float *x, const int wants_dx,
+                                      const uint32_t index_width)
 {
     const struct sfd_support *support = &layer->support;
     const void *column = support->column;
-    const uint32_t index_width = support->index_width;
     const float *w = part->w;
     float *dx = part->dx, *gradient = part->gradient;
     const int later = part->later;
@@ -205,8 +205,10 @@ static void linear_forward(const struct sfd_layer *layer, const float *w, const 
 SFD_INLINE void linear_backward_any(const struct sfd_layer *layer, const struct fast_part *part,
                                     const float *x, const int wants_dx)
 {
-    if (part->images == 1u)
-        linear_backward_image(layer, part, x, wants_dx);
+    if (part->images == 1u && layer->support.index_width == 2u)
+        linear_backward_image(layer, part, x, wants_dx, 2u);
+    else if (part->images == 1u)
+        linear_backward_image(layer, part, x, wants_dx, 4u);
     else if (part->images == SFD_BLOCK)
         linear_backward_blocks(layer, part, x, wants_dx, 1u);
     else if (part->images == 2u * SFD_BLOCK)
