@@ -7,7 +7,7 @@
 #define SMALL_SHARE 1u
 
 #define FIRST_PART 16u
-#define LAST_PART 64u
+#define LAST_PART 256u
 #define LIMIT_ATTEMPTS 12u
 #define LIMIT_PART 64u
 #define SEARCH_STEPS (UINT64_C(1) << 25)

@@ -5,7 +5,7 @@
  * full block, 64 bytes, on a cache line of its own. */
 #define PERSISTENT_ALIGNMENT 16u
 
-#define PLACEMENT_ATTEMPTS 24u
+#define PLACEMENT_ATTEMPTS 100u
 #define PLACEMENT_WORK (UINT64_C(1) << 26)
 
 static uint64_t region_end(const struct sfd_region *region)

@@ -8,11 +8,11 @@
  * deterministic, and bounded by the number of steps that plans may have together. */
 #include "sfd_internal.h"
 
-/* The time of moving one element of a tensor through memory, in multiply-adds. It needs no
- * precision: it is only to rank tensors that are cheap to compute again. */
-#define ELEMENT_WORK 8u
+/* The time of moving one element of a tensor through memory, in multiply-adds: 0.6 ns against 0.025
+ * with vectors of 64 bytes. It needs no precision: it is only to rank what is cheap to compute again. */
+#define ELEMENT_WORK 24u
 #define ROUNDS_SETTLED 8u
-#define HARMFUL_ROUNDS 12u
+#define HARMFUL_ROUNDS 24u
 #define ALIKE 0.7f
 
 struct measure {

@@ -43,10 +43,6 @@ SFD_INLINE void pair_run(vector *sum, const vector *x, const struct fast_entry *
         const float *from = dy + entry->offset;
         vector chain[CHAINS];
         uint32_t used = 0u;
-        if (wanted & FAST_D_WEIGHT) {
-            chain[0] = *partial;
-            chain[1] = chain[2] = chain[3] = vector_all(0.0f);
-        }
 #pragma GCC unroll 4
         for (i = top; i < bottom; ++i)
 #pragma GCC unroll 8
@@ -59,11 +55,14 @@ SFD_INLINE void pair_run(vector *sum, const vector *x, const struct fast_entry *
                     if (wanted & FAST_D_INPUT)
                         sum[at] += weight * value;
                     if (wanted & FAST_D_WEIGHT)
-                        chain[used % CHAINS] += x[at] * value;
+                        chain[used % CHAINS] =
+                            used < CHAINS ? x[at] * value : chain[used % CHAINS] + x[at] * value;
                     ++used;
                 }
+        for (; used < CHAINS; ++used)
+            chain[used] = vector_all(0.0f);
         if (wanted & FAST_D_WEIGHT)
-            *partial = (chain[0] + chain[1]) + (chain[2] + chain[3]);
+            *partial += (chain[0] + chain[1]) + (chain[2] + chain[3]);
     }
 }
 
