@@ -5,6 +5,7 @@ traced out of the eager reference, not written again; its parts stand in the gra
 How many activations a layer keeps is an input. The graph is functional: nothing is changed in place.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,14 +20,13 @@ from torch.fx.experimental.symbolic_shapes import (
     ShapeEnv,
     StatelessSymbolicContext,
 )
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsyfed.edge_runtime.artifact import Artifact, Parameter
 from sparsyfed.edge_runtime.errors import UnsupportedOperationError
 from sparsyfed.edge_runtime.format import ParameterKind
 from sparsyfed.export import operators
-from sparsyfed.export.powerprop import Method, reference
+from sparsyfed.export.powerprop import method_of, reference
 from sparsyfed.export.training_artifact import TrainingArtifact
 
 _ATEN = torch.ops.aten
@@ -41,9 +41,9 @@ STATE, NEW_STATE, GRADIENT = "state.", "new_state.", "gradient."
 class JointGraph:
     """A traced step. Placeholder i is called `inputs[i]`, result i `outputs[i]`.
 
-    Inputs: `state.<parameter>` for every parameter, in the order and shapes of the artifact (v for a prunable
-    weight), then `x` (batch, *input shape), `y` (int64 labels or float32 targets) and, in training, `keep`: int64
-    with one count for each prunable weight, in that order. `add_sgd` appends `learning_rate` and `weight_decay`.
+    Inputs: `state.<parameter>` for every parameter, in the order of the artifact and the shapes of the model (v for a
+    prunable weight), then `x` (batch, *input shape), `y` (int64 labels or float32 targets) and, in training, `keep`:
+    int64 with one count for each prunable weight, in that order. `add_sgd` appends `learning_rate` and `weight_decay`.
     """
 
     module: GraphModule
@@ -85,8 +85,8 @@ def joint_graph(artifact: TrainingArtifact) -> JointGraph:
         for name in trained:
             state[name] = state[name].detach().requires_grad_()
         for place, name in enumerate(layers):
-            _method(model, name).prune = _prune_site(keep, place, name)
-        loss = _loss(artifact, torch.func.functional_call(model, state, (x,)), y)
+            method_of(model, name).prune = _prune_site(keep, place, name)
+        loss = artifact.loss_of(torch.func.functional_call(model, state, (x,)), y)
         gradients = torch.autograd.grad(loss, [state[name] for name in trained])
         return [loss.detach(), *gradients, *(state[name] for name in statistics)]
 
@@ -108,7 +108,7 @@ def add_sgd(graph: JointGraph) -> JointGraph:
     `learning_rate` and `weight_decay` are float32 inputs with one element. Outputs: `loss` and `new_state.<parameter>`
     of every parameter, in the order of the inputs. A zero of v, whose gradient is zero, stays exactly zero.
     """
-    module = GraphModule(graph.module, graph.module.graph)  # a copy of the graph
+    module = copy.deepcopy(graph.module)
     copied = JointGraph(module, graph.inputs, graph.outputs, graph.layers)
     placeholders, results = (
         copied.placeholders,
@@ -157,10 +157,10 @@ def evaluation_graph(artifact: TrainingArtifact) -> JointGraph:
         *values, x, y = inputs
         state = {p.name: v.clone() for p, v in zip(parameters, values, strict=True)}
         for name in _layers(artifact.native):
-            _method(model, name).prune = lambda x, _: x
+            method_of(model, name).prune = lambda x, _: x
         with torch.no_grad():
             output = torch.func.functional_call(model, state, (x,))
-            results = [_loss(artifact, output, y)]
+            results = [artifact.loss_of(output, y)]
             if artifact.loss == "cross_entropy":
                 results.append((output.argmax(1) == y).sum())
         return results
@@ -190,24 +190,12 @@ def _traceable(artifact: TrainingArtifact) -> nn.Module:
         if isinstance(module, _BatchNorm):
             module.num_batches_tracked = None
     for name in _layers(artifact.native):
-        _method(model, name).power = operators.powerprop_operator
+        method_of(model, name).power = operators.powerprop_operator
     return model
-
-
-def _method(model: nn.Module, weight: str) -> Method:
-    method = model.get_submodule(weight.removesuffix("weight").removesuffix(".")).method
-    assert isinstance(method, Method)
-    return method
 
 
 def _prune_site(keep: Tensor, place: int, name: str) -> PruneSite:
     return lambda x, _: operators.prune(x, keep[place], name)
-
-
-def _loss(artifact: TrainingArtifact, output: Tensor, y: Tensor) -> Tensor:
-    if artifact.loss == "mse":
-        return functional.mse_loss(output, y)
-    return functional.cross_entropy(output, y)
 
 
 def _batch_norm(  # noqa: PLR0917 - the signature of the operator that it replaces
@@ -274,7 +262,8 @@ def _fake_inputs(artifact: TrainingArtifact, more: Sequence[Tensor]) -> list[Ten
             tensor, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes)
         )
 
-    shapes = [torch.Size(parameter.shape) for parameter in native.parameters]
+    values = artifact.model.state_dict()
+    shapes = [values[parameter.name].shape for parameter in native.parameters]
     static = [fake(torch.empty(shape), DimDynamic.STATIC) for shape in shapes]
     batched = [fake(tensor, DimDynamic.DYNAMIC) for tensor in (x, y)]
     return [*static, *batched, *(fake(tensor, DimDynamic.STATIC) for tensor in more)]

@@ -156,6 +156,13 @@ def reference(model: nn.Module, beta: float = 1.25) -> nn.Module:
     return _replace(copy.deepcopy(model), check_beta(beta), "")
 
 
+def method_of(model: nn.Module, weight: str) -> Method:
+    """Return the `Method` of the pruned layer in a `reference` that holds the weight of that name."""
+    method = model.get_submodule(weight.removesuffix("weight").removesuffix(".")).method
+    assert isinstance(method, Method)
+    return method
+
+
 def _replace(module: nn.Module, beta: float, path: str) -> nn.Module:
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
         return _pruned(module, beta, path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 
@@ -14,6 +14,8 @@ from sparsyfed import export
 from sparsyfed.edge_runtime import DenseTensor, SparseTensor, State
 from sparsyfed.edge_runtime.kept_inputs import kept_inputs
 from sparsyfed.export import models
+from sparsyfed.export.gate import Case, Run, make_cases
+from sparsyfed.export.joint_graph import JointGraph, joint_graph
 
 torch.set_num_threads(1)
 
@@ -34,8 +36,8 @@ class OddNet(nn.Module):
             nn.Conv2d(12, 10, (2, 3), (3, 2), bias=False),
             nn.SiLU(),
             nn.AdaptiveAvgPool2d((2, 1)),
+            nn.LayerNorm((10, 2, 1)),
             nn.Flatten(),
-            nn.LayerNorm(20),
             nn.Linear(20, 15),
             nn.ReLU6(),
             nn.Dropout(0.5),
@@ -85,6 +87,26 @@ def compiled(name: str) -> export.TrainingArtifact:
     build, shape, loss = BUILDERS[name]
     torch.manual_seed(0)
     return export.compile(build(), torch.zeros(1, *shape), loss=loss)
+
+
+@cache
+def traced(name: str) -> JointGraph:
+    return joint_graph(compiled(name))
+
+
+@cache
+def gate_cases(name: str) -> list[Case]:
+    return make_cases(compiled(name))
+
+
+def runner(graph: JointGraph) -> Run:
+    """The graph itself as an exported step."""
+
+    def run(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        results = graph.module(*(named[name] for name in graph.inputs))
+        return dict(zip(graph.outputs, results, strict=True))
+
+    return run
 
 
 def state_at(artifact: export.TrainingArtifact, density: float, seed: int = 0) -> State:

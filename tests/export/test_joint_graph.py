@@ -7,29 +7,35 @@ from typing import Any
 
 import pytest
 import torch
-from engine_cases import BUILDERS, DENSITIES, batch, compiled, eager, eager_loss, inputs, state_at
+from engine_cases import (
+    BUILDERS,
+    DENSITIES,
+    batch,
+    compiled,
+    eager,
+    eager_loss,
+    inputs,
+    runner,
+    state_at,
+    traced,
+)
 from torch import Tensor, nn
 
 from sparsyfed import export
 from sparsyfed.edge_runtime.errors import UnsupportedOperationError
 from sparsyfed.export import joint_graph as joint
-from sparsyfed.export.joint_graph import JointGraph, add_sgd, evaluation_graph, joint_graph
-
-
-def run(graph: JointGraph, named: dict[str, Tensor]) -> dict[str, Tensor]:
-    results = graph.module(*(named[name] for name in graph.inputs))
-    return dict(zip(graph.outputs, results, strict=True))
+from sparsyfed.export.joint_graph import add_sgd, evaluation_graph, joint_graph
 
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_loss_gradients_and_statistics_are_those_of_the_eager_reference(name: str) -> None:
     artifact = compiled(name)
-    graph = joint_graph(artifact)
+    step = runner(traced(name))
     for density, examples in zip(DENSITIES, (2, 5, 17), strict=True):
         state = state_at(artifact, density)
         reference = eager(artifact, state)
         x, y = batch(artifact, examples, seed=1)
-        results = run(graph, inputs(artifact, reference, state, x, y))
+        results = step(inputs(artifact, reference, state, x, y))
         loss = eager_loss(artifact, reference, x, y)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.testing.assert_close(results["loss"], loss.detach(), rtol=0, atol=0)
@@ -43,14 +49,14 @@ def test_loss_gradients_and_statistics_are_those_of_the_eager_reference(name: st
 
 def test_a_step_of_sgd_follows_the_optimiser_of_pytorch_and_keeps_zeros() -> None:
     artifact = compiled("odd_net")
-    graph = add_sgd(joint_graph(artifact))
+    step = runner(add_sgd(traced("odd_net")))
     state = state_at(artifact, 0.1)
     reference = eager(artifact, state)
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.1, weight_decay=1e-3)
     rates = {"learning_rate": torch.tensor(0.1), "weight_decay": torch.tensor(1e-3)}
     for seed in range(3):
         x, y = batch(artifact, 6, seed)
-        results = run(graph, {**inputs(artifact, reference, state, x, y), **rates})
+        results = step({**inputs(artifact, reference, state, x, y), **rates})
         optimizer.zero_grad()
         eager_loss(artifact, reference, x, y).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -64,18 +70,18 @@ def test_evaluation_counts_right_answers_with_running_statistics() -> None:
     artifact = compiled("resnet8")
     state = state_at(artifact, 0.1)
     served = export.to_inference(artifact.model, state)
-    graph = evaluation_graph(artifact)
+    evaluate = runner(evaluation_graph(artifact))
     for examples in (1, 40):
         x, y = batch(artifact, examples, seed=2)
         named = inputs(artifact, eager(artifact, state), state, x, y)
-        results = run(graph, named)
+        results = evaluate(named)
         logits = served(x)
         torch.testing.assert_close(results["loss"], nn.functional.cross_entropy(logits, y))
         assert int(results["correct"]) == int((logits.argmax(1) == y).sum())
 
 
 def test_every_layer_has_a_site_with_its_name_and_count() -> None:
-    graph = joint_graph(compiled("resnet8"))
+    graph = traced("resnet8")
     sites = [
         node
         for node in graph.module.graph.nodes
