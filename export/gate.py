@@ -108,10 +108,12 @@ def gradients_of_sgd(artifact: TrainingArtifact, run: Run) -> Run:
 def make_cases(artifact: TrainingArtifact, seed: int = 0) -> list[Case]:
     """Return the steps that the gate compares, one for each set of keep counts."""
     result = []
-    for share, examples in _KEEP_SHARES:
+    for place, (share, examples) in enumerate(_KEEP_SHARES):
         tried = []
         for batch in range(_BATCHES):
-            tried.append(_case(artifact, share, examples, seed + batch))
+            # Values of their own: a weight that was folded into the graph is right for one of them at most.
+            own_seed = seed + len(_KEEP_SHARES) * batch + place
+            tried.append(_case(artifact, share, examples, own_seed))
             if tried[-1].worst_noise <= STRICT / NOISE_FACTOR:
                 break
         result.append(min(tried, key=lambda case: case.worst_noise))
