@@ -187,7 +187,7 @@ def eager_step(
         values[parameter.name].copy_(inputs[STATE + parameter.name])
     for index, count in zip(artifact.native.prunable, inputs["keep"].tolist(), strict=True):
         method = method_of(model, artifact.native.parameters[index].name)
-        method.prune = partial(_keep_count_largest, count=count)
+        method.prune = partial(keep_count_largest, count=count)
     y = inputs["y"].to(dtype) if artifact.loss == "mse" else inputs["y"]
     loss = artifact.loss_of(model(inputs["x"].to(dtype)), y)
     torch.autograd.backward(loss)
@@ -201,7 +201,8 @@ def eager_step(
     return results
 
 
-def _keep_count_largest(x: Tensor, _: Tensor, count: int) -> Tensor:
+def keep_count_largest(x: Tensor, _: Tensor, count: int) -> Tensor:
+    """Return x pruned to a count that was given, for `Method.prune`."""
     return keep_largest(x, count)
 
 
