@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,16 @@ class OnnxGraph:
         outputs = tuple(self._new_name(operator.lower()) for _ in range(count))
         self._nodes.append(helper.make_node(operator, inputs, outputs, **attributes))
         return outputs
+
+    def choose(self, condition: str, yes: Callable[[], str], no: Callable[[], str]) -> str:
+        """Append an If and return its output: what `yes` writes where the condition holds, else what `no` writes."""
+        branches = {}
+        for name, write in (("then_branch", yes), ("else_branch", no)):
+            outside, self._nodes = self._nodes, []
+            output = helper.make_empty_tensor_value_info(write())
+            branches[name] = helper.make_graph(self._nodes, name, [], [output])
+            self._nodes = outside
+        return self.call("If", condition, **branches)
 
     def rename(self, source: str, name: str) -> None:
         """Give a tensor another name as well, for an output of the graph."""
@@ -87,7 +97,7 @@ class OnnxGraph:
     ) -> onnx.ModelProto:
         """Return the checked model of the nodes that the outputs need."""
         nodes = self._needed({output.name for output in outputs})
-        used = {name for node in nodes for name in node.input}
+        used = {name for node in nodes for name in _read(node)}
         constants = [tensor for tensor in self._initializers if tensor.name in used]
         graph = helper.make_graph(nodes, self.name, inputs, outputs, constants)
         model = helper.make_model(
@@ -103,13 +113,19 @@ class OnnxGraph:
         needed = []
         for node in reversed(self._nodes):
             if wanted.intersection(node.output):
-                wanted.update(node.input)
+                wanted.update(_read(node))
                 needed.append(node)
         return needed[::-1]
 
     def _new_name(self, prefix: str) -> str:
         self._made += 1
         return f"{prefix}_{self._made}"
+
+
+def _read(node: onnx.NodeProto) -> set[str]:
+    """The names that a node reads, also inside the branches of an If."""
+    inner = [attribute.g.node for attribute in node.attribute if attribute.HasField("g")]
+    return set(node.input).union(*(_read(child) for branch in inner for child in branch))
 
 
 Value = str | tuple[str, ...]

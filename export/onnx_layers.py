@@ -5,6 +5,7 @@ The batch is the first dimension of every activation and open: a rule never need
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,9 @@ from torch.fx import Node
 
 from sparsyfed.export.native_operations import arguments_of
 from sparsyfed.export.onnx_graph import Lowering, elements, shape_of, spatial_shape
+
+MANY_CHANNELS = 8
+"""From here on products tap by tap take half the time of ONNX Runtime's convolution, below up to twice."""
 
 
 def convolution(low: Lowering, node: Node) -> str:
@@ -69,22 +73,50 @@ def _convolution_d_input(low: Lowering, arguments: dict[str, Any]) -> str:
 
 
 def _convolution_d_weight(low: Lowering, arguments: dict[str, Any]) -> str:
+    channels = shape_of(arguments["input"])[1]
+    if arguments["groups"] == 1 and channels >= MANY_CHANNELS:
+        return _d_weight_by_taps(low, arguments)
+    return _d_weight_by_convolution(low, arguments)
+
+
+def _d_weight_by_taps(low: Lowering, arguments: dict[str, Any]) -> str:
+    """One matrix product for each place in the kernel: dY (out, all pixels) with x shifted (all pixels, in)."""
+    g, weight = low.graph, shape_of(arguments["weight"])
+    kernel, outputs = weight[2:], spatial_shape(arguments["grad_output"])
+    axes = list(range(1, len(weight) - 1))  # of the pixels, once the channels are last
+    geometry = zip(arguments["stride"], arguments["dilation"], outputs, strict=True)
+    stride, dilation, reach = zip(*((s, d, (o - 1) * s + 1) for s, d, o in geometry), strict=True)
+    x = g.transpose(low.name(arguments["input"]), [0, *range(2, len(weight)), 1])
+    if any(arguments["padding"]):
+        padding = [0, *arguments["padding"], 0]
+        x = g.call("Pad", x, g.integers(padding * 2))
+    d_output = low.name(arguments["grad_output"])
+    rows = g.call("Flatten", g.transpose(d_output, [1, 0, *range(2, len(weight))]), axis=1)
+    taps = []
+    for place in itertools.product(*map(range, kernel)):
+        start = [at * d for at, d in zip(place, dilation, strict=True)]
+        end = [first + size for first, size in zip(start, reach, strict=True)]
+        bounds = (g.integers(values) for values in (start, end, axes, stride))
+        columns = g.call("Flatten", g.call("Slice", x, *bounds), axis=len(weight) - 1)
+        taps.append(g.call("Unsqueeze", g.call("Gemm", rows, columns), g.integers([2])))
+    joined = taps[0] if len(taps) == 1 else g.call("Concat", *taps, axis=2)
+    return g.reshape(joined, weight)
+
+
+def _d_weight_by_convolution(low: Lowering, arguments: dict[str, Any]) -> str:
     """The weight gradient is itself a convolution: of x with dY, images as channels, stride as dilation."""
     g, groups = low.graph, arguments["groups"]
     weight = shape_of(arguments["weight"])
     spatial = list(range(2, len(weight)))
-    x, d_output = low.name(arguments["input"]), low.name(arguments["grad_output"])
-    if groups == 1:
-        images = g.transpose(x, [1, 0, *spatial])
-    else:
-        # (batch, groups, channels) -> (channels, groups, batch)
-        split = g.reshape(x, [0, groups, weight[1], *spatial_shape(arguments["input"])])
-        images = g.transpose(split, [2, 1, 0, *(axis + 1 for axis in spatial)])
-        images = g.reshape(images, [weight[1], -1, *spatial_shape(arguments["input"])])
+    # (batch, groups, channels) -> (channels, groups, batch)
+    split = g.reshape(
+        low.name(arguments["input"]), [0, groups, weight[1], *spatial_shape(arguments["input"])]
+    )
+    images = g.transpose(split, [2, 1, 0, *(axis + 1 for axis in spatial)])
     full = g.call(
         "Conv",
-        images,
-        g.transpose(d_output, [1, 0, *spatial]),
+        g.reshape(images, [weight[1], -1, *spatial_shape(arguments["input"])]),
+        g.transpose(low.name(arguments["grad_output"]), [1, 0, *spatial]),
         strides=list(arguments["dilation"]),
         pads=list(arguments["padding"]) * 2,
         dilations=list(arguments["stride"]),

@@ -17,7 +17,7 @@ from torch.fx import Node
 from sparsyfed.edge_runtime.errors import UnsupportedOperationError
 from sparsyfed.export import onnx_layers
 from sparsyfed.export.native_operations import arguments_of
-from sparsyfed.export.onnx_graph import Lowering, Value, elements, shape_of
+from sparsyfed.export.onnx_graph import Lowering, OnnxGraph, Value, elements, shape_of
 
 _ATEN = torch.ops.aten
 _OWN = torch.ops.sparsyfed
@@ -37,15 +37,22 @@ def _count(low: Lowering, node: Node) -> str:
 
 
 def _prune(low: Lowering, node: Node) -> str:
-    """Keep the k largest |x|. Of equal ones TopK takes the lower index first, as the method does."""
-    g, x = low.graph, low.name(node.args[0])
+    """Keep the k largest |x|; all of them, without a search, where k is not less than their number."""
+    g, x, count = low.graph, low.name(node.args[0]), low.name(node.args[1])
+    size = g.reshape(g.call("Size", x), [1])
+    whole = g.reshape(g.call("GreaterOrEqual", count, size), [])
+    return g.choose(
+        whole, lambda: g.call("Identity", x), lambda: _largest(g, x, count, shape_of(node))
+    )
+
+
+def _largest(g: OnnxGraph, x: str, count: str, shape: list[int]) -> str:
+    """Of equal ones TopK takes the lower index first, as the method does."""
     flat = g.reshape(x, [-1])
-    size = g.call("Shape", flat)
-    count = g.call("Min", low.name(node.args[1]), size)
     _, places = g.call_many("TopK", 2, g.call("Abs", flat), count, axis=0, largest=1, sorted=0)
+    zeros = g.call("ConstantOfShape", g.call("Shape", flat))
     kept = g.call("Gather", flat, places, axis=0)
-    pruned = g.call("ScatterElements", g.call("ConstantOfShape", size), places, kept, axis=0)
-    return g.reshape(pruned, shape_of(node))
+    return g.reshape(g.call("ScatterElements", zeros, places, kept, axis=0), shape)
 
 
 def _raised(low: Lowering, size: str, exponent: float) -> str:
