@@ -9,7 +9,6 @@ import pytest
 import torch
 from engine_cases import (
     BUILDERS,
-    DENSITIES,
     batch,
     compiled,
     eager,
@@ -31,7 +30,7 @@ from sparsyfed.export.joint_graph import add_sgd, evaluation_graph, joint_graph
 def test_loss_gradients_and_statistics_are_those_of_the_eager_reference(name: str) -> None:
     artifact = compiled(name)
     step = runner(traced(name))
-    for density, examples in zip(DENSITIES, (2, 5, 17), strict=True):
+    for density, examples in ((1.0, 2), (0.1, 5)):
         state = state_at(artifact, density)
         reference = eager(artifact, state)
         x, y = batch(artifact, examples, seed=1)

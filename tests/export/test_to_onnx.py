@@ -96,7 +96,7 @@ def test_twenty_steps_follow_the_eager_reference(name: str) -> None:
     for density in DENSITIES:
         state = state_at(artifact, density)
         trainer.start(artifact, state)
-        follow_eager(artifact, state, trainer)
+        follow_eager(name, density, trainer)
 
 
 @pytest.mark.parametrize("name", ["odd_net", "signal_net"])
