@@ -1,4 +1,4 @@
-"""The gate of every export: loss, gradients and statistics of the exported step against the eager reference.
+"""The gate of every export: loss, gradients, statistics and evaluation against the eager reference.
 
 The truth is the reference in float64, at a state with zeros, at two sets of keep counts that differ from layer to
 layer, in training mode. In a deep net float32 itself may be far from float64: a rounding error turns a rectifier or
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsyfed.edge_runtime.errors import VerificationError
 from sparsyfed.edge_runtime.format import ParameterKind
@@ -83,6 +83,28 @@ def verify(cases: Sequence[Case], run: Run, target: str) -> Verification:
         _check_zeros(case, got, target)
         results.append(_compared(case, got, target))
     return max(results, key=lambda result: result.worst_error)
+
+
+def verify_evaluation(
+    artifact: TrainingArtifact, cases: Sequence[Case], run: Run, target: str
+) -> None:
+    """Compare `run`, an exported evaluation, with the reference in evaluation mode: loss and right answers.
+
+    Raises VerificationError, which names `target`.
+    """
+    for case in cases:
+        got = run(case.inputs)
+        with torch.no_grad():
+            model = _with_state(artifact, case.inputs, torch.float64).eval()
+            output = model(case.inputs["x"].double())
+            loss = artifact.loss_of(output, _targets(artifact, case.inputs, torch.float64))
+        _require(_distance(loss, got["loss"]) / float(loss.norm()), STRICT, "loss", target)
+        if artifact.loss == "cross_entropy":
+            right = int((output.argmax(1) == case.inputs["y"]).sum())
+            if int(got["correct"]) != right:
+                raise VerificationError(
+                    f"{target}: {int(got['correct'])} right answers, wanted {right}"
+                )
 
 
 def gradients_of_sgd(artifact: TrainingArtifact, run: Run) -> Run:
@@ -181,15 +203,12 @@ def eager_step(
     artifact: TrainingArtifact, inputs: Mapping[str, Tensor], dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Return the outputs of a training graph as the eager reference computes them in `dtype`."""
-    model = reference(artifact.model, artifact.beta).cpu().train().to(dtype)
+    model = _with_state(artifact, inputs, dtype).train()
     values = model.state_dict()
-    for parameter in artifact.native.parameters:
-        values[parameter.name].copy_(inputs[STATE + parameter.name])
     for index, count in zip(artifact.native.prunable, inputs["keep"].tolist(), strict=True):
         method = method_of(model, artifact.native.parameters[index].name)
         method.prune = partial(keep_count_largest, count=count)
-    y = inputs["y"].to(dtype) if artifact.loss == "mse" else inputs["y"]
-    loss = artifact.loss_of(model(inputs["x"].to(dtype)), y)
+    loss = artifact.loss_of(model(inputs["x"].to(dtype)), _targets(artifact, inputs, dtype))
     torch.autograd.backward(loss)
     results = {"loss": loss.detach()}
     for name, value in model.named_parameters():
@@ -199,6 +218,22 @@ def eager_step(
         if parameter.kind is ParameterKind.STATISTIC:
             results[NEW_STATE + parameter.name] = values[parameter.name]
     return results
+
+
+def _with_state(
+    artifact: TrainingArtifact, inputs: Mapping[str, Tensor], dtype: torch.dtype
+) -> nn.Module:
+    model = reference(artifact.model, artifact.beta).cpu().to(dtype)
+    values = model.state_dict()
+    for parameter in artifact.native.parameters:
+        values[parameter.name].copy_(inputs[STATE + parameter.name])
+    return model
+
+
+def _targets(
+    artifact: TrainingArtifact, inputs: Mapping[str, Tensor], dtype: torch.dtype
+) -> Tensor:
+    return inputs["y"].to(dtype) if artifact.loss == "mse" else inputs["y"]
 
 
 def keep_count_largest(x: Tensor, _: Tensor, count: int) -> Tensor:

@@ -111,10 +111,11 @@ def _verified(
         ) from error
     engine["onnxruntime"] = onnxruntime.__version__
     providers = ["CPUExecutionProvider"]
-    train, gradients = (
+    train, gradients, evaluate = (
         runner(onnxruntime.InferenceSession(files[name], providers=providers))
-        for name in ("train.onnx", "gradients.onnx")
+        for name in ("train.onnx", "gradients.onnx", "evaluate.onnx")
     )
     cases = gate.make_cases(artifact)
+    gate.verify_evaluation(artifact, cases, evaluate, "onnx evaluate.onnx")
     gate.verify(cases, gate.gradients_of_sgd(artifact, train), "onnx train.onnx")
     return gate.verify(cases, gradients, "onnx gradients.onnx")

@@ -134,6 +134,11 @@ def _verified(artifact: TrainingArtifact, module: RecursiveScriptModule) -> gate
         loss = module.train_step(*load(inputs), *rates)
         return {"loss": loss, **{NEW_STATE + n: t.clone() for n, t in module.state.items()}}
 
+    def evaluate(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        results: dict[str, Tensor] = module.evaluate(*load(inputs)[:2])
+        return results
+
+    gate.verify_evaluation(artifact, cases, evaluate, "torchscript evaluate")
     gate.verify(cases, gate.gradients_of_sgd(artifact, train), "torchscript train_step")
     return gate.verify(cases, gradients, "torchscript gradients")
 

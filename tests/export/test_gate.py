@@ -147,3 +147,23 @@ def test_a_missing_gradient_is_caught_by_name() -> None:
 
     with pytest.raises(VerificationError, match=r"lacks gradient\.3\.bias"):
         gate.verify(gate_cases("mlp"), less, "graph")
+
+
+def test_a_wrong_evaluation_is_caught() -> None:
+    artifact, cases = compiled("odd_net"), gate_cases("odd_net")
+    evaluate = runner(joint.evaluation_graph(artifact))
+    gate.verify_evaluation(artifact, cases, evaluate, "graph")
+
+    def stale(inputs: Any) -> Any:
+        mean = inputs["state.norm.running_mean"]
+        return evaluate({**inputs, "state.norm.running_mean": torch.zeros_like(mean)})
+
+    with pytest.raises(VerificationError, match="graph: loss has a relative error"):
+        gate.verify_evaluation(artifact, cases, stale, "graph")
+
+    def counts_one_more(inputs: Any) -> Any:
+        results = evaluate(inputs)
+        return {**results, "correct": results["correct"] + 1}
+
+    with pytest.raises(VerificationError, match="right answers"):
+        gate.verify_evaluation(artifact, cases, counts_one_more, "graph")
