@@ -130,14 +130,14 @@ def _d_weight_by_convolution(low: Lowering, arguments: dict[str, Any]) -> str:
     return g.transpose(cut, [1, 0, *spatial])
 
 
-def _normalized(low: Lowering, x: str, axes: Sequence[int], epsilon: float) -> tuple[str, ...]:
-    """(x - mean) / deviation, mean, 1 / deviation and variance over axes, which stay as 1."""
+def _centred(low: Lowering, x: str, axes: Sequence[int], epsilon: float) -> tuple[str, ...]:
+    """X - mean, mean, 1 / deviation and variance over axes, which stay as 1."""
     g = low.graph
     mean = g.reduce("ReduceMean", x, axes)
     centred = g.sub(x, mean)
     variance = g.reduce("ReduceMean", g.mul(centred, centred), axes)
     inverse = g.call("Reciprocal", g.call("Sqrt", g.add(variance, g.number(epsilon))))
-    return g.mul(centred, inverse), mean, inverse, variance
+    return centred, mean, inverse, variance
 
 
 def _normalized_backward(
@@ -163,38 +163,42 @@ def _per_channel(low: Lowering, parameter: Any, rank: int) -> str:
 
 
 def batch_norm(low: Lowering, node: Node) -> tuple[str, ...]:
-    """Return output, mean, 1 / deviation, new running mean and variance. ONNX Runtime has no training mode for it."""
+    """Return output, mean, 1 / deviation, new running mean and variance.
+
+    BatchNormalization of ONNX gives no mean of the batch to go back with, and another running variance.
+    """
     arguments = arguments_of(node)
     g, x = low.graph, low.name(arguments["input"])
     shape, momentum = shape_of(arguments["input"]), arguments["momentum"]
     axes = [0, *range(2, len(shape))]
-    normalized, mean, inverse, variance = _normalized(low, x, axes, arguments["eps"])
+    centred, mean, inverse, variance = _centred(low, x, axes, arguments["eps"])
     weight, bias = (_per_channel(low, arguments[key], len(shape)) for key in ("weight", "bias"))
+    factor = g.mul(inverse, weight) if weight else inverse
     count = g.call("Div", elements(low, x), g.number(shape[1]))
     unbiased = g.mul(variance, g.call("Div", count, g.sub(count, g.number(1.0))))
     statistics = []
     for running, batch in (("running_mean", mean), ("running_var", unbiased)):
         kept = g.mul(low.name(arguments[running]), g.number(1 - momentum))
         statistics.append(g.add(kept, g.mul(g.reshape(batch, [-1]), g.number(momentum))))
-    return _affine(low, normalized, weight, bias), mean, inverse, *statistics
+    return _affine(low, centred, factor, bias), mean, inverse, *statistics
 
 
 def batch_norm_backward(low: Lowering, node: Node) -> tuple[str, ...]:
     """Return the gradients of input, weight and bias of a batch norm in training."""
     arguments = arguments_of(node)
     g, d_output = low.graph, low.name(arguments["grad_out"])
-    rank = len(shape_of(arguments["input"]))
-    axes = [0, *range(2, rank)]
-    inverse = low.name(arguments["save_invstd"])
-    centred = g.sub(low.name(arguments["input"]), low.name(arguments["save_mean"]))
-    normalized = g.mul(centred, inverse)
-    weight = _per_channel(low, arguments["weight"], rank)
-    scaled = g.mul(d_output, weight) if weight else d_output
-    return (
-        _normalized_backward(low, scaled, normalized, inverse, axes),
-        g.reduce("ReduceSum", g.mul(d_output, normalized), axes, keep=False),
-        g.reduce("ReduceSum", d_output, axes, keep=False),
-    )
+    shape = shape_of(arguments["input"])
+    axes = [0, *range(2, len(shape))]
+    x, inverse = low.name(arguments["input"]), low.name(arguments["save_invstd"])
+    normalized = g.mul(g.sub(x, low.name(arguments["save_mean"])), inverse)
+    d_weight = g.reduce("ReduceSum", g.mul(d_output, normalized), axes)
+    d_bias = g.reduce("ReduceSum", d_output, axes)
+    count = g.call("Div", elements(low, x), g.number(shape[1]))
+    weight = _per_channel(low, arguments["weight"], len(shape))
+    factor = g.mul(inverse, weight) if weight else inverse
+    tilted = g.mul(normalized, g.call("Div", d_weight, count))
+    d_centred = g.sub(g.sub(d_output, g.call("Div", d_bias, count)), tilted)
+    return g.mul(d_centred, factor), g.reshape(d_weight, [-1]), g.reshape(d_bias, [-1])
 
 
 def batch_norm_evaluated(low: Lowering, node: Node) -> tuple[str, ...]:
@@ -214,9 +218,10 @@ def group_norm(low: Lowering, node: Node) -> tuple[str, ...]:
     arguments = arguments_of(node)
     g, shape, groups = low.graph, shape_of(arguments["input"]), arguments["group"]
     grouped = g.reshape(low.name(arguments["input"]), [0, groups, -1])
-    normalized, mean, inverse, _ = _normalized(low, grouped, [2], arguments["eps"])
+    centred, mean, inverse, _ = _centred(low, grouped, [2], arguments["eps"])
     weight, bias = (_per_channel(low, arguments[key], len(shape)) for key in ("weight", "bias"))
-    return _affine(low, g.reshape(normalized, [0, *shape[1:]]), weight, bias), mean, inverse
+    normalized = g.reshape(g.mul(centred, inverse), [0, *shape[1:]])
+    return _affine(low, normalized, weight, bias), mean, inverse
 
 
 def group_norm_backward(low: Lowering, node: Node) -> tuple[str, ...]:
@@ -244,9 +249,9 @@ def layer_norm(low: Lowering, node: Node) -> tuple[str, ...]:
     arguments = arguments_of(node)
     axes = list(range(-len(arguments["normalized_shape"]), 0))
     x = low.name(arguments["input"])
-    normalized, mean, inverse, _ = _normalized(low, x, axes, arguments["eps"])
+    centred, mean, inverse, _ = _centred(low, x, axes, arguments["eps"])
     weight, bias = low.name(arguments["weight"]), low.name(arguments["bias"])
-    return _affine(low, normalized, weight, bias), mean, inverse
+    return _affine(low, low.graph.mul(centred, inverse), weight, bias), mean, inverse
 
 
 def layer_norm_backward(low: Lowering, node: Node) -> tuple[str, ...]:

@@ -115,7 +115,7 @@ def _verified(
         runner(onnxruntime.InferenceSession(files[name], providers=providers))
         for name in ("train.onnx", "gradients.onnx", "evaluate.onnx")
     )
-    cases = gate.make_cases(artifact)
+    cases = gate.Cases(artifact)
     gate.verify_evaluation(artifact, cases, evaluate, "onnx evaluate.onnx")
     gate.verify(cases, gate.gradients_of_sgd(artifact, train), "onnx train.onnx")
     return gate.verify(cases, gradients, "onnx gradients.onnx")

@@ -118,7 +118,7 @@ def to_torchscript(
 
 def _verified(artifact: TrainingArtifact, module: RecursiveScriptModule) -> gate.Verification:
     """Run both training methods through the gate; the module's state is overwritten."""
-    cases = gate.make_cases(artifact)
+    cases = gate.Cases(artifact)
 
     def load(inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         for name, tensor in module.state.items():

@@ -16,7 +16,7 @@ from sparsyfed import export
 from sparsyfed.edge_runtime import DenseTensor, SparseTensor, State
 from sparsyfed.edge_runtime.kept_inputs import kept_inputs
 from sparsyfed.export import models
-from sparsyfed.export.gate import Case, Run, keep_count_largest, make_cases
+from sparsyfed.export.gate import Cases, Run, keep_count_largest
 from sparsyfed.export.joint_graph import JointGraph, joint_graph
 from sparsyfed.export.powerprop import method_of
 
@@ -98,8 +98,8 @@ def traced(name: str) -> JointGraph:
 
 
 @cache
-def gate_cases(name: str) -> list[Case]:
-    return make_cases(compiled(name))
+def gate_cases(name: str) -> Cases:
+    return Cases(compiled(name))
 
 
 def runner(graph: JointGraph) -> Run:

@@ -44,7 +44,7 @@ def test_right_steps_pass_strictly(name: str) -> None:
 
 def test_a_folded_weight_is_caught() -> None:
     graph = traced("odd_net")
-    case = gate_cases("odd_net")[0]
+    case = gate_cases("odd_net").case(0, 0)
 
     def fold(module: GraphModule, _: Node) -> Node:
         v = case.inputs["state.stem.weight"]
@@ -167,3 +167,28 @@ def test_a_wrong_evaluation_is_caught() -> None:
 
     with pytest.raises(VerificationError, match="right answers"):
         gate.verify_evaluation(artifact, cases, counts_one_more, "graph")
+
+
+def disturbed(times: int) -> gate.Run:
+    """A step whose first results have an error of a thousandth in one gradient."""
+    step, left = runner(traced("mlp")), [times]
+
+    def run(inputs: Any) -> Any:
+        results, left[0] = dict(step(inputs)), left[0] - 1
+        if left[0] >= 0:
+            results["gradient.3.weight"] = results["gradient.3.weight"] * 1.001
+        return results
+
+    return run
+
+
+def test_a_batch_on_which_rounding_turned_something_is_not_the_last_word() -> None:
+    result = gate.verify(gate_cases("mlp"), disturbed(2), "graph")
+    assert result.worst_error <= gate.STRICT
+
+
+def test_the_same_error_on_every_batch_is_one() -> None:
+    with pytest.raises(
+        VerificationError, match=r"gradient\.3\.weight has a relative error of 0\.001"
+    ):
+        gate.verify(gate_cases("mlp"), disturbed(100), "graph")

@@ -61,6 +61,21 @@ assert not [name for name in sys.modules if name in ("torch", "sparsyfed")]
 """
 
 
+WITHOUT_ONNX = """
+import sys
+sys.modules["onnx"] = None
+import torch
+from sparsyfed import export
+from sparsyfed.edge_runtime import BackendError
+artifact = export.compile(torch.nn.Linear(3, 2), torch.zeros(1, 3))
+export.to_torchscript(artifact, "m.pt", verify=False)
+try:
+    export.to_onnx(artifact, "out")
+except BackendError as error:
+    print(error)
+"""
+
+
 def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -119,6 +134,13 @@ def test_a_process_with_onnx_runtime_alone_trains(tmp_path: Path) -> None:
     oracle = EagerTrainer(artifact, state)
     wanted = [oracle.step(x, y, torch.from_numpy(keep), 0.1, 1e-3) for _ in range(3)]
     assert [float(line) for line in answer.stdout.split()] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_what_is_missing_is_named_and_the_other_targets_do_without_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", WITHOUT_ONNX]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert "install sparsyfed-edge[onnx]" in answer.stdout
 
 
 def test_evaluation_is_that_of_the_served_model() -> None:
