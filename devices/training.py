@@ -11,6 +11,7 @@ from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.errors import ConfigurationError
 from sparsyfed.edge_runtime.format import Loss
 from sparsyfed.edge_runtime.messages import DeviceProfileReport, MultiplyAddsReport, Offer
+from sparsyfed.edge_runtime.process_memory import peak_rss_bytes
 from sparsyfed.edge_runtime.session import Session
 
 
@@ -160,15 +161,3 @@ def require_fitting_data(artifact: Artifact, dataset: Dataset) -> None:
             f"{dataset.directory}: got {dataset.target_size} values of type {dataset.target_type!r} a target, "
             f"the model takes {outputs} float32 values"
         )
-
-
-def peak_rss_bytes() -> int | None:
-    """Largest resident set of this process so far (Linux VmHWM); None where it is not told."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    except FileNotFoundError:
-        return None
-    for line in status.splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return None

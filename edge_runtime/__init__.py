@@ -14,6 +14,7 @@ from sparsyfed.edge_runtime.errors import (
     MismatchError,
     SparsyFedError,
     UnsupportedOperationError,
+    VerificationError,
 )
 from sparsyfed.edge_runtime.plan import MemoryPlan, plan
 from sparsyfed.edge_runtime.session import Session
@@ -37,5 +38,6 @@ __all__ = [
     "SparsyFedError",
     "State",
     "UnsupportedOperationError",
+    "VerificationError",
     "plan",
 ]

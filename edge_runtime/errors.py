@@ -36,6 +36,10 @@ class UnsupportedOperationError(SparsyFedError):
     """A model uses an operation that the runtime does not have."""
 
 
+class VerificationError(SparsyFedError):
+    """An exported step does not compute what the eager reference computes."""
+
+
 class ConfigurationError(SparsyFedError, ValueError):
     """A configuration file or a command line value is wrong."""
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-import math
 import weakref
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from sparsyfed.edge_runtime import _native, container
-from sparsyfed.edge_runtime.artifact import Artifact, Tensor
+from sparsyfed.edge_runtime.artifact import Artifact
+from sparsyfed.edge_runtime.backends import ENGINES, open_engine
+from sparsyfed.edge_runtime.batches import check_batch, require_rate
 from sparsyfed.edge_runtime.budget import keep_counts
-from sparsyfed.edge_runtime.buffers import contiguous, described
-from sparsyfed.edge_runtime.container import FLOAT_BYTES, column_type
+from sparsyfed.edge_runtime.container import column_type
 from sparsyfed.edge_runtime.errors import ArenaError, BackendError, InputError
 from sparsyfed.edge_runtime.format import CONTAINER_HEADER, Content, Loss, ParameterKind
 from sparsyfed.edge_runtime.kernels import kernels_name
@@ -26,9 +26,10 @@ from sparsyfed.edge_runtime.state import DenseTensor, SparseTensor, State
 from sparsyfed.edge_runtime.update import SparseUpdate
 
 if TYPE_CHECKING:
+    from sparsyfed.edge_runtime.backends.engine_session import EngineSession
     from sparsyfed.edge_runtime.buffers import BufferLike
 
-BACKENDS = ("native",)
+BACKENDS = ("native", *ENGINES)
 DEFAULT_ARENA_LIMIT = 1 << 30
 
 
@@ -63,16 +64,6 @@ class Counters:
     recomputed: int
     steps: int
     evaluation: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """Checked buffers of a batch; the views keep the memory alive."""
-
-    x: memoryview
-    y: memoryview
-    target: _native.Target
-    examples: int
 
 
 class Session:
@@ -116,6 +107,33 @@ class Session:
             self.close()
             _native.raise_error(code, "session", problem)
 
+    @overload
+    @classmethod
+    def open(
+        cls,
+        artifact: str | Path | bytes | Artifact,
+        state: State | bytes,
+        batch_size: int = ...,
+        backend: Literal["native"] = ...,
+        arena_bytes: int | None = ...,
+        *,
+        kernels: str | None = ...,
+        threads: int = ...,
+        memory: str = ...,
+    ) -> Session: ...
+
+    @overload
+    @classmethod
+    def open(
+        cls,
+        artifact: str | Path | bytes | Artifact,
+        state: State | bytes,
+        batch_size: int = ...,
+        backend: str = ...,
+        *,
+        threads: int = ...,
+    ) -> EngineSession: ...
+
     @classmethod
     def open(
         cls,
@@ -128,7 +146,7 @@ class Session:
         kernels: str | None = None,
         threads: int = 1,
         memory: str = "fast",
-    ) -> Session:
+    ) -> Session | EngineSession:
         """Session for training `state` with batches of up to `batch_size` examples.
 
         The arena has the planned size, DEFAULT_ARENA_LIMIT at most: an artifact from elsewhere
@@ -147,6 +165,11 @@ class Session:
         `threads` is how many threads compute, with the calling one, 1 to 16. The vectorised kernels
         share their work out; the result is the same to the bit. `close` ends them.
 
+        `backend` names the engine: "native" is the C core; "onnxruntime" takes the folder of
+        `export.to_onnx`, "torchscript" the file of `export.to_torchscript` in the place of the
+        artifact, and no arguments but `threads` besides. Their sessions have the same methods; what
+        the engine does not tell is None (see `backends`).
+
         Raises FormatError for a malformed artifact or state, MismatchError when they don't belong
         together, ArenaError when the arena is smaller than planned or the system does not give it,
         BackendError when the backend is not there, InputError for kernels or threads that are not
@@ -154,6 +177,15 @@ class Session:
         """
         if backend not in BACKENDS:
             raise BackendError(f"got backend {backend!r}, available: {', '.join(BACKENDS)}")
+        if backend != "native":
+            if not isinstance(artifact, str | Path):
+                raise InputError(f"backend {backend!r} takes the path of an export")
+            if arena_bytes is not None or kernels is not None or memory != "fast":
+                raise InputError(
+                    f"backend {backend!r} has memory and kernels of its own: "
+                    "leave arena_bytes, kernels and memory out"
+                )
+            return open_engine(backend, artifact, state, batch_size, threads)
         structure = Artifact.of(artifact)
         state_bytes = state.encode() if isinstance(state, State) else state
         planned = plan(
@@ -212,8 +244,7 @@ class Session:
         require_rate("learning_rate", learning_rate)
         require_rate("weight_decay", weight_decay)
         handle = self._open_handle()
-        batch = self._batch(x, y)
-        self._require_fitting(batch)
+        batch = check_batch(self.artifact, x, y, self.batch_size)
         code = self._core.sfd_step(
             *(handle, _native.address(batch.x), _native.address(batch.y), batch.target),
             *(batch.examples, learning_rate, weight_decay, self._loss),
@@ -231,8 +262,7 @@ class Session:
         running statistics have none. Batches and errors are as in `step`.
         """
         handle = self._open_handle()
-        batch = self._batch(x, y)
-        self._require_fitting(batch)
+        batch = check_batch(self.artifact, x, y, self.batch_size)
         code = self._core.sfd_gradients(
             *(handle, _native.address(batch.x), _native.address(batch.y), batch.target),
             *(batch.examples, self._loss),
@@ -253,7 +283,7 @@ class Session:
         examples: they are evaluated in chunks of the batch size.
         """
         handle = self._open_handle()
-        batch = self._batch(x, y)
+        batch = check_batch(self.artifact, x, y)
         x_place, y_place = _native.address(batch.x), _native.address(batch.y)
         x_stride, y_stride = (view.nbytes // batch.examples for view in (batch.x, batch.y))
         right = ctypes.c_uint32()
@@ -348,71 +378,11 @@ class Session:
             _native.raise_error(code, self.artifact.parameters[index].name)
         return view
 
-    def _batch(self, x: BufferLike, y: BufferLike) -> _Batch:
-        """The batch of two buffers, checked but for its values and the session's batch size."""
-        x_view, examples = inputs(x, self.artifact.tensors[0])
-        if self.artifact.loss is Loss.MEAN_SQUARED_ERROR:
-            y_view = batch_buffer("y", y)
-            size = self.artifact.tensors[self.artifact.output].size
-            if y_view.format != "f" or y_view.nbytes != examples * size * FLOAT_BYTES:
-                raise InputError(
-                    f"got y of {described(y_view)}, wanted float32 with {size} values for each of "
-                    f"{examples} examples"
-                )
-            return _Batch(x_view, y_view, _native.Target.FLOAT32, examples)
-        y_view = batch_buffer("y", y)
-        targets = {4: _native.Target.INT32, 8: _native.Target.INT64}
-        target = targets.get(y_view.itemsize) if y_view.format in ("i", "l", "q") else None
-        if target is None or y_view.shape != (examples,):
-            raise InputError(
-                f"got y of {described(y_view)}, wanted int32 or int64 of shape ({examples},): one "
-                "label for each example"
-            )
-        return _Batch(x_view, y_view, target, examples)
-
-    def _require_fitting(self, batch: _Batch) -> None:
-        if batch.examples > self.batch_size:
-            raise InputError(
-                f"got a batch of {batch.examples} examples, wanted {self.batch_size} at most: "
-                "the session is planned for that"
-            )
-
 
 def end_session(core: ctypes.CDLL, handle: ctypes.c_void_p, arena: _native.Memory) -> None:
     """End the threads of a session, then give its arena back."""
     core.sfd_close(handle)
     arena.close()
-
-
-def batch_buffer(name: str, data: BufferLike) -> memoryview:
-    """View of a buffer that the core can read where it lies."""
-    view = contiguous(name, data)
-    if _native.address(view) % view.itemsize:
-        raise InputError(
-            f"got {name} at an address that is no multiple of {view.itemsize}: copy it first"
-        )
-    return view
-
-
-def inputs(x: BufferLike, tensor: Tensor) -> tuple[memoryview, int]:
-    """View of the inputs of a batch, and its number of examples."""
-    view = batch_buffer("x", x)
-    shape = view.shape or ()
-    examples, rest = divmod(view.nbytes, tensor.size * FLOAT_BYTES)
-    flat = len(shape) == 1 and rest == 0
-    if view.format != "f" or examples == 0 or not (flat or shape == (examples, *tensor.shape)):
-        wanted = ", ".join(map(str, ("n", *tensor.shape)))
-        raise InputError(
-            f"got x of {described(view)}, wanted float32 of shape ({wanted}), or flat with "
-            f"{tensor.size} values for each example, and at least one example"
-        )
-    return view, examples
-
-
-def require_rate(name: str, rate: float) -> None:
-    """Raise InputError unless a rate is finite in float32 and not negative."""
-    if not (math.isfinite(ctypes.c_float(rate).value) and rate >= 0):
-        raise InputError(f"got {name} {rate}, wanted a finite float32, 0 or more")
 
 
 def copy_array(typecode: str, place: int | None, count: int) -> array[Any]:

@@ -5,6 +5,8 @@ the weight gradient is pruned: the output and the gradient of the input are exac
 """
 
 import copy
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -68,6 +70,11 @@ def keep_largest(x: Tensor, count: int) -> Tensor:
     return pruned.view(x.shape)
 
 
+def prune_to_density(x: Tensor, v: Tensor) -> Tensor:
+    """Return a copy of a layer's input x, pruned to the density of the layer's weight v."""
+    return keep_largest(x, keep_count(int(torch.count_nonzero(v)), v.numel(), x.numel()))
+
+
 def symmetric_padding(
     padding: str, kernel: tuple[int, ...], dilation: tuple[int, ...]
 ) -> tuple[int, ...] | None:
@@ -81,44 +88,58 @@ def symmetric_padding(
     return None if any(total % 2 for total in totals) else tuple(total // 2 for total in totals)
 
 
+@dataclass(slots=True)
+class Method:
+    """What makes a layer a pruned one; an export puts operators of its own in the places of the two functions."""
+
+    beta: float
+    prune: Callable[[Tensor, Tensor], Tensor] = prune_to_density
+    """From a layer's input and v to what is saved for the weight gradient."""
+    power: Callable[[Tensor, float], Tensor] = powerprop
+    """From v and β to w."""
+
+
 class PrunedConv1d(nn.Conv1d):
-    """A Conv1d whose weight holds v and whose saved input is pruned to the density of v."""
+    """A Conv1d whose weight holds v and whose saved input is pruned."""
 
     def __init__(self, layer: nn.Conv1d, beta: float) -> None:
         super().__init__(**_convolution_arguments(layer))
-        self.weight, self.bias, self.beta = layer.weight, layer.bias, beta
+        self.weight, self.bias = layer.weight, layer.bias
+        self.method = Method(beta)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of `input` with w."""
-        return _pruned_convolution(self, input, self.beta)
+        return _pruned_convolution(self, input, self.method)
 
 
 class PrunedConv2d(nn.Conv2d):
-    """A Conv2d whose weight holds v and whose saved input is pruned to the density of v."""
+    """A Conv2d whose weight holds v and whose saved input is pruned."""
 
     def __init__(self, layer: nn.Conv2d, beta: float) -> None:
         super().__init__(**_convolution_arguments(layer))
-        self.weight, self.bias, self.beta = layer.weight, layer.bias, beta
+        self.weight, self.bias = layer.weight, layer.bias
+        self.method = Method(beta)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of `input` with w."""
-        return _pruned_convolution(self, input, self.beta)
+        return _pruned_convolution(self, input, self.method)
 
 
 class PrunedLinear(nn.Linear):
-    """A Linear whose weight holds v and whose saved input is pruned to the density of v."""
+    """A Linear whose weight holds v and whose saved input is pruned."""
 
     def __init__(self, layer: nn.Linear, beta: float) -> None:
         super().__init__(
             layer.in_features, layer.out_features, layer.bias is not None, device="meta"
         )
-        self.weight, self.bias, self.beta = layer.weight, layer.bias, beta
+        self.weight, self.bias = layer.weight, layer.bias
+        self.method = Method(beta)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return input · wᵀ + bias; `input` is (batch, ..., features)."""
-        count = _input_keep_count(self.weight, input)
-        weight = powerprop(self.weight, self.beta)
-        return cast("Tensor", _PrunedLinear.apply(input, weight, self.bias, count))  # type: ignore[no-untyped-call]
+        pruned = self.method.prune(input.detach(), self.weight)
+        weight = self.method.power(self.weight, self.method.beta)
+        return cast("Tensor", _PrunedLinear.apply(input, weight, self.bias, pruned))  # type: ignore[no-untyped-call]
 
 
 def reference(model: nn.Module, beta: float = 1.25) -> nn.Module:
@@ -133,6 +154,13 @@ def reference(model: nn.Module, beta: float = 1.25) -> nn.Module:
     """
     model_tensors(model)
     return _replace(copy.deepcopy(model), check_beta(beta), "")
+
+
+def method_of(model: nn.Module, weight: str) -> Method:
+    """Return the `Method` of the pruned layer in a `reference` that holds the weight of that name."""
+    method = model.get_submodule(weight.removesuffix("weight").removesuffix(".")).method
+    assert isinstance(method, Method)
+    return method
 
 
 def _replace(module: nn.Module, beta: float, path: str) -> nn.Module:
@@ -187,18 +215,25 @@ def _convolution_arguments(layer: nn.Conv1d | nn.Conv2d) -> dict[str, Any]:
     }
 
 
-def _pruned_convolution(layer: PrunedConv1d | PrunedConv2d, x: Tensor, beta: float) -> Tensor:
-    count = _input_keep_count(layer.weight, x)
+def _pruned_convolution(layer: PrunedConv1d | PrunedConv2d, x: Tensor, method: Method) -> Tensor:
+    pruned = method.prune(x.detach(), layer.weight)
     geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-    weight = powerprop(layer.weight, beta)
+    weight = method.power(layer.weight, method.beta)
     return cast(
         "Tensor",
-        _PrunedConvolution.apply(x, weight, layer.bias, count, geometry),  # type: ignore[no-untyped-call]
+        _PrunedConvolution.apply(x, weight, layer.bias, pruned, geometry),  # type: ignore[no-untyped-call]
     )
 
 
-def _input_keep_count(v: Tensor, x: Tensor) -> int:
-    return keep_count(int(torch.count_nonzero(v)), v.numel(), x.numel())
+def raise_to_power(v: Tensor, beta: float) -> Tensor:
+    """Return sign(v)·|v|^β, not differentiable: the forward of `powerprop`."""
+    return v.sign() * v.abs().pow(beta)
+
+
+def gradient_through_power(v: Tensor, d_weight: Tensor, beta: float) -> Tensor:
+    """Return dL/dv = β·|v|^(β−1)·dL/dw, 0 where v = 0 whatever dL/dw is: the backward of `powerprop`."""
+    d_v = beta * v.abs().pow(beta - 1) * d_weight
+    return torch.where(v == 0, torch.zeros_like(v), d_v)
 
 
 class _PowerProp(torch.autograd.Function):
@@ -206,13 +241,12 @@ class _PowerProp(torch.autograd.Function):
     def forward(ctx: Any, v: Tensor, beta: float) -> Tensor:
         ctx.save_for_backward(v)
         ctx.beta = beta
-        return v.sign() * v.abs().pow(beta)
+        return raise_to_power(v, beta)
 
     @staticmethod
     def backward(ctx: Any, d_weight: Tensor) -> tuple[Tensor, None]:
         (v,) = ctx.saved_tensors
-        d_v = ctx.beta * v.abs().pow(ctx.beta - 1) * d_weight
-        return torch.where(v == 0, torch.zeros_like(v), d_v), None
+        return gradient_through_power(v, d_weight, ctx.beta), None
 
 
 class _PrunedConvolution(torch.autograd.Function):
@@ -222,10 +256,10 @@ class _PrunedConvolution(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        count: int,
+        pruned: Tensor,
         geometry: tuple[Any, ...],
     ) -> Tensor:
-        ctx.save_for_backward(keep_largest(x, count), weight)
+        ctx.save_for_backward(pruned, weight)
         ctx.geometry = geometry
         convolve = functional.conv1d if weight.dim() == 3 else functional.conv2d
         return convolve(x, weight, bias, *geometry)
@@ -246,8 +280,8 @@ class _PrunedConvolution(torch.autograd.Function):
 
 class _PrunedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, count: int) -> Tensor:
-        ctx.save_for_backward(keep_largest(x, count), weight)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, pruned: Tensor) -> Tensor:
+        ctx.save_for_backward(pruned, weight)
         return functional.linear(x, weight, bias)
 
     @staticmethod

@@ -71,11 +71,23 @@ def load_state(model: nn.Module, state: State) -> None:
 
     Raises MismatchError, before anything is written, if the state is of another model.
     """
+    values = dense_tensors(model, state)
+    with torch.no_grad():
+        for entry in model_tensors(model):
+            entry.tensor.copy_(values[entry.parameter.name])
+
+
+def dense_tensors(model: nn.Module, state: State) -> dict[str, Tensor]:
+    """Return the values of `state` by name, in the shapes of `model`, zeros outside the support.
+
+    Raises MismatchError if the state is of another model.
+    """
     entries = model_tensors(model)
     _check_match(entries, state)
-    with torch.no_grad():
-        for entry, stored in zip(entries, state.tensors, strict=True):
-            entry.tensor.copy_(_dense(stored).view(entry.tensor.shape))
+    return {
+        entry.parameter.name: _dense(stored).view(entry.tensor.shape)
+        for entry, stored in zip(entries, state.tensors, strict=True)
+    }
 
 
 def to_inference(model: nn.Module, state: State, beta: float = 1.25) -> nn.Module:

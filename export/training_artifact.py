@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.errors import FormatError, InputError, UnsupportedOperationError
@@ -30,6 +31,12 @@ class TrainingArtifact:
     """A key of LOSSES."""
     input_shape: tuple[int, ...]
     """Shape of one example."""
+
+    def loss_of(self, output: Tensor, y: Tensor) -> Tensor:
+        """Return the mean loss of a batch, of the model's output and labels or targets."""
+        if self.loss == "mse":
+            return functional.mse_loss(output, y)
+        return functional.cross_entropy(output, y)
 
     def encode(self) -> bytes:
         """Return the bytes of the native artifact (docs/format.md, section 1)."""

@@ -22,10 +22,10 @@ def code_blocks(document: str) -> list[str]:
 
 
 def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
-    training, serving = code_blocks("README.md")
+    training, engines, serving = code_blocks("README.md")
     export.initial_state(export.models.load_model("watch_cnn")).save(tmp_path / "trained.sfs")
     result = subprocess.run(
-        [sys.executable, "-c", training + serving],
+        [sys.executable, "-c", training + engines + serving],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -36,6 +36,7 @@ def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "arena" in result.stdout
     assert (tmp_path / "model.sfd").exists()
+    assert "process_peak_bytes" in result.stdout
 
 
 @pytest.mark.parametrize("budget", ["global", "erk"])

@@ -29,7 +29,8 @@ def open_session(
 ) -> Session:
     """A session with these options."""
     options = session_options(kernels, memory)
-    return Session.open(artifact, state, batch_size=batch_size, **options)
+    session: Session = Session.open(artifact, state, batch_size=batch_size, **options)
+    return session
 
 
 def session_step(session: Session, x: NDArray[np.float32], y: NDArray[np.int32]) -> Side:

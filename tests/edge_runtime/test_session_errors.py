@@ -200,7 +200,7 @@ def test_arena_that_the_system_does_not_give() -> None:
 
 
 def test_unknown_backend_is_refused(classifier: Artifact, sparse_state: State) -> None:
-    with pytest.raises(BackendError, match="got backend 'onnx', available: native"):
+    with pytest.raises(BackendError, match="got backend 'onnx', available: native, onnxruntime"):
         Session.open(classifier, sparse_state, backend="onnx")
 
 

@@ -1,0 +1,288 @@
+"""A session on an engine that holds its parameters dense: what all such engines share."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsyfed.edge_runtime import container
+from sparsyfed.edge_runtime.artifact import Artifact
+from sparsyfed.edge_runtime.batches import Batch, check_batch, require_rate
+from sparsyfed.edge_runtime.budget import keep_counts
+from sparsyfed.edge_runtime.errors import DivergedError, InputError
+from sparsyfed.edge_runtime.format import Loss, ParameterKind
+from sparsyfed.edge_runtime.kept_inputs import kept_inputs
+from sparsyfed.edge_runtime.process_memory import peak_rss_bytes
+from sparsyfed.edge_runtime.state import DenseTensor, SparseTensor, State
+from sparsyfed.edge_runtime.update import SparseUpdate
+
+if TYPE_CHECKING:
+    from sparsyfed.edge_runtime.buffers import BufferLike
+
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int64]
+
+
+class Engine(Protocol):
+    """What runs the exported graphs. Parameters are by name and dense, v for prunable weights."""
+
+    artifact: Artifact
+    name: str
+    threads: int
+
+    def load(self, values: Mapping[str, Floats]) -> None:
+        """Take parameters, flat."""
+
+    def values(self) -> Mapping[str, Floats]:
+        """The parameters, flat, until the next step."""
+
+    def train(self, x: Floats, y: NDArray[Any], keep: Integers, rate: float, decay: float) -> float:
+        """Apply one step; return the loss, not finite where the step was not applied."""
+
+    def gradients(
+        self, x: Floats, y: NDArray[Any], keep: Integers
+    ) -> tuple[float, Mapping[str, Floats]]:
+        """Loss and gradients, flat."""
+
+    def evaluate(self, x: Floats, y: NDArray[Any]) -> tuple[float, int]:
+        """Mean loss and right answers (0 for mean squared error) in evaluation mode."""
+
+    def close(self) -> None:
+        """Give memory back."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineMemory:
+    """Memory of an engine that plans its own, in bytes.
+
+    `process_peak_bytes` is the most that the process has had resident, interpreter and engine
+    included, since it began; None where the system does not tell.
+    """
+
+    process_peak_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCounters:
+    """Steps applied. These engines do not count multiply-adds: None."""
+
+    steps: int
+    forward: None = None
+    d_input: None = None
+    d_weight: None = None
+    recomputed: None = None
+    evaluation: None = None
+
+
+class EngineSession:
+    """A model in training on an engine: the methods of `Session`, with the same meaning and errors.
+
+    Weights, gradients and saved inputs are dense there: pruned weights cost memory and time like
+    others. They stay exactly zero all the same.
+    """
+
+    def __init__(self, engine: Engine, state: State, batch_size: int) -> None:
+        if batch_size < 1:
+            raise InputError(f"got batch size {batch_size}, wanted at least 1")
+        self.artifact = engine.artifact
+        self.batch_size = batch_size
+        self.kernels = engine.name
+        """Name and version of the engine."""
+        self.threads = engine.threads
+        """Threads that compute, with the one that calls."""
+        self._engine: Engine | None = engine
+        self._state = state
+        self._places = {t.name: _places(t) for t in state.tensors if isinstance(t, SparseTensor)}
+        self._steps = 0
+        engine.load({tensor.name: self._dense(tensor) for tensor in state.tensors})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the engine back. Any use but closing again raises InputError then."""
+        if self._engine is not None:
+            self._engine.close()
+        self._engine = None
+
+    def step(
+        self,
+        x: BufferLike,
+        y: BufferLike,
+        *,
+        learning_rate: float,
+        weight_decay: float = 0.0,
+    ) -> float:
+        """Mean loss of the batch, after which one SGD step is applied; see `Session.step`."""
+        require_rate("learning_rate", learning_rate)
+        require_rate("weight_decay", weight_decay)
+        engine, batch = self._open_engine(), check_batch(self.artifact, x, y, self.batch_size)
+        loss = engine.train(
+            *self._arrays(batch), self._keep(batch.examples), learning_rate, weight_decay
+        )
+        if not math.isfinite(loss):
+            raise DivergedError(
+                "step: the loss, a gradient or a new value is not finite; the step was not applied: "
+                "lower the learning rate"
+            )
+        self._steps += 1
+        return loss
+
+    def gradients(self, x: BufferLike, y: BufferLike) -> tuple[float, dict[str, array[float]]]:
+        """Mean loss of the batch in training mode and all gradients; see `Session.gradients`."""
+        engine, batch = self._open_engine(), check_batch(self.artifact, x, y, self.batch_size)
+        loss, dense = engine.gradients(*self._arrays(batch), self._keep(batch.examples))
+        if not math.isfinite(loss) or not all(np.isfinite(g).all() for g in dense.values()):
+            raise DivergedError("gradients: the loss or a gradient is not finite")
+        return loss, {
+            parameter.name: self._stored(parameter.name, dense[parameter.name])
+            for parameter in self.artifact.parameters
+            if parameter.kind is not ParameterKind.STATISTIC
+        }
+
+    def evaluate(self, x: BufferLike, y: BufferLike) -> tuple[float, int | None]:
+        """Mean loss and number of right answers in evaluation mode; see `Session.evaluate`."""
+        engine, batch = self._open_engine(), check_batch(self.artifact, x, y)
+        inputs, targets = self._arrays(batch)
+        total, correct = 0.0, 0
+        for start in range(0, batch.examples, self.batch_size):
+            part = slice(start, start + self.batch_size)
+            loss, right = engine.evaluate(inputs[part], targets[part])
+            total += loss * len(inputs[part])
+            correct += right
+        if not math.isfinite(total):
+            raise DivergedError("evaluation: the loss is not finite")
+        squared = self.artifact.loss is Loss.MEAN_SQUARED_ERROR
+        return total / batch.examples, None if squared else correct
+
+    def update(
+        self,
+        sparsity: float,
+        budget: str | Mapping[str, int] = "global",
+        round: int | None = None,
+    ) -> SparseUpdate:
+        """The largest |v|, as `budget.keep_counts` says, and the dense tensors; see `Session.update`."""
+        counts = keep_counts(self.artifact.parameters, sparsity, budget)
+        state = self.state()
+        weights = [tensor for tensor in state.tensors if isinstance(tensor, SparseTensor)]
+        if len(counts) == 1:
+            groups, kept = [weights], counts
+        else:
+            groups = [[weight] for weight in weights]
+            kept = [counts[index] for index in self.artifact.prunable]
+        pruned = {}
+        for group, count in zip(groups, kept, strict=True):
+            masks = largest(np.concatenate([np.asarray(t.value) for t in group]), count)
+            ends = itertools.accumulate(tensor.count for tensor in group)
+            for tensor, end in zip(group, ends, strict=True):
+                pruned[tensor.name] = select(tensor, masks[end - tensor.count : end])
+        tensors = tuple(pruned.get(tensor.name, tensor) for tensor in state.tensors)
+        return SparseUpdate(tensors, state.round if round is None else round, state.support_id)
+
+    def state(self) -> State:
+        """Copy of the model as trained so far, with support and round of the state it began as."""
+        dense = self._open_engine().values()
+        return self._state.with_values(
+            [self._stored(tensor.name, dense[tensor.name]) for tensor in self._state.tensors]
+        )
+
+    @property
+    def memory(self) -> EngineMemory:
+        """Memory as measured until now."""
+        self._open_engine()
+        return EngineMemory(peak_rss_bytes())
+
+    @property
+    def counters(self) -> EngineCounters:
+        """Work done since the session was opened, as far as the engine tells."""
+        self._open_engine()
+        return EngineCounters(self._steps)
+
+    def _open_engine(self) -> Engine:
+        if self._engine is None:
+            raise InputError("the session is closed: open another one")
+        return self._engine
+
+    def _keep(self, examples: int) -> Integers:
+        return np.array(kept_inputs(self.artifact, self._state, examples), np.int64)
+
+    def _arrays(self, batch: Batch) -> tuple[Floats, NDArray[Any]]:
+        """Inputs and targets in the model's shapes. Raises InputError for values it can't take."""
+        shape = (batch.examples, *self.artifact.tensors[0].shape)
+        x = np.frombuffer(batch.x, np.float32).reshape(shape)
+        output = self.artifact.tensors[self.artifact.output]
+        if self.artifact.loss is Loss.MEAN_SQUARED_ERROR:
+            y = np.frombuffer(batch.y, np.float32).reshape(batch.examples, *output.shape)
+            bad = not np.isfinite(y).all()
+        else:
+            y = np.asarray(batch.y).astype(np.int64)
+            bad = bool(((y < 0) | (y >= output.size)).any())
+        if bad:
+            raise InputError(
+                f"got y with a value that is not finite, or a label outside 0 to {output.size - 1}"
+            )
+        if not np.isfinite(x).all():
+            raise InputError("got x with a value that is not finite")
+        return x, y
+
+    def _dense(self, tensor: SparseTensor | DenseTensor) -> Floats:
+        values = np.asarray(tensor.value, np.float32)
+        if isinstance(tensor, DenseTensor):
+            return values
+        dense = np.zeros(tensor.rows * tensor.columns, np.float32)
+        dense[self._places[tensor.name]] = values
+        return dense
+
+    def _stored(self, name: str, dense: Floats) -> array[float]:
+        places = self._places.get(name)
+        values = dense if places is None else dense[places]
+        return array("f", values.tobytes())
+
+
+def _places(tensor: SparseTensor) -> Integers:
+    """The position of each stored entry in the dense weight."""
+    bounds = np.asarray(tensor.row_pointer, np.int64)
+    rows = np.repeat(np.arange(tensor.rows, dtype=np.int64), bounds[1:] - bounds[:-1])
+    return rows * tensor.columns + np.asarray(tensor.column, np.int64)
+
+
+def largest(values: Floats, count: int) -> NDArray[np.bool_]:
+    """Mark the `count` largest |value|, ties at the lower place first, exact zeros never."""
+    size = np.abs(values)
+    chosen: NDArray[np.bool_] = size > 0
+    if count >= np.count_nonzero(chosen):
+        return chosen
+    threshold = np.partition(size, len(size) - count)[len(size) - count]
+    chosen = size > threshold
+    equal = np.flatnonzero(size == threshold)
+    chosen[equal[: count - np.count_nonzero(chosen)]] = True
+    return chosen
+
+
+def select(tensor: SparseTensor, chosen: NDArray[np.bool_]) -> SparseTensor:
+    """The tensor with the chosen entries of its support alone."""
+    before = np.concatenate([[0], np.cumsum(chosen)])
+    row_pointer = before[np.asarray(tensor.row_pointer)].astype(np.uint32)
+    code = container.column_type(tensor.columns)
+    return replace(
+        tensor,
+        row_pointer=array("I", row_pointer.tobytes()),
+        column=array(code, np.asarray(tensor.column)[chosen].tobytes()),
+        value=array("f", np.asarray(tensor.value, np.float32)[chosen].tobytes()),
+    )

@@ -1,0 +1,97 @@
+"""Batches of examples as callers give them, checked where they come in."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sparsyfed.edge_runtime import _native
+from sparsyfed.edge_runtime.artifact import Artifact, Tensor
+from sparsyfed.edge_runtime.buffers import contiguous, described
+from sparsyfed.edge_runtime.container import FLOAT_BYTES
+from sparsyfed.edge_runtime.errors import InputError
+from sparsyfed.edge_runtime.format import Loss
+
+if TYPE_CHECKING:
+    from sparsyfed.edge_runtime.buffers import BufferLike
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Checked buffers of a batch; the views keep the memory alive."""
+
+    x: memoryview
+    y: memoryview
+    target: _native.Target
+    examples: int
+
+
+def check_batch(
+    artifact: Artifact, x: BufferLike, y: BufferLike, batch_size: int | None = None
+) -> Batch:
+    """The batch of two buffers, checked but for its values; `batch_size` is the most examples.
+
+    Raises InputError.
+    """
+    batch = _check_buffers(artifact, x, y)
+    if batch_size is not None and batch.examples > batch_size:
+        raise InputError(
+            f"got a batch of {batch.examples} examples, wanted {batch_size} at most: "
+            "the session is planned for that"
+        )
+    return batch
+
+
+def _check_buffers(artifact: Artifact, x: BufferLike, y: BufferLike) -> Batch:
+    x_view, examples = inputs(x, artifact.tensors[0])
+    if artifact.loss is Loss.MEAN_SQUARED_ERROR:
+        y_view = batch_buffer("y", y)
+        size = artifact.tensors[artifact.output].size
+        if y_view.format != "f" or y_view.nbytes != examples * size * FLOAT_BYTES:
+            raise InputError(
+                f"got y of {described(y_view)}, wanted float32 with {size} values for each of "
+                f"{examples} examples"
+            )
+        return Batch(x_view, y_view, _native.Target.FLOAT32, examples)
+    y_view = batch_buffer("y", y)
+    targets = {4: _native.Target.INT32, 8: _native.Target.INT64}
+    target = targets.get(y_view.itemsize) if y_view.format in ("i", "l", "q") else None
+    if target is None or y_view.shape != (examples,):
+        raise InputError(
+            f"got y of {described(y_view)}, wanted int32 or int64 of shape ({examples},): one "
+            "label for each example"
+        )
+    return Batch(x_view, y_view, target, examples)
+
+
+def batch_buffer(name: str, data: BufferLike) -> memoryview:
+    """View of a buffer that the core can read where it lies."""
+    view = contiguous(name, data)
+    if _native.address(view) % view.itemsize:
+        raise InputError(
+            f"got {name} at an address that is no multiple of {view.itemsize}: copy it first"
+        )
+    return view
+
+
+def inputs(x: BufferLike, tensor: Tensor) -> tuple[memoryview, int]:
+    """View of the inputs of a batch, and its number of examples."""
+    view = batch_buffer("x", x)
+    shape = view.shape or ()
+    examples, rest = divmod(view.nbytes, tensor.size * FLOAT_BYTES)
+    flat = len(shape) == 1 and rest == 0
+    if view.format != "f" or examples == 0 or not (flat or shape == (examples, *tensor.shape)):
+        wanted = ", ".join(map(str, ("n", *tensor.shape)))
+        raise InputError(
+            f"got x of {described(view)}, wanted float32 of shape ({wanted}), or flat with "
+            f"{tensor.size} values for each example, and at least one example"
+        )
+    return view, examples
+
+
+def require_rate(name: str, rate: float) -> None:
+    """Raise InputError unless a rate is finite in float32 and not negative."""
+    if not (math.isfinite(ctypes.c_float(rate).value) and rate >= 0):
+        raise InputError(f"got {name} {rate}, wanted a finite float32, 0 or more")

@@ -1,0 +1,94 @@
+"""The manifest of an export: what a program without our code needs to know to train with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from sparsyfed.edge_runtime.kept_inputs import input_sizes
+from sparsyfed.export.gate import Verification
+from sparsyfed.export.joint_graph import JointGraph
+from sparsyfed.export.training_artifact import TrainingArtifact
+
+FORMAT = 1
+"""Version of the manifest; it changes when a field changes its meaning."""
+
+
+def manifest(artifact: TrainingArtifact, target: str, engine: dict[str, str]) -> dict[str, Any]:
+    """Return the description of an export, without its files and before it is verified.
+
+    `engine` maps the packages that the target was written with to their versions. `layers` lists the prunable weights
+    in the order of the input `keep`: of a batch of n examples, a layer with `stored` nonzeros keeps
+    ceil(stored · n · input_elements / positions) of its inputs.
+    """
+    native = artifact.native
+    output = native.tensors[native.output]
+    cross_entropy = artifact.loss == "cross_entropy"
+    shapes = artifact.model.state_dict()
+    layers = [native.parameters[index] for index in native.prunable]
+    return {
+        "format": FORMAT,
+        "target": target,
+        "artifact": native.identity,
+        "engine": engine,
+        "beta": artifact.beta,
+        "loss": artifact.loss,
+        "batch": "any",
+        "x": {"type": "float32", "shape": ["batch", *artifact.input_shape]},
+        "y": {
+            "type": "int64" if cross_entropy else "float32",
+            "shape": ["batch"] if cross_entropy else ["batch", *output.shape],
+        },
+        "keep": {"type": "int64", "shape": [len(layers)]},
+        "parameters": [
+            {
+                "name": parameter.name,
+                "kind": parameter.kind.name.lower(),
+                "shape": list(shapes[parameter.name].shape),
+            }
+            for parameter in native.parameters
+        ],
+        "layers": [
+            {"name": layer.name, "positions": layer.count, "input_elements": size}
+            for layer, size in zip(layers, input_sizes(native), strict=True)
+        ],
+        "verified": None,
+    }
+
+
+def verification_record(verified: Verification) -> dict[str, float | str]:
+    """Return what the gate measured, for the field `verified`."""
+    return {
+        "loss_error": verified.loss_error,
+        "median_gradient_error": verified.median_error,
+        "worst_gradient_error": verified.worst_error,
+        "worst_parameter": verified.worst_parameter,
+        "median_float32_noise": verified.median_noise,
+        "worst_float32_noise": verified.worst_noise,
+    }
+
+
+def operators(graph: JointGraph) -> dict[str, int]:
+    """Return how often each operator stands in a graph, by name."""
+    counts: dict[str, int] = {}
+    for node in graph.module.graph.nodes:
+        if node.op == "call_function":
+            counts[str(node.target)] = counts.get(str(node.target), 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def file_record(path: Path) -> dict[str, Any]:
+    """Return name, size and hash of a file."""
+    data = path.read_bytes()
+    return {
+        "name": path.name,
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+
+
+def encode(record: dict[str, Any]) -> bytes:
+    """Return the bytes of a manifest: JSON, the same for the same content."""
+    return (json.dumps(record, indent=2, sort_keys=True) + "\n").encode()
