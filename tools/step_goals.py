@@ -90,19 +90,19 @@ def speedup(row: Row) -> float:
 
 
 def _resnet18_speed(steps: Sequence[Row]) -> list[Verdict]:
+    """Of random masks. Masks of a state stand in the tables: how uneven they are is the state's."""
     verdicts = []
     for budget, share in (("global", 1.0), ("erk", ERK_SHARE)):
-        for masks in MASKS:
-            for sparsity, bound, goal in RESNET18_SPEEDUPS:
-                wanted = {"masks": masks, "sparsity": sparsity, "budget": budget}
-                verdicts.append(
-                    Verdict(
-                        f"batch 16, {sparsity:.0%}, {masks} masks, {budget} budget",
-                        least(resnet18(steps, **wanted), speedup),
-                        bound * share,
-                        goal * share,
-                    )
+        for sparsity, bound, goal in RESNET18_SPEEDUPS:
+            wanted = {"masks": "random", "sparsity": sparsity, "budget": budget}
+            verdicts.append(
+                Verdict(
+                    f"batch 16, {sparsity:.0%}, random masks, {budget} budget",
+                    least(resnet18(steps, **wanted), speedup),
+                    bound * share,
+                    goal * share,
                 )
+            )
     return verdicts
 
 

@@ -136,7 +136,7 @@ def test_bounds_and_goals_are_judged_apart(result: dict[str, Any]) -> None:
         for title, verdict in found.items()
     }
     assert met["batch 16, 90%, random masks, global budget"] == ("met", "met")
-    assert met["batch 16, 99%, trained masks, global budget"] == ("not met", "not met")
+    assert not any("trained" in title for title in met)
     assert met["batch 16, 95%, random masks, erk budget"] == ("met", "met")
     assert met["batch 16, 95%, AVX2 on both sides"] == ("met", "met")
     assert met["batch 16, 95%, 128 bits on both sides"] == ("-", "-")
