@@ -12,17 +12,19 @@
 #define TILE_PIXELS 4u
 #define PAIR_PIXELS 2u
 #elif SFD_LANES == 8 /* 16 registers, a pixel is two */
-#define TILE_PIXELS 4u
+#define TILE_PIXELS 6u
 #define PAIR_PIXELS 2u
 #else /* 16 registers, a pixel is four */
-#define TILE_PIXELS 2u
+#define TILE_PIXELS 3u
 #define PAIR_PIXELS 1u
 #endif
 
 #define TILES_OF_1(X) X(1, 1)
 #define TILES_OF_2(X) TILES_OF_1(X) X(1, 2) X(2, 1)
-#define TILES_OF_4(X) TILES_OF_2(X) X(1, 3) X(1, 4) X(2, 2) X(4, 1)
-#define TILES_OF_8(X) TILES_OF_4(X) X(1, 5) X(1, 6) X(1, 7) X(1, 8) X(2, 3) X(2, 4) X(4, 2)
+#define TILES_OF_3(X) TILES_OF_2(X) X(1, 3)
+#define TILES_OF_4(X) TILES_OF_3(X) X(1, 4) X(2, 2) X(4, 1)
+#define TILES_OF_6(X) TILES_OF_4(X) X(1, 5) X(1, 6) X(2, 3)
+#define TILES_OF_8(X) TILES_OF_6(X) X(1, 7) X(1, 8) X(2, 4) X(4, 2)
 #define TILES_OF_16(X) \
     TILES_OF_8(X)      \
     X(1, 9)            \
@@ -34,11 +36,14 @@
 #if SFD_LANES == 16
 #define FOR_TILE_SHAPES TILES_OF_16
 #define FOR_PAIR_SHAPES TILES_OF_8
-#elif SFD_LANES == 8 || defined(__aarch64__)
+#elif defined(__aarch64__)
 #define FOR_TILE_SHAPES TILES_OF_4
 #define FOR_PAIR_SHAPES TILES_OF_2
+#elif SFD_LANES == 8
+#define FOR_TILE_SHAPES TILES_OF_6
+#define FOR_PAIR_SHAPES TILES_OF_2
 #else
-#define FOR_TILE_SHAPES TILES_OF_2
+#define FOR_TILE_SHAPES TILES_OF_3
 #define FOR_PAIR_SHAPES TILES_OF_1
 #endif
 
