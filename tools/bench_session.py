@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsyfed.edge_runtime import Artifact, Session, State
+from sparsyfed.edge_runtime.backends.engine_session import EngineSession
 from sparsyfed.tools.bench_timing import Side
 
 LEARNING_RATE = 1e-3
@@ -33,6 +34,8 @@ def open_session(
     return session
 
 
-def session_step(session: Session, x: NDArray[np.float32], y: NDArray[np.int32]) -> Side:
+def session_step(
+    session: Session | EngineSession, x: NDArray[np.float32], y: NDArray[np.int32]
+) -> Side:
     """One training step of a session, with the rates of the dense one."""
     return partial(session.step, x, y, learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY)

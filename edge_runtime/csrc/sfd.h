@@ -130,7 +130,7 @@ enum sfd_kernel_set { SFD_KERNEL_SETS(SFD_ENUM_KERNELS) };
 /* What to do about memory. Between forward and backward an activation is kept, or it is computed again
  * when the backward wants it: the same gradients to the bit, for less memory and more work. */
 enum sfd_memory {
-    SFD_MEMORY_FAST = 0, /* compute again what costs little: at most a quarter of a forward */
+    SFD_MEMORY_FAST = 0, /* compute again what takes little, whatever the density */
     SFD_MEMORY_SMALL = 1 /* the least memory that is found for at most one more forward */
 };
 

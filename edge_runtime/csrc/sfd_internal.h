@@ -374,8 +374,9 @@ int sfd_search(struct sfd_session *session, uint64_t bytes, uint64_t work_limit)
 /* The schedule and the lifetimes of the choices as they are. 0: there are too many steps. */
 int sfd_search_build(struct sfd_session *session);
 
-/* The work of one forward, in the measure of the search. */
+/* The work of one forward, and of that the writing of results, in the measure of the search. */
 uint64_t sfd_search_forward_work(const struct sfd_session *session);
+uint64_t sfd_search_element_work(const struct sfd_session *session);
 
 /* Elements of a tensor over a full batch. */
 uint64_t sfd_batch_elements(const struct sfd_session *session, uint32_t tensor);

@@ -1,10 +1,9 @@
 /* The plan of a session's memory: what its options ask for. */
 #include "sfd_internal.h"
 
-/* Without a limit for the arena a fast plan may compute again what costs one part in so many of a
- * forward, a small plan as much as a forward. */
-#define FAST_SHARE 4u
-#define SMALL_SHARE 1u
+/* Without a limit for the arena a fast plan may compute again what takes as long as one part in so
+ * many of all results takes to be written, whatever the density; a small plan as much as a forward. */
+#define FAST_SHARE 2u
 
 #define FIRST_PART 16u
 #define LAST_PART 256u
@@ -33,12 +32,11 @@ static void recall_choices(struct sfd_session *session)
     (void)sfd_search_build(session);
 }
 
-/* The lowest end that is found for work of one part in `share` of a forward: less and less memory
- * alive, in smaller steps where a search fails, and of the plans on the way the one that is placed
- * best. */
-static int place_least(struct sfd_session *session, uint64_t base, uint32_t share, uint64_t *end)
+/* The lowest end that is found for so much work: less and less memory alive, in smaller steps where
+ * a search fails, and of the plans on the way the one that is placed best. */
+static int place_least(struct sfd_session *session, uint64_t base, uint64_t work_limit,
+                       uint64_t *end)
 {
-    uint64_t work_limit = sfd_search_forward_work(session) / share;
     uint64_t target = SFD_ARENA_LIMIT, live = 0u, less = 0u, placed;
 
     *end = UINT64_MAX;
@@ -68,7 +66,7 @@ static int place_least(struct sfd_session *session, uint64_t base, uint32_t shar
 static int place_within(struct sfd_session *session, uint64_t base, uint64_t limit, uint64_t *end)
 {
     uint64_t target = limit > base ? limit - base : 0u;
-    uint64_t work_limit = sfd_search_forward_work(session) / SMALL_SHARE;
+    uint64_t work_limit = sfd_search_forward_work(session);
     uint32_t attempt;
 
     for (attempt = 0u; attempt < LIMIT_ATTEMPTS; ++attempt) {
@@ -88,13 +86,12 @@ static int place_within(struct sfd_session *session, uint64_t base, uint64_t lim
 static int place_as_asked(struct sfd_session *session, uint64_t base,
                           const struct sfd_options *options, uint64_t *end)
 {
-    if (options->memory == SFD_MEMORY_SMALL)
-        return place_least(session, base, SMALL_SHARE, end);
-    if (options->arena_bytes == 0u)
-        return place_least(session, base, FAST_SHARE, end);
-    if (place_within(session, base, options->arena_bytes, end))
+    if (options->memory == SFD_MEMORY_FAST && options->arena_bytes == 0u)
+        return place_least(session, base, sfd_search_element_work(session) / FAST_SHARE, end);
+    if (options->memory == SFD_MEMORY_FAST &&
+        place_within(session, base, options->arena_bytes, end))
         return SFD_OK;
-    return place_least(session, base, SMALL_SHARE, end);
+    return place_least(session, base, sfd_search_forward_work(session), end);
 }
 
 static void fill_plan(struct sfd_session *session, uint64_t base, uint64_t end,

@@ -35,12 +35,18 @@ struct search {
     struct measure now;
 };
 
+/* Of one image: writing the result of an operation. */
+static uint64_t element_work(const struct sfd_session *session, uint32_t node)
+{
+    return ELEMENT_WORK * (uint64_t)session->values[sfd_result(session, node)].size;
+}
+
 /* From the number of nonzeros, not from their places: states of the same sizes have the same plan. */
 static uint64_t node_work(const struct sfd_session *session, uint32_t node)
 {
     const struct sfd_operation *operation = &session->nodes[node].operation;
     const struct sfd_value *result = &session->values[sfd_result(session, node)];
-    uint64_t each = ELEMENT_WORK * (uint64_t)result->size;
+    uint64_t each = element_work(session, node);
 
     if (operation->kind == SFD_OPERATION_CONVOLUTION)
         each += (uint64_t)session->slots[operation->weight].count * result->height * result->width;
@@ -57,6 +63,16 @@ uint64_t sfd_search_forward_work(const struct sfd_session *session)
     for (i = 0u; i < session->operation_count; i = sfd_result(session, i))
         work += node_work(session, i);
     return work;
+}
+
+uint64_t sfd_search_element_work(const struct sfd_session *session)
+{
+    uint64_t work = 0u;
+    uint32_t i;
+
+    for (i = 0u; i < session->operation_count; i = sfd_result(session, i))
+        work += element_work(session, i);
+    return work * session->batch;
 }
 
 int sfd_search_build(struct sfd_session *session)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ pytest.importorskip("torch", reason="torch is not installed")
 import numpy as np
 
 from sparsyfed.edge_runtime.kernels import available_kernels
-from sparsyfed.tools import bench_layer, bench_report, bench_step, cli
+from sparsyfed.tools import bench_layer, bench_peers, bench_report, bench_step, cli
 from sparsyfed.tools.bench_memory import smaller_by
 from sparsyfed.tools.bench_resident import CLEAR_REFERENCES
 
@@ -93,6 +94,26 @@ def test_steps_of_a_state_in_a_file(capsys: pytest.CaptureFixture[str], tmp_path
     (row,) = found([*arguments, "--batch-size", "2", "--turns", "1"], capsys)["steps"]
     assert (row["masks"], row["budget"]) == ("file", None)
     assert row["sparsity"] == pytest.approx(0.8, abs=1e-3)
+
+
+def test_peers(capsys: pytest.CaptureFixture[str]) -> None:
+    engines = [name for name, needed in bench_peers.NEEDED.items() if all(map(find_spec, needed))]
+    arguments = ["peers", "--models", "mlp", "--batch-size", "2", "--sparsity", "0.9"]
+    result = found([*arguments, "--turns", "2"], capsys)
+    assert [row["peer"] for row in result["peers"]] == ["dense", "eager", *engines]
+    for row in result["peers"]:
+        assert row["speedup"]["low"] > 0
+        assert row["native_seconds"] == result["peers"][0]["native_seconds"]
+    assert result["peers"][1]["over_eager"]["median"] == 1
+    assert len(table_of(result, "peers", bench_peers)) == 2 + len(result["peers"])
+
+
+def test_an_engine_that_is_not_there_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(bench_peers.NEEDED, "onnxruntime", ("a_package_of_no_one",))
+    assert cli.main(["bench", "peers", "--models", "mlp", "--engines", "onnxruntime"]) == 2
+    assert "needs a_package_of_no_one" in capsys.readouterr().err
 
 
 def test_layers(capsys: pytest.CaptureFixture[str]) -> None:
