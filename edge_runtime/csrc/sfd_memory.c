@@ -5,10 +5,15 @@
  * many of all results takes to be written, whatever the density; a small plan as much as a forward. */
 #define FAST_SHARE 2u
 
+/* By which part of itself the target is lowered at first, and at least. */
 #define FIRST_PART 16u
 #define LAST_PART 256u
+
+/* How often a plan within a limit is tried, and by which part of itself the target is lowered. */
 #define LIMIT_ATTEMPTS 12u
 #define LIMIT_PART 64u
+
+/* That the searches of one attempt may look at: a second or two of work. */
 #define SEARCH_STEPS (UINT64_C(1) << 25)
 
 static void remember_choices(struct sfd_session *session)
@@ -40,6 +45,7 @@ static int place_least(struct sfd_session *session, uint64_t base, uint64_t work
     uint64_t target = SFD_ARENA_LIMIT, live = 0u, less = 0u, placed;
 
     *end = UINT64_MAX;
+    session->search_left = SEARCH_STEPS;
     do {
         if (!sfd_search(session, target, work_limit)) {
             less /= 2u;
@@ -69,6 +75,7 @@ static int place_within(struct sfd_session *session, uint64_t base, uint64_t lim
     uint64_t work_limit = sfd_search_forward_work(session);
     uint32_t attempt;
 
+    session->search_left = SEARCH_STEPS;
     for (attempt = 0u; attempt < LIMIT_ATTEMPTS; ++attempt) {
         uint64_t missing = target / LIMIT_PART;
         if (sfd_search(session, target, work_limit) &&
@@ -133,7 +140,6 @@ int sfd_memory_plan(struct sfd_session *session, uint64_t tables_bytes,
     base = sfd_place_persistent(session);
     if (base > SFD_ARENA_LIMIT)
         return SFD_ERR_LIMIT;
-    session->search_left = SEARCH_STEPS;
     error = place_as_asked(session, base, options, &end);
     if (error == SFD_OK)
         fill_plan(session, base, end, plan);
