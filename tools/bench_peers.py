@@ -108,7 +108,8 @@ def _rows(
     engines = {name: Session.open(path, state, batch_size, name) for name, path in exports.items()}
     sides |= {name: session_step(session, x, y) for name, session in engines.items()}
     taken = take_turns(sides, settings.turns)
-    for session in (native, *engines.values()):
+    native.close()
+    for session in engines.values():
         session.close()
     best = best_of({name: taken[name] for name in formats})
     peers = {"dense": taken[best], "eager": taken["eager"]}
