@@ -189,6 +189,7 @@ class Agent:
             examples=self.settings.examples,
             block_bytes=self.settings.block_bytes,
             holding=holding,
+            backend=self.settings.backend,
         )
         return self._publish(messages.HELLO, hello.to_json())
 
@@ -243,32 +244,44 @@ class Agent:
         self._outbox.drop()
         self._work = Work(offer, now + offer.deadline_s)
         try:
-            self._storage.keep_objects({offer.artifact.id, offer.state.id})
+            self._storage.keep_objects({reference.id for reference in offer.objects})
             self._storage.save_work(offer)
         except OSError as error:
             return [*actions, *self._give_up(f"this device cannot store the offer: {error}")]
-        wanted = {offer.artifact, offer.state}
-        size = sum(part.size for part in wanted if not self._storage.object_path(part.id))
+        missing = (part for part in offer.objects if not self._storage.object_path(part.id))
+        size = sum(part.size for part in missing)
         logger.info("%s: accepted, %d bytes to fetch", work_title(offer), size)
         self._not_admitted = ""
         return [*actions, self._answer(offer, accept=True), *self._advance(now)]
 
     def _refusal(self, offer: Offer) -> str | None:
         """Why this offer is declined before anything is pulled, or None."""
-        for reference in (offer.artifact, offer.state):
-            if reference.size > self.settings.max_object_bytes:
+        settings = self.settings
+        if offer.backend != settings.backend:
+            return f"work for {offer.backend}, this device trains with {settings.backend}"
+        if offer.export is not None and offer.export.memory_bytes > settings.memory_bytes:
+            return (
+                f"training was measured to take {offer.export.memory_bytes} bytes on {offer.backend}, "
+                f"this device has {settings.memory_bytes}"
+            )
+        for reference in offer.objects:
+            if reference.size > settings.max_object_bytes:
                 return (
                     f"object of {reference.size} bytes is over this device's limit of "
-                    f"{self.settings.max_object_bytes}"
+                    f"{settings.max_object_bytes}"
                 )
-            if reference.block_bytes > self.settings.block_bytes:
+            if reference.block_bytes > settings.block_bytes:
                 return (
                     f"blocks of {reference.block_bytes} bytes are over this device's "
-                    f"{self.settings.block_bytes}"
+                    f"{settings.block_bytes}"
                 )
+        return self._refusal_of_plan(offer)
+
+    def _refusal_of_plan(self, offer: Offer) -> str | None:
+        """Why the native core can't train this offer, as far as its objects are there."""
         artifact = self._storage.object_path(offer.artifact.id)
         state = self._storage.object_path(offer.state.id)
-        if artifact and state:
+        if offer.export is None and artifact and state:
             return self._refuse(artifact, state, offer.batch_size, self.settings.memory_bytes)
         return None
 
@@ -301,19 +314,24 @@ class Agent:
         if self._work is None or self._work.phase is not Phase.PULLING:
             return []
         offer = self._work.offer
-        for reference in (offer.artifact, offer.state):
+        for reference in offer.objects:
             if self._storage.object_path(reference.id) is None:
                 try:
                     return self._request(reference, now)
                 except OSError as error:
                     return self._give_up(f"this device cannot store the object: {error}")
+        reason = self._refusal_of_plan(offer)
+        if reason is not None:
+            return self._give_up(reason)
         artifact = self._storage.object_path(offer.artifact.id)
         state = self._storage.object_path(offer.state.id)
         assert artifact is not None
         assert state is not None
-        reason = self._refuse(artifact, state, offer.batch_size, self.settings.memory_bytes)
-        if reason is not None:
-            return self._give_up(reason)
+        if offer.export is not None:
+            try:
+                artifact = self._storage.lay_out(offer.export)
+            except OSError as error:
+                return self._give_up(f"this device cannot lay out the export: {error}")
         self._work.phase = Phase.TRAINING
         return [events.StartTraining(offer, artifact, state)]
 
