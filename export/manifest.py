@@ -23,19 +23,27 @@ def manifest(artifact: TrainingArtifact, target: str, engine: dict[str, str]) ->
     in the order of the input `keep`: of a batch of n examples, a layer with `stored` nonzeros keeps
     ceil(stored · n · input_elements / positions) of its inputs.
     """
+    return {
+        "format": FORMAT,
+        "target": target,
+        "artifact": artifact.native.identity,
+        "engine": engine,
+        "beta": artifact.beta,
+        "loss": artifact.loss,
+        "batch": "any",
+        **interface(artifact),
+        "verified": None,
+    }
+
+
+def interface(artifact: TrainingArtifact) -> dict[str, Any]:
+    """Return what a step takes, whatever the target: x, y, keep, the parameters and the prunable layers."""
     native = artifact.native
     output = native.tensors[native.output]
     cross_entropy = artifact.loss == "cross_entropy"
     shapes = artifact.model.state_dict()
     layers = [native.parameters[index] for index in native.prunable]
     return {
-        "format": FORMAT,
-        "target": target,
-        "artifact": native.identity,
-        "engine": engine,
-        "beta": artifact.beta,
-        "loss": artifact.loss,
-        "batch": "any",
         "x": {"type": "float32", "shape": ["batch", *artifact.input_shape]},
         "y": {
             "type": "int64" if cross_entropy else "float32",
@@ -54,7 +62,6 @@ def manifest(artifact: TrainingArtifact, target: str, engine: dict[str, str]) ->
             {"name": layer.name, "positions": layer.count, "input_elements": size}
             for layer, size in zip(layers, input_sizes(native), strict=True)
         ],
-        "verified": None,
     }
 
 
