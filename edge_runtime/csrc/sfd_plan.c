@@ -1,5 +1,5 @@
 /* Planning without opening. */
-#include "sfd_internal.h"
+#include "sfd_planning.h"
 
 static int is_aligned(const void *memory)
 {

@@ -1,5 +1,5 @@
 /* A session: open, step, evaluate, read out. */
-#include "sfd_internal.h"
+#include "sfd_session.h"
 
 #define PAINT UINT32_C(0x7fb5c3d1) /* a signalling NaN: no arithmetic writes it */
 

@@ -2,7 +2,7 @@
  * a state. */
 #include <string.h>
 
-#include "sfd_internal.h"
+#include "sfd_session.h"
 
 static uint64_t align(uint64_t bytes)
 {
