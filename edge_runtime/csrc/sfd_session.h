@@ -6,8 +6,6 @@
 
 #include "sfd_kernels.h"
 
-#define SFD_MAX_BATCH 65535u
-
 /* More than this no offset can say. */
 #define SFD_ARENA_LIMIT UINT32_C(0xffffffc0)
 
@@ -118,6 +116,7 @@ struct sfd_session {
     const struct sfd_kernels *kernels;
     struct sfd_team *team; /* NULL: one thread */
     uint32_t threads;
+    uint64_t arena_bytes;             /* of the plan; 0: it failed */
     struct sfd_multiply_adds planned; /* of one training step with a full batch */
     uint64_t search_left;             /* steps that the search for a plan may still look at */
     uint64_t scanned; /* while the schedule is made: operations looked at to restore others */
@@ -132,6 +131,12 @@ uint64_t sfd_tables_bytes(const struct sfd_artifact_view *artifact);
 struct sfd_session *sfd_tables_build(const struct sfd_artifact_view *artifact,
                                      const struct sfd_container_view *state, uint32_t batch,
                                      const struct sfd_kernels *kernels, void *memory);
+
+/* Whether they were built for a state of this support. */
+int sfd_tables_match(const struct sfd_session *session, const struct sfd_container_view *state);
+
+/* Move them to the beginning of an arena, where they may be already. */
+struct sfd_session *sfd_tables_move(const struct sfd_session *planned, void *arena);
 
 /* What a node reads, keeps and uses, with a full batch. Tensors must not pass SFD_ARENA_LIMIT. */
 void sfd_tables_measure(struct sfd_session *session);
@@ -163,17 +168,14 @@ static inline int sfd_wants_gradient(const struct sfd_session *session, uint32_t
 /* Elements of a tensor over a full batch. */
 uint64_t sfd_batch_elements(const struct sfd_session *session, uint32_t tensor);
 
-/* sfd_plan.c: check artifact and state, build the tables at `memory` and plan. The one way into a
- * session. */
-int sfd_prepare(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *state,
-                size_t state_bytes, uint32_t batch, const struct sfd_options *options, void *memory,
-                size_t memory_bytes, struct sfd_session **session,
-                struct sfd_container_view *state_view, struct sfd_plan *plan,
-                struct sfd_problem *problem);
-
 /* Entries of a layer's input that are kept for the weight gradient: ceil(size * support /
  * positions). */
 uint32_t sfd_keep_count(const struct sfd_slot *weight, uint64_t input_elements);
+
+static inline int sfd_is_aligned(const void *memory)
+{
+    return memory != NULL && (uintptr_t)memory % SFD_ALIGNMENT == 0u;
+}
 
 /* sfd_run.c */
 void sfd_forward(struct sfd_session *session, const float *x, uint32_t n, int training);
