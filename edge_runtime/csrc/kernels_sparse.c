@@ -4,7 +4,7 @@
  * A row of pixels of a block is one run of floats, so that each nonzero does a long, plain loop
  * whatever the image's size. Each output element is the sum over the nonzeros of its row in CSR
  * order, so that the result does not depend on how a loop is vectorised. */
-#include "sfd_internal.h"
+#include "sfd_kernels.h"
 
 /* Partial sums of a dot product: fixed, so that the order of additions is the same everywhere. */
 #define LANES 8u

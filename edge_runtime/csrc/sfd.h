@@ -218,9 +218,9 @@ SFD_API int sfd_workspace_bytes(const uint8_t *artifact, size_t artifact_bytes, 
                                 struct sfd_problem *problem);
 
 /* Plan the memory and the work of training this state with batches of up to `batch` examples.
- * Options may be NULL. Here and in sfd_open SFD_ERR_KERNELS when the kernel set is not available,
- * SFD_ERR_THREADS for more threads than SFD_MAX_THREADS, or than one where the build has none.
- * The workspace must be aligned to SFD_ALIGNMENT; it keeps the buffer list for sfd_plan_buffer. */
+ * Options may be NULL. SFD_ERR_KERNELS when the kernel set is not available, SFD_ERR_THREADS for more
+ * threads than SFD_MAX_THREADS, or than one where the build has none. The workspace must be aligned
+ * to SFD_ALIGNMENT; it keeps the plan for sfd_open, sfd_plan_step and sfd_plan_buffer. */
 SFD_API int sfd_plan(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *state,
                      size_t state_bytes, uint32_t batch, const struct sfd_options *options,
                      void *workspace, size_t workspace_bytes, struct sfd_plan *plan,
@@ -232,13 +232,12 @@ SFD_API int sfd_plan_step(const void *workspace, uint32_t index, struct sfd_plan
 /* Buffer `index` < plan.buffer_count of the plan just made in this workspace. */
 SFD_API int sfd_plan_buffer(const void *workspace, uint32_t index, struct sfd_buffer *buffer);
 
-/* Open a session in the arena. Artifact and state are copied: the caller may free them. The arena
- * must have been planned with the same options. A session with threads is to be closed.
+/* Open a session in the arena, by the plan that sfd_plan made in the workspace, which may be the
+ * beginning of the arena. The state has the support of the planned one, SFD_ERR_MISMATCH otherwise.
+ * Plan and state are copied: the caller may free them. A session with threads is to be closed.
  * For SFD_ERR_ARENA, problem->got and ->wanted are the bytes given and needed. */
-SFD_API int sfd_open(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *state,
-                     size_t state_bytes, uint32_t batch, const struct sfd_options *options,
-                     void *arena, size_t arena_bytes, struct sfd_session **session,
-                     struct sfd_problem *problem);
+SFD_API int sfd_open(const void *workspace, const uint8_t *state, size_t state_bytes, void *arena,
+                     size_t arena_bytes, struct sfd_session **session, struct sfd_problem *problem);
 
 /* End the session's threads: before its arena goes, and the last call. Without threads there is
  * nothing to end. */

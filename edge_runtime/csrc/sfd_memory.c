@@ -1,5 +1,5 @@
 /* The plan of a session's memory: what its options ask for. */
-#include "sfd_internal.h"
+#include "sfd_planning.h"
 
 /* Without a limit for the arena a fast plan may compute again what takes as long as one part in so
  * many of all results takes to be written, whatever the density; a small plan as much as a forward. */

@@ -6,7 +6,7 @@
  * taken, a few times, and what was changed is left alone for some rounds, so that the search can
  * leave a dead end. Once the plan fits, changes that save work and still fit are taken. All this is
  * deterministic, and bounded by the number of steps that plans may have together. */
-#include "sfd_internal.h"
+#include "sfd_planning.h"
 
 /* The time of moving one element of a tensor through memory, in multiply-adds: 0.6 ns against 0.025
  * with vectors of 64 bytes. It needs no precision: it is only to rank what is cheap to compute again. */
