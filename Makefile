@@ -19,8 +19,8 @@ help: ## list the targets
 
 setup: $(NATIVE) ## make .venv, install everything, build the native library
 
-demo: $(NATIVE) ## a fleet of watches trains over MQTT; writes report.json and report.html
-	@$(BIN)/sparsyfed demo $(DEMO_ARGS)
+demo: $(NATIVE) ## a fleet of watches trains over MQTT; a report. ENGINES=all mixes engines
+	@$(BIN)/sparsyfed demo $(if $(ENGINES),--engines $(ENGINES)) $(DEMO_ARGS)
 
 test: $(NATIVE) ## run the tests (PYTEST_ARGS="-k name" to choose)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
