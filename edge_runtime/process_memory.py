@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+CLEAR_REFERENCES = Path("/proc/self/clear_refs")
+
 
 def peak_rss_bytes() -> int | None:
     """Largest resident set of this process so far (Linux VmHWM); None where it is not told."""
@@ -17,7 +19,7 @@ def rss_bytes() -> int | None:
 
 def reset_peak_rss() -> None:
     """Let `peak_rss_bytes` count from now on. Raises OSError where the system can't."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    CLEAR_REFERENCES.write_text("5", encoding="ascii")
 
 
 def _status(field: str) -> int | None:
