@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from sparsyfed.coordinator.bundle import NATIVE, EngineExport
 from sparsyfed.edge_runtime import State, plan
 from sparsyfed.edge_runtime.artifact import Artifact
+from sparsyfed.edge_runtime.kernels import available_kernels
 from sparsyfed.edge_runtime.messages import MAX_BLOCKS, MIN_BLOCK_BYTES
 
 
@@ -55,14 +56,27 @@ class Engines:
         largest = max(len(artifact.encode()), len(state.encode()))
         needs = {}
         if self.native:
-            smallest = plan(artifact, state, batch_size, memory="small")
-            needs[NATIVE] = Needs(smallest.arena_bytes, least_block_bytes(largest))
+            memory_bytes = least_arena_bytes(artifact, state, batch_size)
+            needs[NATIVE] = Needs(memory_bytes, least_block_bytes(largest))
         for backend, export in self.exports.items():
             files = max(len(data) for data in export.files.values())
             block_bytes = least_block_bytes(max(largest, files))
-            memory_bytes, basis = _measured(export, batch_size)
-            needs[backend] = Needs(memory_bytes, block_bytes, basis)
+            measured, basis = _measured(export, batch_size)
+            needs[backend] = Needs(measured, block_bytes, basis)
         return needs
+
+
+def least_arena_bytes(artifact: Artifact, state: State, batch_size: int) -> int:
+    """What training takes at least on the native core.
+
+    A device plans with the kernels of its own processor, and declines what does not fit it. So the
+    smallest plan counts, of the portable kernels or of the best set that this machine has: all
+    vectorised sets have the same plans.
+    """
+    return min(
+        plan(artifact, state, batch_size, kernels=kernels, memory="small").arena_bytes
+        for kernels in {"portable", available_kernels()[-1]}
+    )
 
 
 def _measured(export: EngineExport, batch_size: int) -> tuple[int | None, str]:

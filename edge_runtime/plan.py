@@ -33,11 +33,11 @@ class MultiplyAdds:
     * linear: forward = B · stored entries;
     * d_input is the same for every layer whose input depends on a trainable parameter; the others,
       such as those that read the model's input, need none;
-    * d_weight is the same as forward where a layer keeps its whole input. Where it keeps the
-      largest k of e elements, only those are multiplied, and how many of them lie at the border
-      depends on the data: the number is the expectation floor(forward · k / e), as if all places
-      were equally likely. `Session.counters` has what was done. Kernels that find it faster to
-      multiply the zeros too do as much as forward;
+    * d_weight is the same as forward with the vectorised kernels, which find it faster to multiply
+      the zeros of a pruned input too, and where a layer keeps its whole input. Where the portable
+      kernels have the largest k of e elements, only those are multiplied, and how many of them lie
+      at the border depends on the data: the number is the expectation floor(forward · k / e), as if
+      all places were equally likely. `Session.counters` has what was done;
     * recomputed is the forward of what is not kept for the backward but computed again.
     """
 

@@ -149,12 +149,12 @@ class Session:
         """Session for training `state` with batches of up to `batch_size` examples.
 
         The arena has the planned size, DEFAULT_ARENA_LIMIT at most: an artifact from elsewhere
-        can't take more without being asked to. With `arena_bytes` that is the limit, and the plan
-        is the one with the least work that is found to fit it.
+        can't take more without being asked to. With `arena_bytes` that is the limit, and of all plans
+        that are found the one is taken that fits with the least work.
 
         `memory` says which activations are kept for the backward, and which are computed again:
         "fast" computes again what costs little, "small" takes the least memory that is found for
-        at most one more forward. Gradients are the same to the bit.
+        about one more forward. Gradients are the same to the bit.
 
         `kernels` names the kernel set: "portable", which gives the same bits on every machine, or
         the vectorised "sse2", "avx2", "avx512" or "neon", which agree with it within rounding.

@@ -319,7 +319,23 @@ static uint64_t backward_scratch_bytes(const struct sfd_layer *layer, uint32_t n
     return windows > packed ? windows : packed;
 }
 
+static int skips_zeros(const struct sfd_layer *layer)
+{
+    (void)layer;
+    return 1;
+}
+
+/* Measured on x86-64 with vectors of 16 bytes: an element takes twice as long as a multiply-add, and
+ * 3.4 times as long with vectors of 64 bytes, so this is the fast sets' number by that ratio. */
+#define ELEMENT_WORK 14u
+
 const struct sfd_kernels sfd_kernels_portable = {
-    "portable", &sfd_tensors_portable, forward_scratch_bytes, backward_scratch_bytes, forward,
+    "portable",
+    &sfd_tensors_portable,
+    ELEMENT_WORK,
+    skips_zeros,
+    forward_scratch_bytes,
+    backward_scratch_bytes,
+    forward,
     backward,
 };

@@ -131,7 +131,7 @@ enum sfd_kernel_set { SFD_KERNEL_SETS(SFD_ENUM_KERNELS) };
  * when the backward wants it: the same gradients to the bit, for less memory and more work. */
 enum sfd_memory {
     SFD_MEMORY_FAST = 0, /* compute again what takes little, whatever the density */
-    SFD_MEMORY_SMALL = 1 /* the least memory that is found for at most one more forward */
+    SFD_MEMORY_SMALL = 1 /* the least memory that is found for about one more forward */
 };
 
 /* How a session runs. Zeros are the defaults, as NULL is where a function takes options. */
@@ -139,8 +139,10 @@ struct sfd_options {
     int32_t kernels;      /* enum sfd_kernel_set; automatic: the best one that is available */
     uint32_t threads;     /* that a session uses, with the calling one; 0 or 1: no others */
     int32_t memory;       /* enum sfd_memory */
-    uint64_t arena_bytes; /* a limit: SFD_ERR_ARENA if no plan fits it. SFD_MEMORY_FAST then is the
-                           * plan with the least work that is found to fit. 0: no limit */
+    uint64_t arena_bytes; /* a limit: SFD_ERR_ARENA if no plan fits it. SFD_MEMORY_FAST then is, of
+                           * all plans that are found, the one that fits with the least work, never
+                           * more for a higher limit; the least limit is what SFD_MEMORY_SMALL
+                           * takes. 0: no limit */
 };
 
 #define SFD_MAX_THREADS 16u
@@ -162,10 +164,10 @@ struct sfd_plan {
     uint32_t buffer_count;
     uint32_t step_count;
     struct sfd_multiply_adds step; /* of one training step with a full batch: exact, but for
-                                      d_weight, which depends on where the kept inputs lie. There
-                                      it is the expectation, as if all places were equally likely:
-                                      for each layer, what it would be on the whole input times
-                                      kept / elements, rounded down */
+                                      d_weight of kernels that multiply the kept inputs alone, which
+                                      depends on where those lie. There it is the expectation, as if
+                                      all places were equally likely: for each layer, what it would
+                                      be on the whole input times kept / elements, rounded down */
 };
 
 struct sfd_counters {

@@ -65,6 +65,12 @@ struct sfd_saved_input {
 struct sfd_kernels {
     const char *name;
     const struct sfd_tensor_kernels *tensors;
+    /* The time of writing one element of a tensor, in multiply-adds; the same for all vectorised
+     * sets, so that they have the same plans. It needs no precision: it is to rank what is cheap to
+     * compute again. */
+    uint32_t element_work;
+    /* Whether the weight gradient multiplies only the kept entries of a packed input. */
+    int (*skips_zeros)(const struct sfd_layer *layer);
     /* Bytes of scratch, a multiple of 4. They follow from the sizes alone (the support's arrays are
      * not there yet), do not fall as n grows, and are the same for all sets of vectorised kernels. */
     uint64_t (*forward_scratch_bytes)(const struct sfd_layer *layer, uint32_t n);

@@ -23,9 +23,9 @@ void sfd_lifetimes_sum(struct sfd_session *session, uint32_t unit);
 uint64_t sfd_lifetimes_peak(struct sfd_session *session);
 
 /* sfd_search.c: choose what is kept and what is computed again: the least work, up to a limit, with
- * at most so many bytes alive in each step. Leaves schedule and lifetimes behind. 0: nothing was
- * found. */
-int sfd_search(struct sfd_session *session, uint64_t bytes, uint64_t work_limit);
+ * at most so many bytes alive in each step. Leaves schedule and lifetimes behind, and the work of
+ * what is computed again. 0: nothing was found. */
+int sfd_search(struct sfd_session *session, uint64_t bytes, uint64_t work_limit, uint64_t *work);
 
 /* The schedule and the lifetimes of the choices as they are. 0: there are too many steps. */
 int sfd_search_build(struct sfd_session *session);

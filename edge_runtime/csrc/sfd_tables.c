@@ -217,14 +217,15 @@ void sfd_tables_measure(struct sfd_session *session)
     }
 }
 
-/* The work of one layer in a step with a full batch. Of its weight gradient only the share of the
- * kept inputs: work * kept / elements, without an overflow on the way. */
+/* The work of one layer in a step with a full batch. Where its weight gradient skips zeros, only the
+ * share of the kept inputs: work * kept / elements, without an overflow on the way. */
 static void plan_work(struct sfd_session *session, const struct sfd_operation *operation,
-                      uint64_t work)
+                      const struct sfd_layer *layer, uint64_t work)
 {
-    uint64_t elements = sfd_batch_elements(session, operation->input0);
-    uint64_t kept = sfd_keep_count(&session->slots[operation->weight], elements);
+    uint64_t elements = sfd_batch_elements(session, operation->input0), kept = elements;
 
+    if (session->kernels->skips_zeros(layer))
+        kept = sfd_keep_count(&session->slots[operation->weight], elements);
     session->planned.forward += work;
     session->planned.d_weight += work / elements * kept + work % elements * kept / elements;
     if (operation->input0 != 0u && session->nodes[operation->input0 - 1u].has_backward)
@@ -246,7 +247,7 @@ static void count_work(struct sfd_session *session, const struct sfd_container_v
                     continue;
                 layer = sfd_layer_sizes(session, node);
                 node->multiply_adds = layer_multiply_adds(&layer, state, &entry);
-                plan_work(session, &node->operation, node->multiply_adds * session->batch);
+                plan_work(session, &node->operation, &layer, node->multiply_adds * session->batch);
             }
         if (i + 1u < session->parameter_count)
             sfd_container_entry_next(state, i + 1u, &entry);
