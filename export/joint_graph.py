@@ -103,7 +103,7 @@ def joint_graph(artifact: TrainingArtifact) -> JointGraph:
 
 
 def add_weight_decay(graph: JointGraph) -> JointGraph:
-    """Return a graph whose gradients are dL/dp + weight_decay · p; `weight_decay`, a float32 scalar, is its last input."""
+    """Return a graph whose gradients are dL/dp + weight_decay · p, the float32 scalar `weight_decay` being an input."""
     copied = _with_scalar(graph, "weight_decay")
     module, placeholders = copied.module, copied.placeholders
     decay = placeholders["weight_decay"]

@@ -91,7 +91,7 @@ class TrainingWorker:
             answer = self._answers.read(int(header[1])) if header else b""
         if not header or len(answer) != int(header[1]):
             raise BackendError(
-                f"onnxruntime-training: the process ended, after {LIMIT_SECONDS:g} s at most: "
+                f"onnxruntime-training: the process ended, or took over {LIMIT_SECONDS:g} s for {action}: "
                 f"{self._last_words()}"
             )
         if header[0] != "done":
