@@ -60,7 +60,8 @@ def training_model(graph: JointGraph) -> onnx.ModelProto:
             "InPlaceAccumulatorV2", inputs, [flags[-1].name], domain=_DOMAIN
         )
         model.graph.node.append(accumulator)
-    model.graph.initializer.append(numpy_helper.from_array(np.array([True]), _ALWAYS))
+    if len(buffers) < len(parameters):
+        model.graph.initializer.append(numpy_helper.from_array(np.array([True]), _ALWAYS))
     del model.graph.input[:], model.graph.output[:]
     model.graph.input.extend([*user, *parameters, *buffers, _flag(_RESET)])
     model.graph.output.extend([results["loss"], *flags])
@@ -89,7 +90,7 @@ def optimizer_model() -> onnx.ModelProto:
                 for name in sequences
             ),
         ],
-        [helper.make_tensor_value_info("update_completed", TensorProto.BOOL, [])],
+        [_flag("update_completed")],
     )
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(_DOMAIN, 1)]
     return helper.make_model(

@@ -40,6 +40,7 @@ class TrainingModule:
     def __init__(self, folder: Path, threads: int) -> None:
         options = capi.SessionOptions()
         options.intra_op_num_threads = threads
+        options.log_severity_level = 3  # it warns of every optimizer model, its own as well
         device = capi.OrtDevice(capi.OrtDevice.cpu(), capi.OrtDevice.default_memory(), 0)
         paths = {name: str(folder / name) for name in FILES}
         state = capi.load_checkpoint(paths[CHECKPOINT])
