@@ -76,15 +76,8 @@ def to_onnx(
     with training_worker() if training else nullcontext() as worker:
         graph = joint_graph(artifact)
         record["operators"] = operators(graph)
-        graphs = {
-            "train": add_sgd(graph),
-            "gradients": graph,
-            "evaluate": evaluation_graph(artifact),
-        }
-        files = {
-            f"{name}.onnx": onnx_lowering.lowered(source, name).SerializeToString()
-            for name, source in graphs.items()
-        }
+        graphs = {"train": add_sgd(graph), "gradients": graph}
+        files = onnx_lowering.model_files(graphs | {"evaluate": evaluation_graph(artifact)})
         if cases:
             verified = _verified(artifact, cases, files, record["engine"])
             record["verified"] = verification_record(verified)
@@ -94,16 +87,12 @@ def to_onnx(
             if worker:
                 files |= onnx_training.training_files(artifact, graph, files, values, worker)
                 record["engine"]["onnxruntime-training"] = worker.version
+                record["verified_training"] = None
                 if cases:
                     verified = onnx_training.verify_training(artifact, cases, values, worker)
                     record["verified_training"] = verification_record(verified)
     files["model.sfd"] = artifact.encode()
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        write_atomic(folder / name, data)
-    record["files"] = [file_record(folder / name) for name in sorted(files)]
-    write_atomic(folder / "manifest.json", encode(record))
+    _write(Path(directory), files, record)
     return record
 
 
@@ -120,6 +109,15 @@ def runner(session: onnxruntime.InferenceSession) -> gate.Run:
         }
 
     return run
+
+
+def _write(folder: Path, files: Mapping[str, bytes], record: dict[str, Any]) -> None:
+    """Write the files, and last the manifest, which `record` becomes by listing them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        write_atomic(folder / name, data)
+    record["files"] = [file_record(folder / name) for name in sorted(files)]
+    write_atomic(folder / "manifest.json", encode(record))
 
 
 def _verified(
