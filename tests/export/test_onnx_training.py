@@ -16,6 +16,7 @@ import pytest
 import torch
 from engine_cases import BUILDERS, DENSITIES, compiled, follow_eager, gate_cases, state_at, traced
 from onnx import numpy_helper
+from onnx_faults import FAULTS
 from torch import Tensor
 
 from sparsyfed import export
@@ -23,7 +24,6 @@ from sparsyfed.edge_runtime import State
 from sparsyfed.edge_runtime.errors import BackendError, InputError, VerificationError
 from sparsyfed.export import gate, onnx_operations, onnx_training, training_worker
 from sparsyfed.export.joint_graph import evaluation_graph
-from sparsyfed.export.onnx_graph import Lowering
 from sparsyfed.export.onnx_lowering import lowered
 from sparsyfed.export.states import dense_tensors
 from sparsyfed.export.training_worker import TrainingWorker
@@ -110,40 +110,8 @@ def test_an_export_writes_verified_artifacts_the_same_each_time(tmp_path: Path) 
     assert names[-2:] == ["state.6.bias_grad.accumulation.buffer", "lazy_reset_grad"]
 
 
-def unpruned(low: Lowering, node: Any) -> str:
-    return low.name(node.args[0])
-
-
-BATCH_NORM = torch.ops.aten._native_batch_norm_legit_functional.default
-right_batch_norm = onnx_operations.RULES[BATCH_NORM]
-
-
-def evaluated(low: Lowering, node: Any) -> tuple[str, ...]:
-    """A batch norm that uses the running statistics."""
-    g, results = low.graph, right_batch_norm(low, node)
-    x, _, _, mean, variance = (low.name(source) for source in node.args[:5])
-    mean, variance = (g.reshape(name, [-1, 1, 1]) for name in (mean, variance))
-    deviation = g.call("Sqrt", g.add(variance, g.number(1e-5)))
-    return g.call("Div", g.sub(x, mean), deviation), *results[1:]
-
-
-def naive(low: Lowering, node: Any) -> str:
-    """β·|v|^β/|v|: 0/0 at v = 0."""
-    g, v, d_weight = low.graph, low.name(node.args[0]), low.name(node.args[1])
-    size = g.call("Abs", v)
-    slope = g.call("Div", g.call("Pow", size, g.number(node.args[2])), size)
-    return g.mul(g.mul(slope, g.number(node.args[2])), d_weight)
-
-
 @pytest.mark.usefixtures("training_python")
-@pytest.mark.parametrize(
-    ("operator", "rule", "message"),
-    [
-        (torch.ops.sparsyfed.prune.default, unpruned, "weight has a relative error"),
-        (BATCH_NORM, evaluated, "relative error"),
-        (torch.ops.sparsyfed.powerprop_backward.default, naive, "not finite|relative error of inf"),
-    ],
-)
+@pytest.mark.parametrize(("operator", "rule", "message"), FAULTS)
 def test_a_fault_of_a_rule_is_caught(
     operator: Any, rule: Any, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
