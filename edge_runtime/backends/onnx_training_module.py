@@ -27,6 +27,7 @@ if not hasattr(capi, "Module"):
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
+DEVICE = capi.OrtDevice(capi.OrtDevice.cpu(), capi.OrtDevice.default_memory(), 0)
 STATE, NEW_STATE, GRADIENT = "state.", "new_state.", "gradient."
 CHECKPOINT = "checkpoint"
 FILES = ("training_model.onnx", "eval_model.onnx", "optimizer_model.onnx", CHECKPOINT)
@@ -41,14 +42,14 @@ class TrainingModule:
         options = capi.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # it warns of every optimizer model, its own as well
-        device = capi.OrtDevice(capi.OrtDevice.cpu(), capi.OrtDevice.default_memory(), 0)
         paths = {name: str(folder / name) for name in FILES}
         state = capi.load_checkpoint(paths[CHECKPOINT])
-        # They point into the checkpoint: attributes end in this order.
+        # Module and optimizer point into the checkpoint, which has to outlive them: attributes end
+        # in the order in which they were set.
         self._module = capi.Module(
-            paths["training_model.onnx"], state, paths["eval_model.onnx"], device, options
+            paths["training_model.onnx"], state, paths["eval_model.onnx"], DEVICE, options
         )
-        self._optimizer = capi.Optimizer(paths["optimizer_model.onnx"], state, device, options)
+        self._optimizer = capi.Optimizer(paths["optimizer_model.onnx"], state, DEVICE, options)
         self._state = state
         self._parameters = {name: state.get_parameter(name) for name in state.parameter_names()}
         self.values = self._stored()
@@ -109,8 +110,7 @@ class TrainingModule:
         return {name: _copy(parameter.data) for name, parameter in self._parameters.items()}
 
     def _put(self, name: str, value: Array) -> None:
-        device = capi.OrtDevice(capi.OrtDevice.cpu(), capi.OrtDevice.default_memory(), 0)
-        source = capi.OrtValue.ortvalue_from_numpy(value, device)
+        source = capi.OrtValue.ortvalue_from_numpy(value, DEVICE)
         self._parameters[name].copy_from(self._state, source)
 
 
