@@ -165,9 +165,10 @@ class Session:
         share their work out; the result is the same to the bit. `close` ends them.
 
         `backend` names the engine: "native" is the C core; "onnxruntime" takes the folder of
-        `export.to_onnx`, "torchscript" the file of `export.to_torchscript` in the place of the
-        artifact, and no arguments but `threads` besides. Their sessions have the same methods; what
-        the engine does not tell is None (see `backends`).
+        `export.to_onnx`, "onnxruntime-training" one that was written with `training`, "torchscript"
+        the file of `export.to_torchscript` in the place of the artifact, and no arguments but
+        `threads` besides. Their sessions have the same methods; what the engine does not tell is
+        None (see `backends`).
 
         Raises FormatError for a malformed artifact or state, MismatchError when they don't belong
         together, ArenaError when the arena is smaller than planned or the system does not give it,
