@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,15 +18,26 @@ from sparsyfed.export.manifest import manifest
 from sparsyfed.export.to_onnx import to_onnx
 from sparsyfed.export.to_torchscript import to_torchscript
 from sparsyfed.export.training_artifact import TrainingArtifact
+from sparsyfed.export.training_worker import PYTHON_VARIABLE
 
 
 class Write(Protocol):
     """What writes a target."""
 
     def __call__(
-        self, artifact: TrainingArtifact, path: Path, state: State, /, *, verify: bool
+        self,
+        artifact: TrainingArtifact,
+        path: Path,
+        state: State,
+        /,
+        *,
+        batch_size: int,
+        verify: bool,
     ) -> dict[str, Any]:
-        """Write a file or folder, through the gate if `verify`; return its manifest."""
+        """Write a file or folder, through the gate if `verify`; return its manifest.
+
+        Where the size of batches is limited when the file is written, it is for `batch_size` examples at least.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +54,31 @@ class Target:
     """What writing and verifying it needs."""
     extra: str
     """The extra of sparsyfed-edge that brings them."""
-    initial_values: frozenset[str] = frozenset()
-    """Files with nothing but the values of the state, which a fleet sends by itself."""
+    kept_back: frozenset[str] = frozenset()
+    """Files that a device of a fleet does not get: first values, which come as the state, and what it does not open."""
+    python_variable: str | None = None
+    """The environment variable that names the Python with the engine, where it can't share one with the others."""
+
+    @property
+    def python(self) -> str:
+        """The Python that has the engine."""
+        return os.environ.get(self.python_variable or "", sys.executable)
 
     def missing(self) -> list[str]:
-        """The packages that are not there."""
-        return [name for name in self.packages if importlib.util.find_spec(name) is None]
+        """What is not there: packages, or the variable that names the Python with the engine."""
+        missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
+        if self.python_variable and self.python_variable not in os.environ:
+            missing.append(self.python_variable)
+        return missing
 
     def require(self) -> None:
-        """Raise ConfigurationError where a package is not there."""
+        """Raise ConfigurationError where something is not there."""
         missing = self.missing()
+        if missing and missing[0] == self.python_variable:
+            raise ConfigurationError(
+                f"target {self.name!r}: set {self.python_variable} to the Python of an environment with "
+                f"sparsyfed-edge[{self.backend}]"
+            )
         if missing:
             raise ConfigurationError(
                 f"target {self.name!r} needs {' and '.join(missing)}: "
@@ -62,13 +90,8 @@ class Target:
         return folder if self.file is None else folder / self.file
 
 
-def _to_native(
-    artifact: TrainingArtifact,
-    path: Path,
-    state: State,  # noqa: ARG001 - an artifact holds no values
-    *,
-    verify: bool,  # noqa: ARG001 - the core that trains is the one that the tests compare
-) -> dict[str, Any]:
+def _native(artifact: TrainingArtifact, path: Path, _: State, **__: object) -> dict[str, Any]:
+    """The artifact; the core that trains it is the one that the tests compare with PyTorch."""
     artifact.save(path)
     record = manifest(artifact, "native", {"sparsyfed": sparsyfed.__version__})
     kinds = Counter(operation.kind.name.lower() for operation in artifact.native.operations)
@@ -76,20 +99,45 @@ def _to_native(
     return record
 
 
+def _onnx(
+    artifact: TrainingArtifact, path: Path, state: State, *, verify: bool, **_: object
+) -> dict[str, Any]:
+    return to_onnx(artifact, path, state, verify=verify)
+
+
+def _onnx_training(
+    artifact: TrainingArtifact, path: Path, state: State, *, verify: bool, **_: object
+) -> dict[str, Any]:
+    record = to_onnx(artifact, path, state, training=True, verify=verify)
+    return record | {"verified": record["verified_training"]}
+
+
+def _torchscript(
+    artifact: TrainingArtifact, path: Path, state: State, *, verify: bool, **_: object
+) -> dict[str, Any]:
+    return to_torchscript(artifact, path, state, verify=verify)
+
+
+_ONNX = ("onnx", "onnxruntime")
+_ONNX_VALUES = frozenset({"parameters.onnx", "parameters.bin"})
+_PLAIN_ONNX = frozenset({"train.onnx", "gradients.onnx", "evaluate.onnx"})
+
 TARGETS = {
     target.name: target
     for target in (
-        Target("native", "native", _to_native, "model.sfd", (), "export"),
+        Target("native", "native", _native, "model.sfd", (), "export"),
+        Target("onnx", "onnxruntime", _onnx, None, _ONNX, "onnx", _ONNX_VALUES),
         Target(
-            "onnx",
-            "onnxruntime",
-            to_onnx,
+            "onnx-training",
+            "onnxruntime-training",
+            _onnx_training,
             None,
-            ("onnx", "onnxruntime"),
+            _ONNX,
             "onnx",
-            frozenset({"parameters.onnx", "parameters.bin"}),
+            _ONNX_VALUES | _PLAIN_ONNX,
+            PYTHON_VARIABLE,
         ),
-        Target("torchscript", "torchscript", to_torchscript, "model.pt", ("torch",), "torchscript"),
+        Target("torchscript", "torchscript", _torchscript, "model.pt", ("torch",), "torchscript"),
     )
 }
 """By name. Each backend but the native one has its engine in `edge_runtime.backends.ENGINES`."""

@@ -2,8 +2,9 @@
 
 `eager` is PyTorch doing the very step that the native core does, `dense` eager PyTorch without
 powerprop and pruning, in the better memory format; the other engines run exports of the same step.
-All take the same batches, in turns in one process on one thread. Memory is that of a process of its
-own, which has nothing in it but the engine.
+All take the same batches, in turns in one process on one thread. An engine that excludes another one
+from its environment takes turns with the native core there, and its ratio to eager is the product of
+two ratios of medians. Memory is that of a process of its own, which has nothing in it but the engine.
 """
 
 import copy
@@ -29,6 +30,8 @@ from sparsyfed.tools.bench_session import session_step
 from sparsyfed.tools.bench_timing import Side, Spread, best_of, ratio, take_turns
 from sparsyfed.tools.quantities import byte_text
 
+STATE_NAME = "state.sfs"
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
@@ -53,7 +56,7 @@ class Exported:
     def bytes(self) -> int:
         """Of the files that a device trains with; the values of the model come by themselves."""
         folder = self.path.parent if self.target.file else self.path
-        files = (file for file in folder.iterdir() if file.name not in self.target.initial_values)
+        files = (file for file in folder.iterdir() if file.name not in self.target.kept_back)
         return sum(file.stat().st_size for file in files)
 
 
@@ -79,13 +82,15 @@ def measure(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     for name in chosen.models:
         model = BenchModel.load(name, chosen.input_shape)
         with tempfile.TemporaryDirectory(prefix="sparsyfed-bench-") as folder:
-            exports = _exports(model, targets, Path(folder))
+            exports = _exports(model, targets, chosen, Path(folder))
             for batch_size in chosen.batch_sizes:
                 rows += _rows_of_batch(model, batch_size, exports, chosen, Path(folder))
     return rows
 
 
-def _exports(model: BenchModel, targets: Sequence[Target], folder: Path) -> list[Exported]:
+def _exports(
+    model: BenchModel, targets: Sequence[Target], settings: EngineSettings, folder: Path
+) -> list[Exported]:
     """Exports of the step. They are not verified: no figure depends on that, and tests do it."""
     x, _ = model.batch(1)
     artifact = export.compile(model.module, torch.from_numpy(x), beta=BETA, loss="cross_entropy")
@@ -95,7 +100,8 @@ def _exports(model: BenchModel, targets: Sequence[Target], folder: Path) -> list
         place = folder / target.name
         place.mkdir()
         path = target.path(place)
-        target.write(artifact, path, model.dense, verify=False)
+        batch_size = max(settings.batch_sizes)
+        target.write(artifact, path, model.dense, batch_size=batch_size, verify=False)
         exports.append(Exported(target, path))
     return exports
 
@@ -120,6 +126,19 @@ def _rows_of_batch(
         memory = {**dense, NATIVE: _memory(native, state, batch_size, folder)}
         same = {"model": model.name, "batch_size": batch_size, "sparsity": sparsity}
         times = _times(model, batch_size, state, exports, settings.turns)
+        medians = {row["engine"]: row["seconds"]["median"] for row in times}
+        times += [
+            _times_apart(
+                each,
+                native,
+                folder / STATE_NAME,  # saved for the measurement of memory
+                batch_size=batch_size,
+                turns=settings.turns,
+                native_over_eager=medians[NATIVE] / medians["eager"],
+            )
+            for each in others
+            if each.target.python_variable
+        ]
         sizes = {each.target.backend: each.bytes for each in exports}
         rows += [
             same
@@ -132,7 +151,7 @@ def _rows_of_batch(
 
 def _memory(exported: Exported, state: State, batch_size: int, folder: Path) -> dict[str, Any]:
     """What a process takes that does nothing but train on this engine."""
-    file = folder / "state.sfs"
+    file = folder / STATE_NAME
     state.save(file)
     settings = {
         "backend": exported.target.backend,
@@ -141,12 +160,12 @@ def _memory(exported: Exported, state: State, batch_size: int, folder: Path) -> 
         "batch_size": batch_size,
     }
     say(f"{exported.target.backend}: memory of a process of its own")
-    found: dict[str, Any] = measure_apart("engine_memory", settings)
+    found: dict[str, Any] = measure_apart("engine_memory", settings, python=exported.target.python)
     return found
 
 
 def _eager_memory(model: BenchModel, batch_size: int, folder: Path) -> dict[str, Any]:
-    file = folder / "state.sfs"
+    file = folder / STATE_NAME
     model.dense.save(file)
     settings = {
         "model": model.name,
@@ -172,6 +191,7 @@ def _times(
     sessions = {
         each.target.backend: Session.open(each.path, state, batch_size, each.target.backend)
         for each in exports
+        if not each.target.python_variable
     }
     sides |= {name: session_step(session, x, y) for name, session in sessions.items()}
     taken = take_turns(sides, turns)
@@ -190,6 +210,36 @@ def _times(
         }
         for name, seconds in engines.items()
     ]
+
+
+def _times_apart(
+    exported: Exported,
+    native: Exported,
+    state: Path,
+    *,
+    batch_size: int,
+    turns: int,
+    native_over_eager: float,
+) -> dict[str, Any]:
+    """The row of an engine that has a Python for itself."""
+    settings = {
+        "backend": exported.target.backend,
+        "artifact": str(exported.path),
+        "native": str(native.path),
+        "state": str(state),
+        "batch_size": batch_size,
+        "turns": turns,
+    }
+    taken = measure_apart("engine_times", settings, python=exported.target.python)
+    over_native = ratio(taken["engine"], taken["native"])
+    over_eager = {name: native_over_eager * value for name, value in asdict(over_native).items()}
+    return {
+        "engine": exported.target.backend,
+        "version": None,
+        "seconds": asdict(Spread.of(taken["engine"])),
+        "over_eager": over_eager,
+        "over_native": asdict(over_native),
+    }
 
 
 def _eager_step(

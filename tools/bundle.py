@@ -150,9 +150,11 @@ def _write(
         path = target.path(Path(partial) / "export")
         path.parent.mkdir(exist_ok=True)
         try:
-            record = target.write(artifact, path, state, verify=settings.verify)
+            record = target.write(
+                artifact, path, state, batch_size=settings.batch_size, verify=settings.verify
+            )
         except UnsupportedOperationError as error:
-            raise _unsupported(target, artifact, state, error) from error
+            raise _unsupported(target, settings, artifact, state, error) from error
         written = sorted((Path(partial) / "export").iterdir())
         names = [file.name for file in written]
         for file in written:
@@ -165,7 +167,7 @@ def _write(
         "operators": record["operators"],
         "verified": record["verified"],
         "files": list(paths.values()),
-        "device_files": [p for name, p in paths.items() if name not in target.initial_values],
+        "device_files": [p for name, p in paths.items() if name not in target.kept_back],
     }
 
 
@@ -175,7 +177,11 @@ def _place(folder: Path, target: Target) -> Path:
 
 
 def _unsupported(
-    target: Target, artifact: TrainingArtifact, state: State, error: UnsupportedOperationError
+    target: Target,
+    settings: BundleSettings,
+    artifact: TrainingArtifact,
+    state: State,
+    error: UnsupportedOperationError,
 ) -> UnsupportedOperationError:
     """The error with the targets that do hold the model, found by trying them."""
     able = []
@@ -184,7 +190,13 @@ def _unsupported(
             continue
         with tempfile.TemporaryDirectory(prefix="sparsyfed-export-") as folder:
             try:
-                other.write(artifact, other.path(Path(folder)), state, verify=False)
+                other.write(
+                    artifact,
+                    other.path(Path(folder)),
+                    state,
+                    batch_size=settings.batch_size,
+                    verify=False,
+                )
             except UnsupportedOperationError:
                 continue
             able.append(other.name)
@@ -204,6 +216,7 @@ def _measured(target: Target, settings: BundleSettings, say: Say) -> dict[str, A
             "state": str((settings.folder / STATE_NAME).absolute()),
             "batch_size": settings.batch_size,
         },
+        python=target.python,
     )
     device, growth = settings.device, found["growth_bytes"]
     if device is not None and growth > device.memory_bytes:

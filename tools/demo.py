@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -30,6 +30,7 @@ from sparsyfed.tools.demo_report import DemoRun, build_report, save_report, summ
 from sparsyfed.tools.device_processes import DeviceCommand, DeviceProcesses
 from sparsyfed.tools.in_process import FederatedJob, FinishedRound
 from sparsyfed.tools.live_table import RoundRow, RoundTable, SilentTable, round_table
+from sparsyfed.tools.other_python import environment_for
 from sparsyfed.tools.watch_data import load_fleet
 
 ARTIFACT_NAME = "model.sfd"
@@ -150,7 +151,7 @@ def _train_over_mqtt(
 ) -> tuple[State, JobResult]:
     """The initial state, and the result of the job run by one process a device."""
     work = places.work
-    with PrivateBroker(work / "broker") as broker:
+    with PrivateBroker(work / "broker") as broker, _packages(settings) as packages:
         commands = {
             name: DeviceCommand(
                 [
@@ -158,6 +159,7 @@ def _train_over_mqtt(
                     *("--profile", _profile(backend).name, "--backend", backend),
                 ],
                 places.logs / f"{name}.log",
+                *packages[backend],
             )
             for name, backend in backends.items()
         }
@@ -177,6 +179,16 @@ def _train_over_mqtt(
             result = _coordinate(config, fleet, show)
             fleet.wait(FAREWELL_S)
     return state, result
+
+
+@contextmanager
+def _packages(settings: DemoSettings) -> Iterator[dict[str, tuple[str, Mapping[str, str]]]]:
+    """By backend the Python of its devices, and what to add to their environment."""
+    with ExitStack() as stack:
+        yield {
+            target.backend: (target.python, stack.enter_context(environment_for(target.python)))
+            for target in targets_of(settings.engines)
+        }
 
 
 def _device_arguments(name: str, broker: PrivateBroker, data: Path, directory: Path) -> list[str]:

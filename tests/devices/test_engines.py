@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,7 @@ def results(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
             engine=LocalEngine.load(TARGETS[name].backend),
         )
         for name in engine_bundle.available()
+        if TARGETS[name].python == sys.executable
     }
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from sparsyfed import coordinator
 from sparsyfed.coordinator import Configuration
 from sparsyfed.coordinator.aggregation import FederatedAverage
 from sparsyfed.edge_runtime import SparseUpdate
-from sparsyfed.export.targets import TARGETS
+from sparsyfed.export.targets import TARGETS, Target
 from sparsyfed.tools.broker import PrivateBroker
+from sparsyfed.tools.other_python import environment_for
 
 PHONE = "phone_midrange"
 WITHOUT_TORCH = """
@@ -32,7 +34,8 @@ sys.exit(f"loaded: {loaded}" if loaded else code)
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(any_training_python: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    assert any_training_python is None or "onnx-training" in engine_bundle.available()
     folder = tmp_path_factory.mktemp("bundle")
     engine_bundle.write(folder, targets=engine_bundle.available())
     return folder
@@ -50,13 +53,24 @@ def job(folder: Path, bundle: Path, port: int, devices: int) -> Configuration:
     return Configuration.from_mapping(tables)
 
 
-def start(name: str, backend: str, broker: PrivateBroker, folder: Path) -> subprocess.Popen[bytes]:
-    arguments = ["device", "run", "--id", name, "--broker", f"{broker.host}:{broker.port}"]
-    arguments += ["--data", str(folder / "data"), "--directory", str(folder / name)]
+def start(
+    backend: str, broker: PrivateBroker, folder: Path, packages: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    arguments = ["device", "run", "--id", backend, "--broker", f"{broker.host}:{broker.port}"]
+    arguments += ["--data", str(folder / "data"), "--directory", str(folder / backend)]
     arguments += ["--profile", PHONE, "--backend", backend, "--exit-on-finish"]
-    program = ["-c", WITHOUT_TORCH] if backend == "onnxruntime" else ["-m", "sparsyfed.tools"]
-    with (folder / f"{name}.log").open("wb") as log:
-        return subprocess.Popen([sys.executable, *program, *arguments], stdout=log, stderr=log)
+    program = ["-c", WITHOUT_TORCH] if "onnx" in backend else ["-m", "sparsyfed.tools"]
+    with (folder / f"{backend}.log").open("wb") as log:
+        return subprocess.Popen(
+            [target_of(backend).python, *program, *arguments],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **packages},
+        )
+
+
+def target_of(backend: str) -> Target:
+    return next(target for target in TARGETS.values() if target.backend == backend)
 
 
 def test_devices_of_all_engines_train_the_same_model(
@@ -72,19 +86,24 @@ def test_devices_of_all_engines_train_the_same_model(
 
     monkeypatch.setattr(FederatedAverage, "add", keep)
     backends = sorted(TARGETS[name].backend for name in engine_bundle.available())
-    processes = {name: start(name, name, broker, tmp_path) for name in backends}
-    try:
+    pythons = {name: target_of(name).python for name in backends}
+    with ExitStack() as stack:
+        packages = {n: stack.enter_context(environment_for(p)) for n, p in pythons.items()}
+        processes = {name: start(name, broker, tmp_path, packages[name]) for name in backends}
+        stack.callback(end, processes.values())
         result = coordinator.run(job(tmp_path, bundle, broker.port, len(backends)))
         for name, process in processes.items():
             assert process.wait(20) == 0, (tmp_path / f"{name}.log").read_text()
-    finally:
-        for process in processes.values():
-            process.kill()
-            process.wait()
     assert [entry.devices for entry in result.rounds] == [len(backends)] * 2
     check_devices(result, backends)
     first_round = dict(zip(backends, updates[: len(backends)], strict=True))
     check_agreement(first_round)
+
+
+def end(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.kill()
+        process.wait()
 
 
 def check_devices(result: coordinator.JobResult, backends: list[str]) -> None:

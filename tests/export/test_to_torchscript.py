@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -150,16 +151,16 @@ def test_the_file_describes_itself(tmp_path: Path) -> None:
     assert described["verified"] is None
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_lite_interpreter_of_phones_trains_the_same(tmp_path: Path) -> None:
     from torch.jit.mobile import _load_for_lite_interpreter
 
     artifact = compiled("odd_net")
     state = state_at(artifact, 0.3)
     export.to_torchscript(artifact, tmp_path / "model.pt", state, verify=False)
-    whole = torch.jit.load(tmp_path / "model.pt")
+    whole: Any = torch.jit.load(tmp_path / "model.pt")  # type: ignore[no-untyped-call]
     whole._save_for_lite_interpreter(str(tmp_path / "model.ptl"))
-    lite = _load_for_lite_interpreter(str(tmp_path / "model.ptl"))
+    lite: Any = _load_for_lite_interpreter(str(tmp_path / "model.ptl"))  # type: ignore[no-untyped-call]
     x, y = batch(artifact, 5, seed=0)
     keep = torch.tensor(kept_inputs(artifact.native, state, 5))
     for _ in range(3):
