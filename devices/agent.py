@@ -17,11 +17,12 @@ from sparsyfed.devices import events
 from sparsyfed.devices.events import Action, Event, Publish
 from sparsyfed.devices.outbox import Outbox, work_key, work_title
 from sparsyfed.devices.pull import Pull
+from sparsyfed.devices.refusal import refusal_of_offer, refusal_of_plan
 from sparsyfed.devices.settings import AgentSettings
 from sparsyfed.devices.storage import DeviceStorage
 from sparsyfed.devices.training import LocalResult
 from sparsyfed.edge_runtime import messages
-from sparsyfed.edge_runtime.errors import FormatError, SparsyFedError
+from sparsyfed.edge_runtime.errors import FormatError
 from sparsyfed.edge_runtime.messages import (
     BlockRequest,
     Control,
@@ -35,7 +36,6 @@ from sparsyfed.edge_runtime.messages import (
     RoundNotice,
     device_topic,
 )
-from sparsyfed.edge_runtime.plan import plan
 
 logger = logging.getLogger(__name__)
 
@@ -54,15 +54,6 @@ class Work:
     offer: Offer
     deadline: float
     phase: Phase = Phase.PULLING
-
-
-def refusal_of_plan(artifact: Path, state: Path, batch_size: int, memory_bytes: int) -> str | None:
-    """Why this work does not fit `memory_bytes` by the device's own plan, or None if it does."""
-    try:
-        plan(artifact, state.read_bytes(), batch_size, arena_bytes=memory_bytes)
-    except SparsyFedError as error:
-        return str(error)
-    return None
 
 
 class Agent:
@@ -256,26 +247,7 @@ class Agent:
 
     def _refusal(self, offer: Offer) -> str | None:
         """Why this offer is declined before anything is pulled, or None."""
-        settings = self.settings
-        if offer.backend != settings.backend:
-            return f"work for {offer.backend}, this device trains with {settings.backend}"
-        if offer.export is not None and offer.export.memory_bytes > settings.memory_bytes:
-            return (
-                f"training was measured to take {offer.export.memory_bytes} bytes on {offer.backend}, "
-                f"this device has {settings.memory_bytes}"
-            )
-        for reference in offer.objects:
-            if reference.size > settings.max_object_bytes:
-                return (
-                    f"object of {reference.size} bytes is over this device's limit of "
-                    f"{settings.max_object_bytes}"
-                )
-            if reference.block_bytes > settings.block_bytes:
-                return (
-                    f"blocks of {reference.block_bytes} bytes are over this device's "
-                    f"{settings.block_bytes}"
-                )
-        return self._refusal_of_plan(offer)
+        return refusal_of_offer(offer, self.settings) or self._refusal_of_plan(offer)
 
     def _refusal_of_plan(self, offer: Offer) -> str | None:
         """Why the native core can't train this offer, as far as its objects are there."""

@@ -35,6 +35,8 @@ ARTIFACT_NAME = "model.sfd"
 STATE_NAME = "initial.sfs"
 FORMAT = 1
 """Version of the manifest; it changes when a field changes its meaning."""
+PLANNED_FIELDS = ("batch", "kernels", "memory")
+"""What some targets fix when they are written, and the manifest repeats."""
 
 Say = Callable[[str], None]
 
@@ -166,6 +168,7 @@ def _write(
         "engine": record["engine"],
         "operators": record["operators"],
         "verified": record["verified"],
+        **{key: record[key] for key in PLANNED_FIELDS if key in record},
         "files": list(paths.values()),
         "device_files": [p for name, p in paths.items() if name not in target.kept_back],
     }
