@@ -1,7 +1,7 @@
 """The pruned training step on every engine: `sparsyfed bench engines`.
 
-`eager` is PyTorch doing the very step that the native core does, `dense` eager PyTorch without
-powerprop and pruning, in the better memory format; the other engines run exports of the same step.
+`eager` is PyTorch doing the step that the native core does, `dense` eager PyTorch without powerprop
+and pruning, in the better memory format; the other engines run exports of the same step.
 All take the same batches, in turns in one process on one thread. An engine that excludes another one
 from its environment takes turns with the native core there, and its ratio to eager is the product of
 two ratios of medians. Memory is that of a process of its own, which has nothing in it but the engine.
@@ -23,7 +23,7 @@ from sparsyfed.coordinator.bundle import NATIVE
 from sparsyfed.edge_runtime import Session, State
 from sparsyfed.edge_runtime.errors import ConfigurationError
 from sparsyfed.export.targets import TARGETS, Target
-from sparsyfed.tools.bench_dense import dense_step, memory_formats
+from sparsyfed.tools.bench_dense import dense_step, fast_reference, memory_formats
 from sparsyfed.tools.bench_models import BETA, BenchModel
 from sparsyfed.tools.bench_process import measure_apart, say
 from sparsyfed.tools.bench_session import session_step
@@ -248,7 +248,7 @@ def _eager_step(
     """The step of the method in eager PyTorch, on the values of a state."""
     pruned = copy.deepcopy(model.module)
     export.load_state(pruned, state)
-    return dense_step(export.reference(pruned, BETA), x, y, "contiguous")
+    return dense_step(fast_reference(pruned, BETA), x, y, "contiguous")
 
 
 HEADING = (

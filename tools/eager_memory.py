@@ -9,7 +9,7 @@ import torch
 from sparsyfed import export
 from sparsyfed.edge_runtime import State
 from sparsyfed.edge_runtime.process_memory import peak_rss_bytes, reset_peak_rss, rss_bytes
-from sparsyfed.tools.bench_dense import dense_step
+from sparsyfed.tools.bench_dense import dense_step, fast_reference
 from sparsyfed.tools.engine_memory import STEPS
 
 
@@ -25,7 +25,7 @@ def measure(
     generator = np.random.default_rng(0)
     x = generator.standard_normal((batch_size, *shape), dtype=np.float32)
     y = generator.integers(0, classes, batch_size).astype(np.int32)
-    step = dense_step(export.reference(module, beta), x, y, "contiguous")
+    step = dense_step(fast_reference(module, beta), x, y, "contiguous")
     for _ in range(STEPS):
         step()
     return {"base_bytes": base, "peak_bytes": peak_rss_bytes()}

@@ -29,15 +29,15 @@ GOALS = (
 INTRODUCTION = """# The training step on every engine
 
 One step of the method: power-propagation, forward, loss, backward with pruned saved inputs, SGD with weight decay;
-batch 16, random masks, one thread. `eager` is PyTorch doing this very step, `dense` PyTorch eager without powerprop
-and pruning in the better memory format, `native` our C core; the others run the files of `sparsyfed export`. Times
-are CPU time, medians over turns in which all engines of a row step one after the other in one process; ratios are
-medians of the ratios of the turns. onnxruntime-training excludes onnxruntime from its environment: it takes turns
-with the native core there, and its ratio to eager is the product of two. Memory is the resident set of a process
-that has nothing in it but interpreter and engine: before any model, and at most over three steps, at a state that
-is dense for all engines but the native one, which takes the memory of that sparsity. Files are what a device of a
-fleet is sent, without the values of the model; a `.pt` has those in it as well.
-"""
+batch 16, random masks, one thread. `eager` is PyTorch doing this step, with the fastest search for the largest
+inputs that it has (kthvalue), `dense` PyTorch eager without powerprop and pruning in the better memory format,
+`native` our C core; the others run the files of `sparsyfed export`. Times are CPU time, medians over turns in which
+all engines of a row step one after the other in one process; ratios are medians of the ratios of the turns.
+onnxruntime-training excludes onnxruntime from its environment: it takes turns with the native core there, and its
+ratio to eager is the product of two. Memory is the resident set of a process that has nothing in it but interpreter
+and engine: before any model, and at most over three steps, at a state that is dense for all engines but the native
+one, which takes the memory of that sparsity. Files are what a device of a fleet is sent, without the values of the
+model; a `.pt` has those in it as well."""
 
 
 def markdown(found: Mapping[str, Any]) -> str:

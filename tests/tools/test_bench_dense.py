@@ -10,7 +10,13 @@ import torch
 from torch.nn import functional
 
 from sparsyfed import export
-from sparsyfed.tools.bench_dense import dense_forward, dense_step, memory_formats, reference_like
+from sparsyfed.tools.bench_dense import (
+    dense_forward,
+    dense_step,
+    fast_reference,
+    memory_formats,
+    reference_like,
+)
 from sparsyfed.tools.bench_models import BETA, BenchModel
 
 
@@ -73,3 +79,15 @@ def test_a_dense_step_trains_and_a_forward_does_not() -> None:
 
 def test_signals_have_one_memory_format() -> None:
     assert memory_formats(np.zeros((1, 6, 256), np.float32)) == ["contiguous"]
+
+
+@pytest.mark.parametrize("name", ["watch_cnn", "resnet8", "mlp"])
+def test_the_fast_reference_is_the_reference(name: str) -> None:
+    model = BenchModel.load(name, None)
+    module = copy.deepcopy(model.module)
+    export.load_state(module, model.masked("random", 0.9, "global", None))
+    x, y = model.batch(4)
+    wanted = gradients(export.reference(copy.deepcopy(module), BETA), x, y)
+    got = gradients(fast_reference(module, BETA), x, y)
+    for name_of_parameter, gradient in wanted.items():
+        torch.testing.assert_close(got[name_of_parameter], gradient, rtol=1e-4, atol=1e-6)
