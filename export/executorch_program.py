@@ -1,0 +1,116 @@
+"""From joint graphs to one ExecuTorch program. Needs the executorch package."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
+
+from sparsyfed.edge_runtime.errors import UnsupportedOperationError
+from sparsyfed.export.joint_graph import STATE, JointGraph
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """ExecuTorch and what it brings warn of their own use of PyTorch, and of processors that are not there."""
+    logger = logging.getLogger()
+    before = logger.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+with quiet():
+    from executorch.exir import (
+        EdgeCompileConfig,
+        EdgeProgramManager,
+        ExecutorchBackendConfig,
+        to_edge,
+    )
+    from executorch.exir.passes import MemoryPlanningPass
+
+
+_CONFIG = EdgeCompileConfig(_check_ir_validity=False)  # which knows no operators of our own
+
+
+class _Step(nn.Module):
+    """A graph with its results as a tuple, which is what torch.export takes."""
+
+    def __init__(self, module: GraphModule) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.module(*inputs))
+
+
+def written(
+    graph: JointGraph, rules: Mapping[Any, Callable[..., Any]], plain: frozenset[Any]
+) -> JointGraph:
+    """Return the graph with `rules` called in the place of the operators that they are for.
+
+    Raises UnsupportedOperationError for an operator that has no rule and is not in `plain`.
+    """
+    module = copy.deepcopy(graph.module)
+    copied = JointGraph(module, graph.inputs, graph.outputs, graph.layers)
+    names = {node: name for name, node in copied.placeholders.items()}
+    layer = ""
+    for node in module.graph.nodes:
+        if node.op != "call_function":
+            continue
+        if node.target is torch.ops.sparsyfed.powerprop.default:
+            layer = names[node.args[0]].removeprefix(STATE)
+        if node.target not in rules and node.target not in plain:
+            raise UnsupportedOperationError(
+                f"{node.target} near layer {layer!r} has no rule for ExecuTorch; targets that run it: native, "
+                "torchscript"
+            )
+        node.target = rules.get(node.target, node.target)
+    module.recompile()
+    return copied
+
+
+def exported(graph: JointGraph, batch_size: int) -> ExportedProgram:
+    """Return a graph as torch.export has it, for batches of 1 to `batch_size`."""
+    batch = Dim("batch", min=1, max=batch_size)
+    shapes = tuple({0: batch} if name in {"x", "y"} else None for name in graph.inputs)
+    inputs = tuple(_example(node.meta["val"]) for node in graph.placeholders.values())
+    with quiet():
+        return torch.export.export(_Step(graph.module), inputs, dynamic_shapes=(shapes,))
+
+
+def _example(value: Tensor) -> Tensor:
+    sizes: list[Any] = list(value.shape)
+    sizes = [size if isinstance(size, int) else 3 for size in sizes]
+    return torch.zeros(sizes, dtype=value.dtype)
+
+
+def edge(methods: Mapping[str, ExportedProgram]) -> EdgeProgramManager:
+    """Return methods in ExecuTorch's intermediate form."""
+    with quiet():
+        return to_edge(dict(methods), compile_config=_CONFIG)
+
+
+def program(methods: EdgeProgramManager, constants: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a program with these methods, and methods without inputs that return `constants`.
+
+    Inputs and outputs are not part of its planned memory: they lie at the caller's.
+    """
+    planning = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
+    with quiet():
+        copied = {name: copy.deepcopy(methods.exported_program(name)) for name in methods.methods}
+        joined = EdgeProgramManager(copied, dict(constants), _CONFIG)
+        result = joined.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning))
+    return bytes(result.buffer)
