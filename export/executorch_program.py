@@ -72,7 +72,7 @@ def written(
             continue
         if node.target is torch.ops.sparsyfed.powerprop.default:
             layer = names[node.args[0]].removeprefix(STATE)
-        if node.target not in rules and node.target not in plain:
+        if _is_theirs(node.target) and node.target not in rules and node.target not in plain:
             raise UnsupportedOperationError(
                 f"{node.target} near layer {layer!r} has no rule for ExecuTorch; targets that run it: native, "
                 "torchscript"
@@ -80,6 +80,11 @@ def written(
         node.target = rules.get(node.target, node.target)
     module.recompile()
     return copied
+
+
+def _is_theirs(target: Any) -> bool:
+    """Whether a call is of PyTorch's operators; rules and the core's operators stand in a graph as well."""
+    return isinstance(target, torch._ops.OpOverload) and target.namespace != "sparsyfed"  # noqa: SLF001 - no public name
 
 
 def exported(graph: JointGraph, batch_size: int) -> ExportedProgram:

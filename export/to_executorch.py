@@ -33,7 +33,7 @@ def to_executorch(
     path: str | Path,
     state: State | None = None,
     *,
-    kernels: str = "stock",
+    kernels: str = "sparsyfed",
     batch_size: int = 16,
     verify: bool = True,
 ) -> dict[str, Any]:
@@ -65,13 +65,19 @@ def to_executorch(
             f"got batch_size {batch_size}, wanted {SMALLEST_LIMIT} to {LARGEST_LIMIT}: smaller batches run too"
         )
     try:
-        from sparsyfed.export import executorch_program, executorch_stock  # noqa: PLC0415 - the others need it not
+        from sparsyfed.export import (  # noqa: PLC0415 - the other targets need no executorch
+            executorch_kernels,
+            executorch_program,
+            executorch_stock,
+        )
     except ImportError as error:
         raise BackendError(
             f"cannot write ExecuTorch: {error}; install sparsyfed-edge[executorch]"
         ) from error
     graph = joint_graph(artifact)
     graphs = {"train": add_sgd(graph), "gradients": graph, "evaluate": evaluation_graph(artifact)}
+    if kernels == "sparsyfed":
+        graphs = {name: executorch_kernels.with_kernels(source) for name, source in graphs.items()}
     programs = {
         name: executorch_program.exported(
             executorch_program.written(
@@ -91,7 +97,7 @@ def to_executorch(
     record["kernels"] = kernels
     record["operators"] = operators(graph)
     if verify:
-        checked = _verified(artifact, executorch_program.program(methods, {}), graphs)
+        checked = _verified(artifact, executorch_program.program(methods, {}), graphs, kernels)
         record["verified"] = verification_record(checked)
     constants: dict[str, Any] = {
         "manifest": _bytes_tensor(encode(record)),
@@ -118,14 +124,19 @@ def runner(module: Any, name: str, graph: JointGraph) -> gate.Run:
 
 
 def _verified(
-    artifact: TrainingArtifact, data: bytes, graphs: Mapping[str, JointGraph]
+    artifact: TrainingArtifact, data: bytes, graphs: Mapping[str, JointGraph], kernels: str
 ) -> gate.Verification:
-    from sparsyfed.edge_runtime.backends.executorch_engine import loaded  # noqa: PLC0415 - needs executorch
+    from sparsyfed.edge_runtime.backends import (  # noqa: PLC0415 - they need executorch
+        executorch_engine,
+        executorch_library,
+    )
 
+    if kernels == "sparsyfed":
+        executorch_library.load_operators()
     with tempfile.TemporaryDirectory(prefix="sparsyfed-") as folder:
         path = Path(folder) / "model.pte"
         path.write_bytes(data)
-        module = loaded(path)
+        module = executorch_engine.loaded(path)
     runs = {name: runner(module, name, graph) for name, graph in graphs.items()}
     cases = gate.Cases(artifact)
     gate.verify_evaluation(artifact, cases, runs["evaluate"], "executorch evaluate")

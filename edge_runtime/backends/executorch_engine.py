@@ -20,6 +20,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it says of itself that it is experimental
     from executorch.extension.pybindings import portable_lib
 
+    from sparsyfed.edge_runtime.backends.executorch_library import load_operators
+
 Floats = NDArray[np.float32]
 
 
@@ -32,9 +34,11 @@ def load(path: Path, threads: int) -> ExecutorchEngine:
         module = loaded(path)
         manifest = json.loads(_bytes(module, "manifest"))
         artifact = _bytes(module, "artifact")
-        limit = int(manifest["batch"]["most"])
+        limit, kernels = int(manifest["batch"]["most"]), manifest["kernels"]
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise FormatError(f"{path} is no export for ExecuTorch: {error}") from error
+    if kernels == "sparsyfed":
+        load_operators()
     if portable_lib._threadpool_get_thread_count() != threads:  # noqa: SLF001 - the only way to it
         portable_lib._unsafe_reset_threadpool(threads)  # noqa: SLF001 - likewise
     return ExecutorchEngine(module, manifest, Artifact.decode(artifact), limit, threads)
