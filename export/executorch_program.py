@@ -35,8 +35,8 @@ def quiet() -> Iterator[None]:
 with quiet():
     from executorch.exir import (
         EdgeCompileConfig,
-        EdgeProgramManager,
         ExecutorchBackendConfig,
+        ExecutorchProgramManager,
         to_edge,
     )
     from executorch.exir.passes import MemoryPlanningPass
@@ -65,13 +65,18 @@ def written(
     """
     module = copy.deepcopy(graph.module)
     copied = JointGraph(module, graph.inputs, graph.outputs, graph.layers)
-    names = {node: name for name, node in copied.placeholders.items()}
+    placeholders = copied.placeholders
+    names = {
+        placeholders[name]: name.removeprefix(STATE)
+        for name in graph.inputs
+        if name.startswith(STATE)
+    }
     layer = ""
     for node in module.graph.nodes:
         if node.op != "call_function":
             continue
-        if node.target is torch.ops.sparsyfed.powerprop.default:
-            layer = names[node.args[0]].removeprefix(STATE)
+        for source in node.all_input_nodes:
+            layer = names.get(source, layer)
         if _is_theirs(node.target) and node.target not in rules and node.target not in plain:
             raise UnsupportedOperationError(
                 f"{node.target} near layer {layer!r} has no rule for ExecuTorch; targets that run it: native, "
@@ -102,20 +107,22 @@ def _example(value: Tensor) -> Tensor:
     return torch.zeros(sizes, dtype=value.dtype)
 
 
-def edge(methods: Mapping[str, ExportedProgram]) -> EdgeProgramManager:
-    """Return methods in ExecuTorch's intermediate form."""
-    with quiet():
-        return to_edge(dict(methods), compile_config=_CONFIG)
+class Program:
+    """Methods as ExecuTorch runs them, their memory planned but for inputs and outputs, which lie at the caller's."""
 
+    def __init__(self, methods: Mapping[str, ExportedProgram]) -> None:
+        planning = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
+        self._settings = ExecutorchBackendConfig(memory_planning_pass=planning)
+        with quiet():
+            edge = to_edge(dict(methods), compile_config=_CONFIG)
+            planned = edge.to_executorch(self._settings)
+        self._methods = {name: planned.exported_program(name) for name in methods}
+        plans = planned.executorch_program.execution_plan
+        self.memory = {plan.name: sum(plan.non_const_buffer_sizes) for plan in plans}
+        """Bytes that each method takes once it is loaded; scratch of single operators comes to that."""
 
-def program(methods: EdgeProgramManager, constants: Mapping[str, Any]) -> bytes:
-    """Return the bytes of a program with these methods, and methods without inputs that return `constants`.
-
-    Inputs and outputs are not part of its planned memory: they lie at the caller's.
-    """
-    planning = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
-    with quiet():
-        copied = {name: copy.deepcopy(methods.exported_program(name)) for name in methods.methods}
-        joined = EdgeProgramManager(copied, dict(constants), _CONFIG)
-        result = joined.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning))
-    return bytes(result.buffer)
+    def encode(self, constants: Mapping[str, Any]) -> bytes:
+        """Return the bytes of the program, with methods without inputs that return `constants`."""
+        with quiet():
+            whole = ExecutorchProgramManager(self._methods, dict(constants), self._settings)
+        return bytes(whole.buffer)

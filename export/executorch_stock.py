@@ -144,17 +144,19 @@ def _max_pool_backward(  # noqa: PLR0917 - likewise
     return flat.scatter_add(-1, winners.reshape(shape), d_y.reshape(shape)).reshape(x.shape)
 
 
-def _pair(values: Sequence[int]) -> tuple[int, int]:
-    return values[0], values[-1]
+def _pair(values: Sequence[int]) -> list[int]:
+    return [values[0], values[-1]]
 
 
 def _reach(  # noqa: PLR0917 - the geometry of an axis
-    outputs: int, size: int, kernel: int, stride: int, padding: int, exclude: bool
+    outputs: int, size: int, kernel: int, stride: int, padding: int, count_padding: bool
 ) -> Tensor:
     """The elements that each window along an axis counts."""
     first = torch.arange(outputs) * stride - padding
-    last = torch.clamp(first + kernel, max=size if exclude else size + padding)
-    return (last - torch.clamp(first, min=0) if exclude else last - first).to(torch.float32)
+    if count_padding:
+        return torch.full_like(first, kernel, dtype=torch.float32)
+    last = torch.clamp(first + kernel, max=size)
+    return (last - torch.clamp(first, min=0)).to(torch.float32)
 
 
 def _average_pool_backward(  # noqa: PLR0917 - likewise
@@ -165,33 +167,24 @@ def _average_pool_backward(  # noqa: PLR0917 - likewise
     padding: Sequence[int],
     ceil_mode: bool,
     count_include_pad: bool,
-    divisor: int | None,
+    divisor: None,
 ) -> Tensor:
-    """The input gradient of a convolution by ones, on an image that holds every window whole."""
-    del ceil_mode
+    """The input gradient of a convolution by ones."""
+    del ceil_mode, divisor
     kernels, pads = _pair(kernel), _pair(padding)
     strides = _pair(stride) if stride else kernels
-    sizes, outputs = x.shape[-2:], d_y.shape[-2:]
-    if divisor is not None:
-        share = d_y / divisor
-    else:
-        counts = (
-            _reach(outputs[i], sizes[i], kernels[i], strides[i], pads[i], not count_include_pad)
-            for i in range(2)
-        )
-        counted_rows, counted_columns = counts
-        share = d_y / (counted_rows.reshape(-1, 1) * counted_columns.reshape(1, -1))
-    held = [max((outputs[i] - 1) * strides[i] + kernels[i], pads[i] + sizes[i]) for i in range(2)]
-    channels = x.shape[-3]
-    image = d_y.new_zeros([x.shape[0], channels, *held])
-    ones = d_y.new_ones([channels, 1, *kernels])
-    d_image, _, _ = _ATEN.convolution_backward.default(
-        *(share, image, ones, None, list(strides), [0, 0], [1, 1], False, [0, 0], channels),
-        [True, False, False],
+    rows, columns = (
+        _reach(d_y.shape[i - 2], x.shape[i - 2], kernels[i], strides[i], pads[i], count_include_pad)
+        for i in range(2)
     )
-    rows, columns = (slice(pad, pad + size) for pad, size in zip(pads, sizes, strict=True))
-    d_x: Tensor = d_image[..., rows, columns]
-    return d_x.clone()
+    share = d_y / (rows.reshape(-1, 1) * columns.reshape(1, -1))
+    channels = x.shape[1]
+    ones = d_y.new_ones([channels, 1, *kernels])
+    d_x: Tensor = _ATEN.convolution_backward.default(
+        *(share, x, ones, None, strides, pads, [1, 1], False, [0, 0], channels),
+        [True, False, False],
+    )[0]
+    return d_x
 
 
 def _spread(d_y: Tensor, axis: int, size: int) -> Tensor:

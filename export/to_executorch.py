@@ -78,7 +78,7 @@ def to_executorch(
     graphs = {"train": add_sgd(graph), "gradients": graph, "evaluate": evaluation_graph(artifact)}
     if kernels == "sparsyfed":
         graphs = {name: executorch_kernels.with_kernels(source) for name, source in graphs.items()}
-    programs = {
+    methods = {
         name: executorch_program.exported(
             executorch_program.written(
                 source, executorch_stock.DECOMPOSITIONS, executorch_stock.PLAIN
@@ -87,7 +87,7 @@ def to_executorch(
         )
         for name, source in graphs.items()
     }
-    methods = executorch_program.edge(programs)
+    program = executorch_program.Program(methods)
     record = manifest(
         artifact,
         "executorch",
@@ -95,9 +95,10 @@ def to_executorch(
     )
     record["batch"] = {"least": 1, "most": batch_size}
     record["kernels"] = kernels
+    record["memory"] = program.memory
     record["operators"] = operators(graph)
     if verify:
-        checked = _verified(artifact, executorch_program.program(methods, {}), graphs, kernels)
+        checked = _verified(artifact, program.encode({}), graphs, kernels)
         record["verified"] = verification_record(checked)
     constants: dict[str, Any] = {
         "manifest": _bytes_tensor(encode(record)),
@@ -105,7 +106,7 @@ def to_executorch(
     }
     if state is not None:
         constants["parameters"] = tuple(dense_tensors(artifact.model, state).values())
-    write_atomic(path, executorch_program.program(methods, constants))
+    write_atomic(path, program.encode(constants))
     return record
 
 

@@ -8,7 +8,7 @@ run the exports of the same step. All take the same batches, in turns in one pro
 import copy
 import importlib.util
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -21,14 +21,24 @@ from numpy.typing import NDArray
 from sparsyfed import export
 from sparsyfed.edge_runtime import Session, State
 from sparsyfed.edge_runtime.errors import ConfigurationError
+from sparsyfed.export.to_executorch import SMALLEST_LIMIT
 from sparsyfed.tools.bench_dense import dense_step, memory_formats
 from sparsyfed.tools.bench_models import BETA, BenchModel
 from sparsyfed.tools.bench_process import measure_apart, say
 from sparsyfed.tools.bench_session import open_session, session_step
 from sparsyfed.tools.bench_timing import Side, Spread, best_of, ratio, take_turns
 
-NEEDED = {"onnxruntime": ("onnx", "onnxruntime"), "torchscript": ("torch",)}
+NEEDED = {
+    "onnxruntime": ("onnx", "onnxruntime"),
+    "torchscript": ("torch",),
+    "executorch": ("executorch",),
+}
 """Engines, and the packages that each needs."""
+WRITERS: dict[str, Callable[..., Any]] = {
+    "onnxruntime": export.to_onnx,
+    "torchscript": export.to_torchscript,
+    "executorch": export.to_executorch,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +80,7 @@ def measure(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     for name in chosen.models:
         model = BenchModel.load(name, chosen.input_shape)
         with tempfile.TemporaryDirectory(prefix="sparsyfed-bench-") as folder:
-            exports = _exports(model, engines, Path(folder))
+            exports = _exports(model, engines, chosen.batch_sizes, Path(folder))
             for batch_size, sparsity in product(chosen.batch_sizes, chosen.sparsities):
                 say(f"{name}, batch {batch_size}, {sparsity:.2%} random masks")
                 state = model.masked("random", sparsity, "global", None)
@@ -79,16 +89,18 @@ def measure(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _exports(model: BenchModel, engines: Sequence[str], folder: Path) -> dict[str, Path]:
+def _exports(
+    model: BenchModel, engines: Sequence[str], batch_sizes: Sequence[int], folder: Path
+) -> dict[str, Path]:
     """Exports of the step. They are not verified: no figure depends on that, and tests do it."""
     x, _ = model.batch(1)
     artifact = export.compile(model.module, torch.from_numpy(x), beta=BETA, loss="cross_entropy")
     paths = {}
+    options = {"executorch": {"batch_size": max(SMALLEST_LIMIT, *batch_sizes)}}
     for engine in engines:
         say(f"{model.name}: export for {engine}")
         paths[engine] = folder / engine
-        write = export.to_onnx if engine == "onnxruntime" else export.to_torchscript
-        write(artifact, paths[engine], verify=False)
+        WRITERS[engine](artifact, paths[engine], verify=False, **options.get(engine, {}))
     return paths
 
 
