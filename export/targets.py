@@ -15,6 +15,7 @@ import sparsyfed
 from sparsyfed.edge_runtime.errors import ConfigurationError
 from sparsyfed.edge_runtime.state import State
 from sparsyfed.export.manifest import manifest
+from sparsyfed.export.to_executorch import SMALLEST_LIMIT, to_executorch
 from sparsyfed.export.to_onnx import to_onnx
 from sparsyfed.export.to_torchscript import to_torchscript
 from sparsyfed.export.training_artifact import TrainingArtifact
@@ -112,6 +113,14 @@ def _onnx_training(
     return record | {"verified": record["verified_training"]}
 
 
+def _executorch(
+    artifact: TrainingArtifact, path: Path, state: State, *, batch_size: int, verify: bool
+) -> dict[str, Any]:
+    return to_executorch(
+        artifact, path, state, batch_size=max(batch_size, SMALLEST_LIMIT), verify=verify
+    )
+
+
 def _torchscript(
     artifact: TrainingArtifact, path: Path, state: State, *, verify: bool, **_: object
 ) -> dict[str, Any]:
@@ -137,6 +146,7 @@ TARGETS = {
             _ONNX_VALUES | _PLAIN_ONNX,
             PYTHON_VARIABLE,
         ),
+        Target("executorch", "executorch", _executorch, "model.pte", ("executorch",), "executorch"),
         Target("torchscript", "torchscript", _torchscript, "model.pt", ("torch",), "torchscript"),
     )
 }
