@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--engines",
         default="native",
         help="what the devices train with, in turns: all that are here, or some of native, "
-        "onnxruntime, torchscript, ... with commas (default: native)",
+        "onnxruntime, onnxruntime-training, executorch, torchscript, with commas (default: native)",
     )
     parser.add_argument("--json", action="store_true", help="print report.json, nothing else")
     parser.set_defaults(run=run)

@@ -10,8 +10,8 @@ from pathlib import Path
 SUMMARY = "compile a PyTorch model into an artifact and an initial state for devices"
 EXAMPLE = "sparsyfed export --model watch_cnn --out out"
 BUNDLE_EXAMPLE = (
-    "sparsyfed export --model watch_cnn --target native,onnx,torchscript --device phone_midrange "
-    "--out out"
+    "sparsyfed export --model watch_cnn --target native,onnx,executorch,torchscript "
+    "--device phone_midrange --out out"
 )
 MAX_EXAMPLE_ELEMENTS = 2**26  # docs/format.md, limits
 
@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--target",
         type=_names,
         default=["native"],
-        help="what for: native, onnx, torchscript, ... with commas (default: native)",
+        help="what for: native, onnx, onnx-training, executorch, torchscript, with commas (default: native)",
     )
     parser.add_argument("--device", help="name of a profile that the training has to fit")
     parser.add_argument("--profiles", type=Path, help="TOML file with profiles of your own")
