@@ -45,7 +45,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     machine, versions = found["machine"], found["versions"]
     rows = found["engines"]
     engines = {row["engine"]: row["version"] for row in rows if row["version"]}
-    named = ", ".join(v if v.startswith(e) else f"{e}: {v}" for e, v in engines.items())
+    named = "; ".join(v if v.startswith(e) else f"{e}: {v}" for e, v in engines.items())
     made = (
         f"Made by `{found['command']}` on {machine['processor']}, {machine['cpu_count']} cores, "
         f"{machine['platform']}, on {found['date']}; PyTorch {versions['torch']}; {named}. The machine was "
