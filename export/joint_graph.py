@@ -224,8 +224,18 @@ def _batch_norm(  # noqa: PLR0917 - the signature of the operator that it replac
         x, weight, bias, mean, variance, training, momentum, epsilon
     )
     mean.copy_(results[3])
-    variance.copy_(results[4])
-    return results[0], results[1], results[2]
+    if x.shape[2:].numel() > 1:
+        variance.copy_(results[4])
+        return results[0], results[1], results[2]
+    # A batch of one has one value for each channel. Its unbiased variance is 0/0: devices take the plain one, 0.
+    # And the operator's x·a - mean·a is only near to the 0 that (x - mean)·a is.
+    channels = [1, -1, *x.shape[2:]]
+    count = torch.ones_like(x).sum([0, *range(2, x.dim())])  # the trace knows no size of one
+    variance.copy_(torch.where(count == 1, variance * (1 - momentum), results[4]))
+    shifted = x - results[1].view(channels)
+    shifted = shifted if bias is None else shifted + bias.view(channels)
+    output = torch.where((count == 1).view(channels), shifted, results[0])
+    return output, results[1], results[2]
 
 
 def _trace(

@@ -149,6 +149,21 @@ def test_a_layer_without_a_nonzero_trains_and_stays_empty(backend: str, exported
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_batch_of_one_value_for_each_norm_trains(backend: str, exported: Exported) -> None:
+    state = state_at(compiled("narrow_net"), 0.5)
+    x, y = (tensor.numpy() for tensor in batch(compiled("narrow_net"), 7, seed=0))
+    with (
+        opened(exported, "narrow_net", backend, state) as session,
+        native("narrow_net", state) as core,
+    ):
+        for part in (slice(0, 6), slice(6, 7)):  # an epoch in batches of six
+            loss = session.step(x[part], y[part], learning_rate=0.1)
+            assert loss == pytest.approx(core.step(x[part], y[part], learning_rate=0.1))
+        for one, other in zip(session.state().tensors, core.state().tensors, strict=True):
+            assert distance(one.value, other.value) <= 1e-5, one.name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_step_that_diverges_leaves_the_model(backend: str, exported: Exported) -> None:
     state = state_at(compiled("signal_net"), 0.5)
     x, y = (tensor.numpy() for tensor in batch(compiled("signal_net"), 5, seed=0))

@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 from sparsyfed.edge_runtime.errors import VerificationError
 from sparsyfed.export import gate
 from sparsyfed.export import joint_graph as joint
+from sparsyfed.export.batch_norm import DeviceBatchNorm
 from sparsyfed.export.joint_graph import JointGraph, add_sgd
 
 
@@ -92,7 +93,7 @@ def test_swapped_gradients_of_two_layers_are_caught() -> None:
 def test_a_batch_norm_in_inference_mode_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(
-            nn.BatchNorm2d, "train", lambda self, _mode=True: nn.Module.train(self, False)
+            DeviceBatchNorm, "train", lambda self, _mode=True: nn.Module.train(self, False)
         )
         step = runner(joint.joint_graph(compiled("odd_net")))
     with pytest.raises(VerificationError, match="relative error"):
