@@ -14,7 +14,7 @@ import copy
 import math
 import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -146,7 +146,10 @@ def gradients_of_sgd(artifact: TrainingArtifact, run: Run) -> Run:
     trained = [p.name for p in artifact.native.parameters if p.kind is not ParameterKind.STATISTIC]
 
     def gradients(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        rates = {"learning_rate": torch.tensor(rate), "weight_decay": torch.tensor(decay)}
+        rates = {
+            "learning_rate": torch.tensor(rate, dtype=torch.float32),
+            "weight_decay": torch.tensor(decay, dtype=torch.float32),
+        }
         results = dict(run({**inputs, **rates}))
         for name in trained:
             if NEW_STATE + name in results:
@@ -157,13 +160,14 @@ def gradients_of_sgd(artifact: TrainingArtifact, run: Run) -> Run:
     return gradients
 
 
+@torch.inference_mode(False)  # whatever the caller is in: gradients are wanted
 def _case(artifact: TrainingArtifact, share: float, examples: int, seed: int) -> Case:
     generator = torch.Generator().manual_seed(seed)
     inputs = _state(artifact, seed, generator)
-    inputs["x"] = torch.randn(examples, *artifact.input_shape, generator=generator)
+    inputs["x"] = _normal((examples, *artifact.input_shape), generator)
     shape = artifact.native.tensors[artifact.native.output].shape
     if artifact.loss == "mse":
-        inputs["y"] = torch.randn(examples, *shape, generator=generator)
+        inputs["y"] = _normal((examples, *shape), generator)
     else:
         inputs["y"] = torch.randint(shape[0], (examples,), generator=generator)
     inputs["keep"] = _keep(artifact, share, examples)
@@ -186,7 +190,7 @@ def _state(artifact: TrainingArtifact, seed: int, generator: torch.Generator) ->
     state = {}
     for parameter in artifact.native.parameters:
         value = values[parameter.name]
-        noise = torch.rand(value.shape, generator=generator)
+        noise = _uniform(value.shape, generator)
         if parameter.kind is ParameterKind.WEIGHT:
             value *= noise < next(densities)
         else:
@@ -207,10 +211,18 @@ def _keep(artifact: TrainingArtifact, share: float, examples: int) -> Tensor:
     return torch.tensor(counts)
 
 
+def _normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float32)
+
+
+def _uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=generator, dtype=torch.float32)
+
+
 def _perturbed(inputs: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
     """The inputs with every number changed in its last bits, zeros kept."""
     return {
-        name: value * (1 + _LAST_BITS * (torch.rand(value.shape, generator=generator) - 0.5))
+        name: value * (1 + _LAST_BITS * (_uniform(value.shape, generator) - 0.5))
         if name == "x" or name.startswith(STATE)
         else value
         for name, value in inputs.items()

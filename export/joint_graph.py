@@ -65,6 +65,7 @@ class JointGraph:
         return dict(zip(self.inputs, nodes, strict=True))
 
 
+@torch.inference_mode(False)  # whatever the caller is in: gradients are traced
 def joint_graph(artifact: TrainingArtifact) -> JointGraph:
     """Return the training graph of a compiled model.
 
@@ -151,6 +152,7 @@ def add_sgd(graph: JointGraph) -> JointGraph:
     )
 
 
+@torch.inference_mode(False)
 def evaluation_graph(artifact: TrainingArtifact) -> JointGraph:
     """Return the graph of a batch in evaluation mode; it has no input `keep`.
 
@@ -268,9 +270,9 @@ def _fake_inputs(artifact: TrainingArtifact, more: Sequence[Tensor]) -> list[Ten
     """Tensors without data: only the batch size is open. 3 is a size that PyTorch gives no special treatment."""
     mode = FakeTensorMode(shape_env=ShapeEnv())
     native = artifact.native
-    x = torch.empty(3, *artifact.input_shape)
+    x = torch.empty(3, *artifact.input_shape, dtype=torch.float32)
     if artifact.loss == "mse":
-        y = torch.empty(3, *native.tensors[native.output].shape)
+        y = torch.empty(3, *native.tensors[native.output].shape, dtype=torch.float32)
     else:
         y = torch.empty(3, dtype=torch.int64)
 
@@ -282,7 +284,7 @@ def _fake_inputs(artifact: TrainingArtifact, more: Sequence[Tensor]) -> list[Ten
 
     values = artifact.model.state_dict()
     shapes = [values[parameter.name].shape for parameter in native.parameters]
-    static = [fake(torch.empty(shape), DimDynamic.STATIC) for shape in shapes]
+    static = [fake(torch.empty(shape, dtype=torch.float32), DimDynamic.STATIC) for shape in shapes]
     batched = [fake(tensor, DimDynamic.DYNAMIC) for tensor in (x, y)]
     return [*static, *batched, *(fake(tensor, DimDynamic.STATIC) for tensor in more)]
 
@@ -317,7 +319,8 @@ def _with_scalar(graph: JointGraph, name: str) -> JointGraph:
     module = copy.deepcopy(graph.module)
     copied = JointGraph(module, graph.inputs, graph.outputs, graph.layers)
     with module.graph.inserting_after(copied.placeholders[graph.inputs[-1]]):
-        module.graph.placeholder(name).meta["val"] = torch.empty((), device="meta")
+        value = torch.empty((), dtype=torch.float32, device="meta")
+        module.graph.placeholder(name).meta["val"] = value
     return JointGraph(module, (*graph.inputs, name), graph.outputs, graph.layers)
 
 
