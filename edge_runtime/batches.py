@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -89,9 +87,3 @@ def inputs(x: BufferLike, tensor: Tensor) -> tuple[memoryview, int]:
             f"{tensor.size} values for each example, and at least one example"
         )
     return view, examples
-
-
-def require_rate(name: str, rate: float) -> None:
-    """Raise InputError unless a rate is finite in float32 and not negative."""
-    if not (math.isfinite(ctypes.c_float(rate).value) and rate >= 0):
-        raise InputError(f"got {name} {rate}, wanted a finite float32, 0 or more")

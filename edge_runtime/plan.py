@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from sparsyfed.edge_runtime import _native
+from sparsyfed.edge_runtime.arguments import check_batch_size
 from sparsyfed.edge_runtime.artifact import Artifact
-from sparsyfed.edge_runtime.container import MAX_U32
 from sparsyfed.edge_runtime.errors import ArenaError, InputError
 from sparsyfed.edge_runtime.format import NONE
 from sparsyfed.edge_runtime.options import session_options
@@ -186,6 +186,7 @@ def plan(
     """
     model = Artifact.of(artifact)
     options = session_options(kernels, threads, memory, arena_bytes)
+    batch_size = check_batch_size(batch_size)
     state_bytes = state.encode() if isinstance(state, State) else state
     with planned_workspace(model.encode(), state_bytes, batch_size, options) as (
         workspace,
@@ -225,9 +226,8 @@ def planned_workspace(
     try:
         planned = _native.Plan()
         state_place = (_native.address(memoryview(state)), len(state))
-        examples = min(max(batch_size, 0), MAX_U32)
         code = core.sfd_plan(
-            *(*place, *state_place, examples, options),
+            *(*place, *state_place, batch_size, options),
             *(workspace.address, workspace.size, planned, problem),
         )
         if code:
@@ -239,8 +239,6 @@ def planned_workspace(
 
 def raise_plan_error(code: int, batch_size: int, problem: _native.Problem) -> NoReturn:
     """Raise the exception of a plan that failed."""
-    if code == _native.ErrorCode.ERR_BATCH:
-        raise InputError(f"got batch size {batch_size}, wanted 1 to {problem.wanted}")
     # The limits of a file name a place in it; that of the arena has none.
     if code == _native.ErrorCode.ERR_LIMIT and not problem.wanted:
         raise InputError(

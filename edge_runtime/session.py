@@ -12,9 +12,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from sparsyfed.edge_runtime import _native, container
+from sparsyfed.edge_runtime.arguments import (
+    check_batch_size,
+    check_round,
+    check_threads,
+    require_rate,
+)
 from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.backends import ENGINES, open_engine
-from sparsyfed.edge_runtime.batches import check_batch, require_rate
+from sparsyfed.edge_runtime.batches import check_batch
 from sparsyfed.edge_runtime.budget import keep_counts
 from sparsyfed.edge_runtime.container import column_type
 from sparsyfed.edge_runtime.errors import ArenaError, BackendError, InputError
@@ -177,6 +183,7 @@ class Session:
         """
         if backend not in BACKENDS:
             raise BackendError(f"got backend {backend!r}, available: {', '.join(BACKENDS)}")
+        batch_size, threads = check_batch_size(batch_size), check_threads(threads)
         if backend != "native":
             if not isinstance(artifact, str | Path):
                 raise InputError(f"backend {backend!r} takes the path of an export")
@@ -311,9 +318,7 @@ class Session:
         never kept.
         """
         handle = self._open_handle()
-        number = self._round if round is None else round
-        if not 0 <= number <= container.MAX_U32:
-            raise InputError(f"got round {number}, wanted 0 to {container.MAX_U32}")
+        number = self._round if round is None else check_round(round)
         counts = array("I", keep_counts(self.artifact.parameters, sparsity, budget))
         keep = (_native.address(memoryview(counts)), len(counts))
         size = ctypes.c_size_t()

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsyfed.edge_runtime import container
+from sparsyfed.edge_runtime.arguments import check_round, require_rate
 from sparsyfed.edge_runtime.artifact import Artifact
-from sparsyfed.edge_runtime.batches import Batch, check_batch, require_rate
+from sparsyfed.edge_runtime.batches import Batch, check_batch
 from sparsyfed.edge_runtime.budget import keep_counts
 from sparsyfed.edge_runtime.errors import DivergedError, InputError
 from sparsyfed.edge_runtime.format import Loss, ParameterKind
@@ -90,8 +91,6 @@ class EngineSession:
     """
 
     def __init__(self, engine: Engine, state: State, batch_size: int) -> None:
-        if batch_size < 1:
-            raise InputError(f"got batch size {batch_size}, wanted at least 1")
         self.artifact = engine.artifact
         self.batch_size = batch_size
         self.kernels = engine.name
@@ -178,6 +177,7 @@ class EngineSession:
         round: int | None = None,
     ) -> SparseUpdate:
         """The largest |v|, as `budget.keep_counts` says, and the dense tensors; see `Session.update`."""
+        number = self._state.round if round is None else check_round(round)
         counts = keep_counts(self.artifact.parameters, sparsity, budget)
         state = self.state()
         weights = [tensor for tensor in state.tensors if isinstance(tensor, SparseTensor)]
@@ -193,7 +193,7 @@ class EngineSession:
             for tensor, end in zip(group, ends, strict=True):
                 pruned[tensor.name] = select(tensor, masks[end - tensor.count : end])
         tensors = tuple(pruned.get(tensor.name, tensor) for tensor in state.tensors)
-        return SparseUpdate(tensors, state.round if round is None else round, state.support_id)
+        return SparseUpdate(tensors, number, state.support_id)
 
     def state(self) -> State:
         """Copy of the model as trained so far, with support and round of the state it began as."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -199,6 +200,23 @@ def test_bad_batches_and_states_are_refused(backend: str, exported: Exported) ->
     for use in (session.state, lambda: session.evaluate(x, y), lambda: session.counters):
         with pytest.raises(InputError, match="closed"):
             use()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_numbers_are_checked_as_in_native_sessions(backend: str, exported: Exported) -> None:
+    state = state_at(compiled("mlp"), 0.5)
+    wrong: list[dict[str, Any]] = [
+        *({"threads": threads} for threads in (0, 17, None, 1.0)),
+        *({"batch_size": size} for size in (0, 2.5, "4", 10**20)),
+    ]
+    for arguments in wrong:
+        for name, path in (("native", compiled("mlp").native), (backend, exported("mlp", backend))):
+            with pytest.raises(InputError, match=r"got (threads|batch size) .*, wanted 1 to \d+"):
+                Session.open(path, state, backend=name, **arguments)
+    with opened(exported, "mlp", backend, state) as session:
+        for number in (1.5, -1, 2**32):
+            with pytest.raises(InputError, match=f"got round {number}, wanted 0 to"):
+                session.update(0.5, round=number)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -110,13 +110,13 @@ def test_bad_targets_are_refused(
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
-@pytest.mark.parametrize("rate", [-0.1, math.nan, math.inf, 1e39])
+@pytest.mark.parametrize("rate", [-0.1, math.nan, math.inf, 1e39, "a", None])
 def test_rates_out_of_range_are_refused(
-    classifier: Artifact, sparse_state: State, name: str, rate: float
+    classifier: Artifact, sparse_state: State, name: str, rate: Any
 ) -> None:
     rates: dict[str, Any] = {"learning_rate": 0.1, "weight_decay": 0.0, name: rate}
     with Session.open(classifier, sparse_state, batch_size=4) as session:
-        with pytest.raises(InputError, match=re.escape(f"got {name} {rate}")):
+        with pytest.raises(InputError, match=re.escape(f"got {name} {rate!r}")):
             session.step(*images(4), **rates)
         assert session.state() == sparse_state
 

@@ -142,7 +142,7 @@ def test_other_numbers_are_refused(classifier: Artifact, sparse_state: State, th
 def test_the_core_refuses_too_many(
     monkeypatch: pytest.MonkeyPatch, classifier: Artifact, sparse_state: State
 ) -> None:
-    monkeypatch.setattr("sparsyfed.edge_runtime.options.MAX_THREADS", 99)
+    monkeypatch.setattr("sparsyfed.edge_runtime.arguments.MAX_THREADS", 99)
     with pytest.raises(InputError, match=r"so many threads \(got 17, wanted 16\)"):
         plan(classifier, sparse_state, 4, threads=17)
 
