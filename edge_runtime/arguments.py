@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import math
 import operator
+from typing import SupportsFloat
 
 from sparsyfed.edge_runtime.errors import InputError
 
 MAX_BATCH_SIZE = 65535
 MAX_THREADS = 16
+MAX_ARENA_BYTES = 2**64 - 1
 MAX_ROUND = 2**32 - 1
 
 
@@ -34,9 +36,21 @@ def check_threads(value: object) -> int:
     return whole_number("threads", value, 1, MAX_THREADS)
 
 
+def check_arena_bytes(value: object) -> int:
+    """A limit of memory, at least a byte. Raises InputError."""
+    return whole_number("arena_bytes", value, 1, MAX_ARENA_BYTES)
+
+
 def check_round(value: object) -> int:
     """The number of a round, which files hold in 32 bits. Raises InputError."""
     return whole_number("round", value, 0, MAX_ROUND)
+
+
+def check_sparsity(value: object) -> float:
+    """The share of positions that an update leaves out. Raises InputError."""
+    if not isinstance(value, SupportsFloat) or not 0.0 <= float(value) < 1.0:
+        raise InputError(f"got sparsity {value!r}, wanted at least 0 and less than 1")
+    return float(value)
 
 
 def require_rate(name: str, rate: float) -> None:

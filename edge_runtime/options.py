@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from sparsyfed.edge_runtime import _native
-from sparsyfed.edge_runtime.arguments import check_threads
+from sparsyfed.edge_runtime.arguments import check_arena_bytes, check_threads
 from sparsyfed.edge_runtime.errors import InputError
 from sparsyfed.edge_runtime.kernels import find_kernels
 
 MEMORY_CHOICES = ("fast", "small")
-MAX_U64 = 2**64 - 1
+NO_LIMIT = 0
 
 
 def session_options(
@@ -21,6 +21,5 @@ def session_options(
         kernels=find_kernels(kernels),
         threads=check_threads(threads),
         memory=_native.MemoryChoice[memory.upper()],
-        # The core takes 0 for no limit: an arena of nothing is one byte, which is too little too.
-        arena_bytes=0 if arena_bytes is None else min(max(arena_bytes, 1), MAX_U64),
+        arena_bytes=NO_LIMIT if arena_bytes is None else check_arena_bytes(arena_bytes),
     )

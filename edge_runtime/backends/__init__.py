@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsyfed.edge_runtime.errors import BackendError
-from sparsyfed.edge_runtime.plan import plan
-from sparsyfed.edge_runtime.state import State
+from sparsyfed.edge_runtime.match import require_match
+from sparsyfed.edge_runtime.state import State, encoded_state
 
 if TYPE_CHECKING:
     from sparsyfed.edge_runtime.backends.engine_session import EngineSession
@@ -27,7 +27,8 @@ def open_engine(
     """Session on an exported step: the folder of `export.to_onnx`, the file of `export.to_torchscript`.
 
     Raises BackendError when the engine is not installed or does not take the file, FormatError for
-    malformed files, MismatchError when export and state don't belong together.
+    malformed files, OSError for a path that is not there, MismatchError when export and state don't
+    belong together, InputError for a state that is none.
     """
     try:
         engine_session = importlib.import_module("sparsyfed.edge_runtime.backends.engine_session")
@@ -37,8 +38,12 @@ def open_engine(
             f"backend {backend!r} needs a package that is not there ({error}): "
             f"install sparsyfed-edge[{backend}]"
         ) from error
+    Path(
+        path
+    ).stat()  # a path that is not there is the system's error, as it is for native sessions
+    encoded = encoded_state(state)
     engine = module.load(Path(path), threads)
-    state = state if isinstance(state, State) else State.decode(state)
-    plan(engine.artifact, state.encode(), 1)  # raises where they don't belong together
+    require_match(engine.artifact, encoded)
+    state = state if isinstance(state, State) else State.decode(encoded)
     session: EngineSession = engine_session.EngineSession(engine, state, batch_size)
     return session

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sparsyfed.edge_runtime import container
 from sparsyfed.edge_runtime.arguments import check_round, require_rate
 from sparsyfed.edge_runtime.artifact import Artifact
-from sparsyfed.edge_runtime.batches import Batch, check_batch
+from sparsyfed.edge_runtime.batches import Batch, check_batch, divergence, refuse_values
 from sparsyfed.edge_runtime.budget import keep_counts
 from sparsyfed.edge_runtime.errors import DivergedError, InputError
 from sparsyfed.edge_runtime.format import Loss, ParameterKind
@@ -133,22 +133,21 @@ class EngineSession:
         require_rate("weight_decay", weight_decay)
         engine, batch = self._open_engine(), check_batch(self.artifact, x, y, self.batch_size)
         loss = engine.train(
-            *self._arrays(batch), self._keep(batch.examples), learning_rate, weight_decay
+            *self._arrays(batch, "step"), self._keep(batch.examples), learning_rate, weight_decay
         )
         if not math.isfinite(loss):
-            raise DivergedError(
-                "step: the loss, a gradient or a new value is not finite; the step was not applied: "
-                "lower the learning rate"
-            )
+            raise DivergedError(divergence("step"))
         self._steps += 1
         return loss
 
     def gradients(self, x: BufferLike, y: BufferLike) -> tuple[float, dict[str, array[float]]]:
         """Mean loss of the batch in training mode and all gradients; see `Session.gradients`."""
         engine, batch = self._open_engine(), check_batch(self.artifact, x, y, self.batch_size)
-        loss, dense = engine.gradients(*self._arrays(batch), self._keep(batch.examples))
+        loss, dense = engine.gradients(
+            *self._arrays(batch, "gradients"), self._keep(batch.examples)
+        )
         if not math.isfinite(loss) or not all(np.isfinite(g).all() for g in dense.values()):
-            raise DivergedError("gradients: the loss or a gradient is not finite")
+            raise DivergedError(divergence("gradients"))
         return loss, {
             parameter.name: self._stored(parameter.name, dense[parameter.name])
             for parameter in self.artifact.parameters
@@ -158,7 +157,7 @@ class EngineSession:
     def evaluate(self, x: BufferLike, y: BufferLike) -> tuple[float, int | None]:
         """Mean loss and number of right answers in evaluation mode; see `Session.evaluate`."""
         engine, batch = self._open_engine(), check_batch(self.artifact, x, y)
-        inputs, targets = self._arrays(batch)
+        inputs, targets = self._arrays(batch, "evaluation")
         total, correct = 0.0, 0
         for start in range(0, batch.examples, self.batch_size):
             part = slice(start, start + self.batch_size)
@@ -166,7 +165,7 @@ class EngineSession:
             total += loss * len(inputs[part])
             correct += right
         if not math.isfinite(total):
-            raise DivergedError("evaluation: the loss is not finite")
+            raise DivergedError(divergence("evaluation"))
         squared = self.artifact.loss is Loss.MEAN_SQUARED_ERROR
         return total / batch.examples, None if squared else correct
 
@@ -222,23 +221,19 @@ class EngineSession:
     def _keep(self, examples: int) -> Integers:
         return np.array(kept_inputs(self.artifact, self._state, examples), np.int64)
 
-    def _arrays(self, batch: Batch) -> tuple[Floats, NDArray[Any]]:
+    def _arrays(self, batch: Batch, action: str) -> tuple[Floats, NDArray[Any]]:
         """Inputs and targets in the model's shapes. Raises InputError for values it can't take."""
         shape = (batch.examples, *self.artifact.tensors[0].shape)
         x = np.frombuffer(batch.x, np.float32).reshape(shape)
         output = self.artifact.tensors[self.artifact.output]
         if self.artifact.loss is Loss.MEAN_SQUARED_ERROR:
             y = np.frombuffer(batch.y, np.float32).reshape(batch.examples, *output.shape)
-            bad = not np.isfinite(y).all()
+            good = bool(np.isfinite(y).all())
         else:
             y = np.asarray(batch.y).astype(np.int64)
-            bad = bool(((y < 0) | (y >= output.size)).any())
-        if bad:
-            raise InputError(
-                f"got y with a value that is not finite, or a label outside 0 to {output.size - 1}"
-            )
-        if not np.isfinite(x).all():
-            raise InputError("got x with a value that is not finite")
+            good = bool(((y >= 0) & (y < output.size)).all())
+        if not good or not np.isfinite(x).all():
+            refuse_values(self.artifact, batch, action)
         return x, y
 
     def _dense(self, tensor: SparseTensor | DenseTensor) -> Floats:
