@@ -168,7 +168,8 @@ class Session:
         one that library and processor have.
 
         `threads` is how many threads compute, with the calling one, 1 to 16. The vectorised kernels
-        share their work out; the result is the same to the bit. `close` ends them.
+        share their work out; the result is the same to the bit. `close` ends them. With "torchscript"
+        it is PyTorch's number for the whole process while a method runs, and afterwards what it was.
 
         `backend` names the engine: "native" is the C core; "onnxruntime" takes the folder of
         `export.to_onnx`, "onnxruntime-training" one that was written with `training`, "torchscript"

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from engine_cases import batch, compiled, state_at
 
 from sparsyfed import export
@@ -177,6 +178,31 @@ def test_a_step_that_diverges_leaves_the_model(backend: str, exported: Exported)
         assert session.counters.steps == 0
         session.step(x, y, learning_rate=0.01)
         assert session.counters.steps == 1
+
+
+def test_a_torchscript_session_leaves_the_threads_of_pytorch(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = state_at(compiled("mlp"), 0.5)
+    x, y = (tensor.numpy() for tensor in batch(compiled("mlp"), 5, seed=0))
+    before, used = torch.get_num_threads(), []
+    set_threads = torch.set_num_threads
+
+    def noted(threads: int) -> None:
+        used.append(threads)
+        set_threads(threads)
+
+    monkeypatch.setattr(torch, "set_num_threads", noted)
+    path = exported("mlp", "torchscript")
+    with pytest.raises(MismatchError):
+        opened(exported, "mlp", "torchscript", state_at(compiled("signal_net"), 0.5))
+    assert torch.get_num_threads() == before
+    with Session.open(path, state, 6, "torchscript", threads=before + 1) as session:
+        assert torch.get_num_threads() == before
+        session.step(x, y, learning_rate=0.1)
+        assert used == [before + 1, before]
+        assert torch.get_num_threads() == before
+        assert session.threads == before + 1
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
