@@ -226,6 +226,23 @@ def test_the_same_model_gives_the_same_files_described_by_the_manifest(tmp_path:
     ]
 
 
+def test_an_export_over_an_older_one_leaves_nothing_of_it(tmp_path: Path) -> None:
+    """Nothing but what the manifest has: the parameters are those of the initial state then."""
+    artifact, folder = compiled("signal_net"), tmp_path / "out"
+    export.to_onnx(artifact, folder, state_at(artifact, 0.1), verify=False)
+    for name in target.TRAINING_FILES:
+        (folder / name).write_bytes(b"of an older export")
+    record = export.to_onnx(artifact, folder, verify=False)
+    assert {path.name for path in folder.iterdir()} == {
+        "manifest.json",
+        *(file["name"] for file in record["files"]),
+    }
+    state = export.initial_state(artifact.model, artifact.beta)
+    export.to_onnx(artifact, tmp_path / "other", state, verify=False)
+    for path in folder.iterdir():
+        assert path.read_bytes() == (tmp_path / "other" / path.name).read_bytes(), path.name
+
+
 def test_large_parameters_lie_outside_the_model_file(tmp_path: Path) -> None:
     export.to_onnx(compiled("mlp"), tmp_path, state_at(compiled("mlp"), 0.1), verify=False)
     model = onnx.load(tmp_path / "parameters.onnx", load_external_data=False)
