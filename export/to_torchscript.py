@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Node
+from torch.jit._recursive import wrap_cpp_module
 from torch.jit._script import RecursiveScriptModule
 
 from sparsyfed.edge_runtime.errors import UnsupportedOperationError
@@ -99,8 +100,8 @@ def to_torchscript(
     the rates are floats. Beside the code lie the extra files `manifest.json` and `model.sfd`.
 
     With `verify` the written file is read again and run through the gate, which raises VerificationError; without it a
-    fault of the exporter or of this libtorch would be found by the devices. Either way the same file is written, whole
-    or not at all.
+    fault of the exporter or of this libtorch would be found by the devices. The step is the same either way, and the
+    manifest says which it was. The file is written whole or not at all, and the same model gives the same bytes.
     """
     graph = joint_graph(artifact)
     if state is None:
@@ -161,17 +162,25 @@ def _without_deprecation() -> Iterator[None]:
         yield
 
 
+def _empty_module(state: dict[str, Tensor]) -> RecursiveScriptModule:
+    """A module with attributes and no methods.
+
+    torch.jit.script numbers its classes by how many the process has made, and the numbers are in the file. So this
+    one is made where there are no others, for which PyTorch has no public way.
+    """
+    library: Any = torch._C  # noqa: SLF001 - see above
+    step = library.ScriptModule("__torch__.Step", library.CompilationUnit(), False)
+    parameters = library.DictType(library.StringType.get(), library.TensorType.get())
+    step._register_attribute("state", parameters, state)  # noqa: SLF001 - likewise
+    step._register_attribute("training", library.BoolType.get(), True)  # noqa: SLF001 - for `eval`
+    module: RecursiveScriptModule = wrap_cpp_module(step)  # type: ignore[no-untyped-call]
+    return module
+
+
 def _scripted(
     artifact: TrainingArtifact, graph: JointGraph, state: dict[str, Tensor]
 ) -> RecursiveScriptModule:
-    # A class of its own for each export, since methods are added to the class.
-    class Step(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.state = state
-
-    with _without_deprecation():
-        module: RecursiveScriptModule = torch.jit.script(Step())
+    module = _empty_module(state)
     for source in METHODS:
         module.define(source)
     module.define(_dictionary_method("gradients", "x: Tensor, y: Tensor, keep: Tensor", graph))

@@ -132,6 +132,17 @@ def test_a_fault_of_the_exporter_stops_the_export(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_same_model_gives_the_same_file(tmp_path: Path) -> None:
+    artifact = compiled("signal_net")
+    for name in ("one.pt", "other.pt"):
+        export.to_torchscript(artifact, tmp_path / name)
+        export.to_torchscript(compiled("mlp"), tmp_path / "between.pt", verify=False)
+    assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "other.pt").read_bytes()
+    module = target._loaded((tmp_path / "one.pt").read_bytes())
+    assert module.training
+    assert not module.eval().training
+
+
 def test_the_file_describes_itself(tmp_path: Path) -> None:
     artifact = compiled("watch_cnn")
     record = export.to_torchscript(artifact, tmp_path / "m.pt", verify=False)

@@ -35,7 +35,7 @@ def files(artifact: export.TrainingArtifact, folder: Path) -> dict[str, bytes]:
     state = export.initial_state(artifact.model, sparsity=0.5)
     export.to_onnx(artifact, folder, state)
     export.to_torchscript(artifact, folder / "model.pt", state)
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".pt"}
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("name", STATES)
