@@ -4,24 +4,44 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sparsyfed.edge_runtime.kept_inputs import input_sizes
 from sparsyfed.export.gate import Verification
-from sparsyfed.export.joint_graph import JointGraph
+from sparsyfed.export.joint_graph import GRADIENT, NEW_STATE, STATE, JointGraph
 from sparsyfed.export.training_artifact import TrainingArtifact
 
 FORMAT = 1
 """Version of the manifest; it changes when a field changes its meaning."""
 
 
+KEEP_RULE = "ceil(stored * batch * input_elements / positions)"
+"""How many inputs a layer keeps, in exact integers; see `kept_inputs`."""
+
+_PARAMETER_ROLES = {
+    STATE: "value",
+    NEW_STATE: "new value",
+    GRADIENT: "gradient",
+}
+_ROLES = {
+    "x": "examples",
+    "y": "labels or targets",
+    "keep": "inputs kept by each layer",
+    "learning_rate": "learning rate",
+    "weight_decay": "weight decay",
+    "loss": "mean loss of the batch",
+    "correct": "right answers",
+}
+
+
 def manifest(artifact: TrainingArtifact, target: str, engine: dict[str, str]) -> dict[str, Any]:
     """Return the description of an export, without its files and before it is verified.
 
     `engine` maps the packages that the target was written with to their versions. `layers` lists the prunable weights
-    in the order of the input `keep`: of a batch of n examples, a layer with `stored` nonzeros keeps
-    ceil(stored · n · input_elements / positions) of its inputs.
+    in the order of the input `keep`, whose `rule` says how many inputs of a batch each of them keeps; `stored` is the
+    number of entries that the state has of the layer's weight.
     """
     native = artifact.native
     output = native.tensors[native.output]
@@ -41,7 +61,7 @@ def manifest(artifact: TrainingArtifact, target: str, engine: dict[str, str]) ->
             "type": "int64" if cross_entropy else "float32",
             "shape": ["batch"] if cross_entropy else ["batch", *output.shape],
         },
-        "keep": {"type": "int64", "shape": [len(layers)]},
+        "keep": {"type": "int64", "shape": [len(layers)], "rule": KEEP_RULE},
         "parameters": [
             {
                 "name": parameter.name,
@@ -56,6 +76,18 @@ def manifest(artifact: TrainingArtifact, target: str, engine: dict[str, str]) ->
         ],
         "verified": None,
     }
+
+
+def signature(inputs: Sequence[str], outputs: Sequence[str]) -> dict[str, list[dict[str, str]]]:
+    """Return names and roles of what a graph or method takes and gives, in order, for the field `graphs`."""
+    return {"inputs": list(map(_port, inputs)), "outputs": list(map(_port, outputs))}
+
+
+def _port(name: str) -> dict[str, str]:
+    for prefix, role in _PARAMETER_ROLES.items():
+        if name.startswith(prefix):
+            return {"name": name, "role": role, "parameter": name.removeprefix(prefix)}
+    return {"name": name, "role": _ROLES[name]}
 
 
 def verification_record(verified: Verification) -> dict[str, float | str]:

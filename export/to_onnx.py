@@ -24,6 +24,7 @@ from sparsyfed.export.manifest import (
     file_record,
     manifest,
     operators,
+    signature,
     verification_record,
 )
 from sparsyfed.export.states import dense_tensors, initial_state
@@ -81,8 +82,16 @@ def to_onnx(
     with training_worker() if training else nullcontext() as worker:
         graph = joint_graph(artifact)
         record["operators"] = operators(graph)
-        graphs = {"train": add_sgd(graph), "gradients": graph}
-        files = onnx_lowering.model_files(graphs | {"evaluate": evaluation_graph(artifact)})
+        graphs = {
+            "train": add_sgd(graph),
+            "gradients": graph,
+            "evaluate": evaluation_graph(artifact),
+        }
+        record["graphs"] = {
+            f"{name}.onnx": signature(source.inputs, source.outputs)
+            for name, source in graphs.items()
+        }
+        files = onnx_lowering.model_files(graphs)
         if cases:
             verified = _verified(artifact, cases, files, record["engine"])
             record["verified"] = verification_record(verified)

@@ -30,7 +30,13 @@ from sparsyfed.export.joint_graph import (
     evaluation_graph,
     joint_graph,
 )
-from sparsyfed.export.manifest import encode, manifest, operators, verification_record
+from sparsyfed.export.manifest import (
+    encode,
+    manifest,
+    operators,
+    signature,
+    verification_record,
+)
 from sparsyfed.export.states import dense_tensors, initial_state
 from sparsyfed.export.training_artifact import TrainingArtifact
 
@@ -67,6 +73,7 @@ def powerprop_backward(self, v: Tensor, d_weight: Tensor, beta: float) -> Tensor
 )
 """What the operators of `operators` are in TorchScript."""
 
+_BATCH = ("x", "y", "keep")
 _ARITHMETIC = {
     operator.add: "+",
     operator.sub: "-",
@@ -103,12 +110,17 @@ def to_torchscript(
     fault of the exporter or of this libtorch would be found by the devices. The step is the same either way, and the
     manifest says which it was. The file is written whole or not at all, and the same model gives the same bytes.
     """
-    graph = joint_graph(artifact)
+    graph, evaluation = joint_graph(artifact), evaluation_graph(artifact)
     if state is None:
         state = initial_state(artifact.model, artifact.beta)
-    module = _scripted(artifact, graph, dense_tensors(artifact.model, state))
+    module = _scripted(graph, evaluation, dense_tensors(artifact.model, state))
     record = manifest(artifact, "torchscript", {"torch": torch.__version__})
     record["operators"] = operators(graph)
+    record["graphs"] = {
+        "train_step": signature((*_BATCH, "learning_rate", "weight_decay"), ["loss"]),
+        "gradients": signature(_BATCH, graph.outputs),
+        "evaluate": signature(_BATCH[:2], evaluation.outputs),
+    }
     if verify:
         checked = _verified(artifact, _loaded(_bytes(module, {})))
         record["verified"] = verification_record(checked)
@@ -178,15 +190,13 @@ def _empty_module(state: dict[str, Tensor]) -> RecursiveScriptModule:
 
 
 def _scripted(
-    artifact: TrainingArtifact, graph: JointGraph, state: dict[str, Tensor]
+    graph: JointGraph, evaluation: JointGraph, state: dict[str, Tensor]
 ) -> RecursiveScriptModule:
     module = _empty_module(state)
     for source in METHODS:
         module.define(source)
     module.define(_dictionary_method("gradients", "x: Tensor, y: Tensor, keep: Tensor", graph))
-    module.define(
-        _dictionary_method("evaluate", "x: Tensor, y: Tensor", evaluation_graph(artifact))
-    )
+    module.define(_dictionary_method("evaluate", "x: Tensor, y: Tensor", evaluation))
     module.define(_training_method(add_sgd(graph)))
     return module
 

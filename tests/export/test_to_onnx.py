@@ -219,6 +219,14 @@ def test_the_same_model_gives_the_same_files_described_by_the_manifest(tmp_path:
         assert one == other, name
     assert record["batch"] == "any"
     assert record["x"] == {"type": "float32", "shape": ["batch", 3, 45]}
+    assert record["keep"]["rule"] == "ceil(stored * batch * input_elements / positions)"
+    for file, graph in record["graphs"].items():
+        declared = onnx.load(tmp_path / "one" / file).graph
+        assert [port["name"] for port in graph["inputs"]] == [v.name for v in declared.input]
+        assert [port["name"] for port in graph["outputs"]] == [v.name for v in declared.output]
+    assert record["graphs"].keys() == {"train.onnx", "gradients.onnx", "evaluate.onnx"}
+    parameter = record["graphs"]["train.onnx"]["outputs"][1]
+    assert parameter == {"name": "new_state.0.weight", "role": "new value", "parameter": "0.weight"}
     model = onnx.load(tmp_path / "one" / "train.onnx")
     assert {node.domain for node in model.graph.node} == {""}
     assert [value.name for value in model.graph.input][-5:] == [

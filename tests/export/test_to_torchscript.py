@@ -158,4 +158,13 @@ def test_the_file_describes_itself(tmp_path: Path) -> None:
         "input_elements": 1024,
     }
     assert described["operators"]["sparsyfed.prune.default"] == 5
+    arguments = ["x", "y", "keep", "learning_rate", "weight_decay"]
+    assert [port["name"] for port in described["graphs"]["train_step"]["inputs"]] == arguments
+    module = target._loaded((tmp_path / "m.pt").read_bytes())
+    x, y = batch(artifact, 3, seed=0)
+    keep = torch.ones(5, dtype=torch.int64)
+    results = {"gradients": module.gradients(x, y, keep), "evaluate": module.evaluate(x, y)}
+    for method, got in results.items():
+        ports = described["graphs"][method]["outputs"]
+        assert [port["name"] for port in ports] == list(got)
     assert described["verified"] is None
