@@ -18,7 +18,7 @@ FORMAT = 1
 
 
 KEEP_RULE = "ceil(stored * batch * input_elements / positions)"
-"""How many inputs a layer keeps, in exact integers; see `kept_inputs`."""
+"""How many inputs a layer keeps, in exact integers; see `kept_inputs.keep_count`."""
 
 _PARAMETER_ROLES = {
     STATE: "value",

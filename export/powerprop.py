@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsyfed.edge_runtime.errors import InputError, UnsupportedOperationError
+from sparsyfed.edge_runtime.kept_inputs import keep_count
 from sparsyfed.export.batch_norm import DeviceBatchNorm
 from sparsyfed.export.parameters import model_tensors
 
@@ -47,14 +48,6 @@ def powerprop(v: Tensor, beta: float) -> Tensor:
     pruned. (Schwarz et al., "Powerpropagation: a sparsity inducing weight reparameterisation", 2021.)
     """
     return cast("Tensor", _PowerProp.apply(v, beta))  # type: ignore[no-untyped-call]
-
-
-def keep_count(nonzeros: int, positions: int, elements: int) -> int:
-    """Return how many of a layer input's `elements` are kept: ceil(nonzeros · elements / positions).
-
-    `nonzeros` of the weight's `positions` are in its support. All are exact integers.
-    """
-    return -(-nonzeros * elements // positions)
 
 
 def keep_largest(x: Tensor, count: int) -> Tensor:

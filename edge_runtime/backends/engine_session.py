@@ -6,14 +6,13 @@ import itertools
 import math
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsyfed.edge_runtime import container
 from sparsyfed.edge_runtime.arguments import check_round, require_rate
 from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.batches import Batch, check_batch, divergence, refuse_values
@@ -22,6 +21,7 @@ from sparsyfed.edge_runtime.errors import DivergedError, InputError
 from sparsyfed.edge_runtime.format import Loss, ParameterKind
 from sparsyfed.edge_runtime.kept_inputs import kept_inputs
 from sparsyfed.edge_runtime.process_memory import peak_rss_bytes
+from sparsyfed.edge_runtime.sparse_arrays import entry_positions, largest, selected
 from sparsyfed.edge_runtime.state import DenseTensor, SparseTensor, State
 from sparsyfed.edge_runtime.update import SparseUpdate
 
@@ -99,7 +99,9 @@ class EngineSession:
         """Threads that compute, with the one that calls."""
         self._engine: Engine | None = engine
         self._state = state
-        self._places = {t.name: _places(t) for t in state.tensors if isinstance(t, SparseTensor)}
+        self._places = {
+            t.name: entry_positions(t) for t in state.tensors if isinstance(t, SparseTensor)
+        }
         self._steps = 0
         engine.load({tensor.name: self._dense(tensor) for tensor in state.tensors})
 
@@ -187,10 +189,12 @@ class EngineSession:
             kept = [counts[index] for index in self.artifact.prunable]
         pruned = {}
         for group, count in zip(groups, kept, strict=True):
-            masks = largest(np.concatenate([np.asarray(t.value) for t in group]), count)
+            values = np.concatenate([np.asarray(tensor.value, np.float32) for tensor in group])
+            chosen = largest(values, count)
             ends = itertools.accumulate(tensor.count for tensor in group)
             for tensor, end in zip(group, ends, strict=True):
-                pruned[tensor.name] = select(tensor, masks[end - tensor.count : end])
+                part = slice(end - tensor.count, end)
+                pruned[tensor.name] = selected(tensor, values[part], chosen[part])
         tensors = tuple(pruned.get(tensor.name, tensor) for tensor in state.tensors)
         return SparseUpdate(tensors, number, state.support_id)
 
@@ -248,36 +252,3 @@ class EngineSession:
         places = self._places.get(name)
         values = dense if places is None else dense[places]
         return array("f", values.tobytes())
-
-
-def _places(tensor: SparseTensor) -> Integers:
-    """The position of each stored entry in the dense weight."""
-    bounds = np.asarray(tensor.row_pointer, np.int64)
-    rows = np.repeat(np.arange(tensor.rows, dtype=np.int64), bounds[1:] - bounds[:-1])
-    return rows * tensor.columns + np.asarray(tensor.column, np.int64)
-
-
-def largest(values: Floats, count: int) -> NDArray[np.bool_]:
-    """Mark the `count` largest |value|, ties at the lower place first, exact zeros never."""
-    size = np.abs(values)
-    chosen: NDArray[np.bool_] = size > 0
-    if count >= np.count_nonzero(chosen):
-        return chosen
-    threshold = np.partition(size, len(size) - count)[len(size) - count]
-    chosen = size > threshold
-    equal = np.flatnonzero(size == threshold)
-    chosen[equal[: count - np.count_nonzero(chosen)]] = True
-    return chosen
-
-
-def select(tensor: SparseTensor, chosen: NDArray[np.bool_]) -> SparseTensor:
-    """The tensor with the chosen entries of its support alone."""
-    before = np.concatenate([[0], np.cumsum(chosen)])
-    row_pointer = before[np.asarray(tensor.row_pointer)].astype(np.uint32)
-    code = container.column_type(tensor.columns)
-    return replace(
-        tensor,
-        row_pointer=array("I", row_pointer.tobytes()),
-        column=array(code, np.asarray(tensor.column)[chosen].tobytes()),
-        value=array("f", np.asarray(tensor.value, np.float32)[chosen].tobytes()),
-    )
