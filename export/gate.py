@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from sparsyfed.edge_runtime.errors import VerificationError
 from sparsyfed.edge_runtime.format import ParameterKind
+from sparsyfed.edge_runtime.graph_names import GRADIENT, NEW_STATE, STATE
 from sparsyfed.edge_runtime.kept_inputs import input_sizes
-from sparsyfed.export.joint_graph import GRADIENT, NEW_STATE, STATE
 from sparsyfed.export.powerprop import keep_largest, method_of, reference
 from sparsyfed.export.states import initial_state, load_state
 from sparsyfed.export.training_artifact import TrainingArtifact

@@ -25,6 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sparsyfed.edge_runtime.artifact import Artifact, Parameter
 from sparsyfed.edge_runtime.errors import UnsupportedOperationError
 from sparsyfed.edge_runtime.format import ParameterKind
+from sparsyfed.edge_runtime.graph_names import GRADIENT, NEW_STATE, STATE
 from sparsyfed.export import operators
 from sparsyfed.export.powerprop import method_of, reference
 from sparsyfed.export.training_artifact import TrainingArtifact
@@ -32,9 +33,6 @@ from sparsyfed.export.training_artifact import TrainingArtifact
 _ATEN = torch.ops.aten
 PruneSite = Callable[[Tensor, Tensor], Tensor]
 _COPIES = {_ATEN.detach.default, _ATEN.clone.default, _ATEN.alias.default}
-
-STATE, NEW_STATE, GRADIENT = "state.", "new_state.", "gradient."
-"""Prefixes of a parameter's name in the names of inputs and outputs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsyfed.edge_runtime.graph_names import GRADIENT, NEW_STATE, STATE
 from sparsyfed.edge_runtime.kept_inputs import input_sizes
 from sparsyfed.export.gate import Verification
-from sparsyfed.export.joint_graph import GRADIENT, NEW_STATE, STATE, JointGraph
+from sparsyfed.export.joint_graph import JointGraph
 from sparsyfed.export.training_artifact import TrainingArtifact
 
 FORMAT = 1

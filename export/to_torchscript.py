@@ -20,11 +20,10 @@ from torch.jit._script import RecursiveScriptModule
 
 from sparsyfed.edge_runtime.errors import UnsupportedOperationError
 from sparsyfed.edge_runtime.files import write_atomic
+from sparsyfed.edge_runtime.graph_names import NEW_STATE, STATE
 from sparsyfed.edge_runtime.state import State
 from sparsyfed.export import gate
 from sparsyfed.export.joint_graph import (
-    NEW_STATE,
-    STATE,
     JointGraph,
     add_sgd,
     evaluation_graph,

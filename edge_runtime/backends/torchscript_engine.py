@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.errors import BackendError, FormatError
+from sparsyfed.edge_runtime.graph_names import GRADIENT
 
 Floats = NDArray[np.float32]
-GRADIENT = "gradient."
 
 
 def load(path: Path, threads: int) -> TorchScriptEngine:
