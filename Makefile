@@ -13,6 +13,7 @@ NATIVE := $(VENV)/.native
 # onnxruntime-training and onnxruntime own the same module name: one environment can't hold both.
 TRAINING_VENV := .venv-onnxruntime-training
 TRAINING := $(TRAINING_VENV)/.installed
+TRAINING_PYTHON = $(if $(wildcard $(TRAINING)),SPARSYFED_ONNXRUNTIME_TRAINING_PYTHON=$(CURDIR)/$(TRAINING_VENV)/bin/python)
 C_SOURCES := $(wildcard edge_runtime/csrc/*.[ch] edge_runtime/csrc/fast/*.[ch])
 CONSTRAINTS := requirements/constraints.txt
 BENCH_ARGS := step
@@ -22,8 +23,8 @@ help: ## list the targets
 
 setup: $(NATIVE) $(TRAINING) ## make .venv, install everything, build the native library
 
-demo: $(NATIVE) ## a fleet of watches trains over MQTT; writes report.json and report.html
-	@$(BIN)/sparsyfed demo $(DEMO_ARGS)
+demo: $(NATIVE) ## a fleet of watches trains over MQTT; a report. ENGINES=all mixes engines
+	@$(TRAINING_PYTHON) $(BIN)/sparsyfed demo $(if $(ENGINES),--engines $(ENGINES)) $(DEMO_ARGS)
 
 test: $(NATIVE) $(TRAINING) ## run the tests (PYTEST_ARGS="-k name" to choose)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -35,11 +36,11 @@ check: $(NATIVE) ## style, types, layers, and the C core under the project's war
 	$(BIN)/lint-imports
 	$(BIN)/cmake -S . -B build/developer -D SFD_DEVELOPER=ON > build/developer.log
 	$(BIN)/cmake --build build/developer
-	@if command -v clang-format > /dev/null; then clang-format --dry-run --Werror $(C_SOURCES) tests/c/*.[ch] tools/c/*.c; \
+	@if command -v clang-format > /dev/null; then clang-format --dry-run --Werror $(C_SOURCES) tests/c/*.[ch] tools/c/*.c docs/examples/*/*.c; \
 	else echo "clang-format is not installed: the layout of the C sources was not checked"; fi
 
 bench: $(NATIVE) ## time training steps here (BENCH_ARGS="memory --models resnet18" for more)
-	@$(BIN)/sparsyfed bench $(BENCH_ARGS)
+	@$(TRAINING_PYTHON) $(BIN)/sparsyfed bench $(BENCH_ARGS)
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) $(TRAINING_VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -2,11 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sparsyfed.coordinator.config import Configuration
 from sparsyfed.coordinator.evaluation import map_array
 from sparsyfed.edge_runtime import Artifact, State
 from sparsyfed.edge_runtime.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from sparsyfed.export import TrainingArtifact
 
 
 def compile_job(config: Configuration) -> tuple[Artifact, State]:
@@ -37,7 +41,30 @@ def compile_model(
     sparsity: float = 0.0,
     budget: str | Mapping[str, int] = "global",
 ) -> tuple[Artifact, State]:
-    """Artifact of a model and its initial state of this sparsity, for round 1.
+    """Artifact of a model for native devices and its initial state; see `compile_training`."""
+    artifact, state = compile_training(
+        name,
+        seed=seed,
+        input_shape=input_shape,
+        beta=beta,
+        loss=loss,
+        sparsity=sparsity,
+        budget=budget,
+    )
+    return artifact.native, state
+
+
+def compile_training(
+    name: str,
+    *,
+    seed: int,
+    input_shape: Sequence[int] | None,
+    beta: float,
+    loss: str,
+    sparsity: float,
+    budget: str | Mapping[str, int],
+) -> tuple["TrainingArtifact", State]:
+    """What every target of a model is written from, and its initial state of this sparsity, for round 1.
 
     `name` is a built-in name or package.module:function; `input_shape` is that of one example and needed for the
     latter. `seed` also seeds PyTorch, since a function may draw values while it builds the model.
@@ -64,7 +91,7 @@ def compile_model(
         raise ConfigurationError(
             f"the shape of one example of {name} is not known: --input-shape, or [job] input_shape"
         )
-    artifact = export.compile(model, example, beta=beta, loss=loss).native
+    artifact = export.compile(model, example, beta=beta, loss=loss)
     state = export.initial_state(model, beta=beta, sparsity=sparsity, seed=seed, budget=budget)
     return artifact, State(state.tensors, round=1)
 

@@ -46,7 +46,7 @@ _line = text(500)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobConfig:
-    """`[job]`: what is trained. Exactly one of `model` and `artifact` is given."""
+    """`[job]`: what is trained. Exactly one of `model`, `artifact` and `bundle` is given."""
 
     name: Name  # identifies the job in messages and in the store
     rounds: Annotated[int, integer(1, 2**31 - 1)]
@@ -61,6 +61,9 @@ class JobConfig:
     artifact: Annotated[Path | None, optional(_path)] = None  # a compiled .sfd file
     # Initial .sfs file, needed with an artifact.
     state: Annotated[Path | None, optional(_path)] = None
+    bundle: Annotated[Path | None, optional(_path)] = None  # folder of `sparsyfed export`
+    # Of the bundle, those that are offered to devices; by default all.
+    targets: Annotated[tuple[str, ...] | None, optional(indices(16, _line, least=1))] = None
     beta: Annotated[float, number(1, 16)] = 1.25  # exponent of a model; an artifact has its own
     sparsity: Annotated[float, number(0, 1, below=True)] = 0.95  # share of prunable weights at zero
     budget: Budget = "global"  # global ranking, "erk" shares, or counts by layer name
@@ -209,11 +212,14 @@ def _parse_section(section: Any, name: str, data: object, source: str, folder: P
 
 def _check_combinations(configuration: Configuration, source: str) -> None:
     job, evaluation = configuration.job, configuration.evaluation
-    if (job.model is None) == (job.artifact is None):
-        got = "neither" if job.model is None else "both"
+    given = [key for key in ("model", "artifact", "bundle") if getattr(job, key) is not None]
+    if len(given) != 1:
         raise ConfigurationError(
-            f"{source}: [job] model, artifact: got {got}, wanted exactly one of them"
+            f"{source}: [job] model, artifact, bundle: got {' and '.join(given) or 'none'}, "
+            "wanted exactly one of them"
         )
+    if job.targets is not None and job.bundle is None:
+        raise ConfigurationError(f"{source}: [job] targets: they are those of a bundle: name one")
     if (job.artifact is None) != (job.state is None):
         raise ConfigurationError(
             f"{source}: [job] state: an artifact holds no weights: wanted artifact and state together"

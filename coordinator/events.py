@@ -20,6 +20,7 @@ class DeviceHello:
     boot: str
     memory_bytes: int
     block_bytes: int
+    backend: str = "native"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +64,9 @@ class UpdateInspected:
 
 @dataclass(frozen=True, slots=True)
 class RoundAggregated:
-    """The new state is in the journal. `needs` is what training it takes on a device."""
+    """The new state is in the journal. `needs` is what training it takes on a device, by engine."""
 
-    needs: Needs
+    needs: Mapping[str, Needs]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The devices that have said hello, and which of them may take part in the running round."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from sparsyfed.coordinator.admission import Needs
@@ -14,15 +14,16 @@ class Device:
     boot: str
     memory_bytes: int
     block_bytes: int
+    backend: str
     online: bool = True
     told: bool = False  # that it is refused
     left_out: bool = False  # it took work and could not do it
 
 
 class Fleet:
-    """Keeps the devices. `needs` is what training today's state takes on one of them."""
+    """Keeps the devices. `needs` is what training today's state takes on one of them, by engine."""
 
-    def __init__(self, needs: Needs) -> None:
+    def __init__(self, needs: Mapping[str, Needs]) -> None:
         self.needs = needs
         self._devices: dict[str, Device] = {}
 
@@ -36,7 +37,7 @@ class Fleet:
     def hello(self, event: DeviceHello) -> None:
         """Take a device in, or back in; what it declared before is forgotten."""
         known = self._devices.get(event.device)
-        device = Device(event.boot, event.memory_bytes, event.block_bytes)
+        device = Device(event.boot, event.memory_bytes, event.block_bytes, event.backend)
         device.told = known is not None and known.told and known.boot == event.boot
         self._devices[event.device] = device
 
@@ -74,7 +75,13 @@ class Fleet:
     def refusal(self, name: str) -> str | None:
         """Why a device is not admitted, or None."""
         device = self._devices[name]
-        return self.needs.refusal(device.memory_bytes, device.block_bytes)
+        needs = self.needs.get(device.backend)
+        if needs is None:
+            return (
+                f"the device trains with {device.backend}, this job is for "
+                f"{' and '.join(sorted(self.needs))}"
+            )
+        return needs.refusal(device.memory_bytes, device.block_bytes)
 
     def new_refusals(self, names: Iterable[str]) -> list[RefuseDevice]:
         """Those among these that are refused and have not been told since they were last admitted.

@@ -111,8 +111,8 @@ class Inbox:
 
     def _hello(self, device: str, hello: Hello) -> Event:
         require_sender(device, hello.device)
-        block_bytes = self._outbox.know_device(device, hello.block_bytes)
-        return DeviceHello(device, hello.boot, hello.memory_bytes, block_bytes)
+        block_bytes = self._outbox.know_device(device, hello.block_bytes, hello.backend)
+        return DeviceHello(device, hello.boot, hello.memory_bytes, block_bytes, hello.backend)
 
     def _report(self, device: str, report: Report) -> Event | None:
         if report.job != self._job:

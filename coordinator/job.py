@@ -6,6 +6,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sparsyfed.coordinator.admission import Engines
+from sparsyfed.coordinator.bundle import MANIFEST_NAME, Bundle
 from sparsyfed.coordinator.compile import compile_job
 from sparsyfed.coordinator.config import Configuration
 from sparsyfed.coordinator.evaluation import HeldOutData
@@ -53,6 +55,15 @@ def prepare(config: Configuration, store: Store) -> Artifact:
     return Artifact.decode(data)
 
 
+def engines_of(config: Configuration) -> Engines:
+    """The engines that the job is for. Raises ConfigurationError for a bundle that is not whole."""
+    job = config.job
+    if job.bundle is None:
+        return Engines(native=True, exports={})
+    bundle = Bundle.load(job.bundle, job.targets)
+    return Engines(bundle.native, bundle.exports)
+
+
 def _begin(config: Configuration) -> tuple[Artifact, State]:
     return compile_job(config) if config.job.model is not None else _load(config)
 
@@ -60,10 +71,7 @@ def _begin(config: Configuration) -> tuple[Artifact, State]:
 def _load(config: Configuration) -> tuple[Artifact, State]:
     """The artifact and the state that the configuration names, for round 1, cut to the sparsity if so configured."""
     job = config.job
-    assert job.artifact is not None
-    assert job.state is not None
-    artifact = _decode("artifact", job.artifact, Artifact.decode)
-    state = _decode("state", job.state, State.decode)
+    artifact, state = _named(config)
     try:
         # Opening a session checks that the two belong together; its Top-K is the one that devices use.
         with Session.open(artifact, state, batch_size=1) as session:
@@ -71,8 +79,26 @@ def _load(config: Configuration) -> tuple[Artifact, State]:
                 state = State(session.update(job.sparsity, job.budget).tensors)
             return artifact, State(state.tensors, round=1)
     except (FormatError, InputError, MismatchError) as error:
-        message = f"[job] artifact {job.artifact}, state {job.state}: {error}"
+        message = f"[job] {_source(config)}: {error}"
         raise ConfigurationError(message) from error
+
+
+def _named(config: Configuration) -> tuple[Artifact, State]:
+    job = config.job
+    if job.bundle is not None:
+        bundle = Bundle.load(job.bundle, job.targets)
+        return bundle.artifact, bundle.state
+    assert job.artifact is not None
+    assert job.state is not None
+    artifact = _decode("artifact", job.artifact, Artifact.decode)
+    return artifact, _decode("state", job.state, State.decode)
+
+
+def _source(config: Configuration) -> str:
+    job = config.job
+    if job.bundle is not None:
+        return f"bundle {job.bundle}"
+    return f"artifact {job.artifact}, state {job.state}"
 
 
 def _decode(key: str, path: Path, decode: Callable[[bytes], Content]) -> Content:
@@ -90,7 +116,9 @@ def _identity(config: Configuration) -> dict[str, Any]:
         for key in (field.name for field in fields(table)):
             value = getattr(table, key)
             if isinstance(value, Path):
-                identity[key] = sha256_hex(_read(key, value))
+                # The manifest of a bundle names its files by their hashes.
+                file = value / MANIFEST_NAME if key == "bundle" else value
+                identity[key] = sha256_hex(_read(key, file))
             elif isinstance(value, Mapping):
                 identity[key] = dict(value)
             else:

@@ -25,7 +25,7 @@ class ObjectServer:
         The size is taken down to a power of two, so that many devices share few hash lists.
         """
         size = 1 << (block_bytes.bit_length() - 1)
-        object_id = next(key for key, value in self._objects.items() if value is data)
+        object_id = next(key for key, value in self._objects.items() if value == data)
         key = (object_id, size)
         if key not in self._references:
             self._references[key] = object_reference(data, size)

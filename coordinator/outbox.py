@@ -1,7 +1,10 @@
 """What the coordinator sends: offers, blocks, receipts, orders, the notice of the round."""
 
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 
+from sparsyfed.coordinator.bundle import EngineExport
 from sparsyfed.coordinator.config import Configuration
 from sparsyfed.coordinator.events import RefuseDevice, SendControl, SendOffer, SendReceipt
 from sparsyfed.coordinator.mqtt import BrokerLink
@@ -11,6 +14,8 @@ from sparsyfed.edge_runtime.errors import FormatError
 from sparsyfed.edge_runtime.messages import (
     BlockRequest,
     Control,
+    Export,
+    ExportFile,
     Offer,
     Receipt,
     Report,
@@ -25,36 +30,54 @@ logger = logging.getLogger(__name__)
 MAX_DEVICES = 100_000
 
 
+@dataclass(frozen=True, slots=True)
+class Receiver:
+    """What a device takes: the bytes of the largest block, and the engine that it trains with."""
+
+    block_bytes: int
+    backend: str
+
+
 class Outbox:
     """Turns the actions of the round machine into messages, and counts their bytes in `bytes_sent`."""
 
-    def __init__(self, config: Configuration, link: BrokerLink, artifact: bytes, boot: str) -> None:
+    def __init__(
+        self,
+        config: Configuration,
+        link: BrokerLink,
+        artifact: bytes,
+        exports: Mapping[str, EngineExport],
+        boot: str,
+    ) -> None:
         self._config = config
         self._link = link
         self._artifact = artifact
+        self._exports = exports
         self._boot = boot
-        self._block_bytes: dict[str, int] = {}
+        self._devices: dict[str, Receiver] = {}
         self.bytes_sent = 0
 
     def begin_round(self, round_number: int, state: bytes) -> None:
         """Serve the artifact and this state from now on."""
         self._round = round_number
         self._state = state
-        self._objects = ObjectServer(self._artifact, state)
+        files = (data for export in self._exports.values() for data in export.files.values())
+        self._objects = ObjectServer(self._artifact, state, *files)
 
-    def know_device(self, device: str, block_bytes: int) -> int:
-        """The bytes of the largest block that the device will be sent, which is remembered.
+    def know_device(self, device: str, block_bytes: int, backend: str) -> int:
+        """The bytes of the largest block that the device will be sent; its engine, too, is remembered.
 
         Raises FormatError if too many devices are known already.
         """
-        if device not in self._block_bytes and len(self._block_bytes) >= MAX_DEVICES:
+        if device not in self._devices and len(self._devices) >= MAX_DEVICES:
             raise FormatError(f"device {device}: {MAX_DEVICES} devices have said hello already")
-        self._block_bytes[device] = min(block_bytes, self._config.transfer.block_bytes)
-        return self._block_bytes[device]
+        most = min(block_bytes, self._config.transfer.block_bytes)
+        self._devices[device] = Receiver(most, backend)
+        return most
 
     def knows(self, device: str) -> bool:
         """Whether this device has said hello since the coordinator started."""
-        return device in self._block_bytes
+        return device in self._devices
 
     def send(self, action: SendOffer | SendReceipt | SendControl | RefuseDevice) -> None:
         """Send what the round machine asks for."""
@@ -92,7 +115,8 @@ class Outbox:
 
     def _offer(self, action: SendOffer) -> Offer:
         job, training = self._config.job, self._config.training
-        block_bytes = self._block_bytes[action.device]
+        receiver = self._devices[action.device]
+        block_bytes = receiver.block_bytes
         return Offer(
             job=job.name,
             round=action.round,
@@ -107,7 +131,20 @@ class Outbox:
             budget=job.budget,
             seed=job.seed,
             deadline_s=action.deadline_s,
+            export=self._export(receiver),
         )
+
+    def _export(self, receiver: Receiver) -> Export | None:
+        """The files that a device with another engine than the native core trains with."""
+        export = self._exports.get(receiver.backend)
+        if export is None:
+            return None
+        assert export.memory_bytes is not None  # else no such device is admitted
+        files = tuple(
+            ExportFile(name, self._objects.reference(data, receiver.block_bytes))
+            for name, data in sorted(export.files.items())
+        )
+        return Export(export.backend, files, export.opened, export.memory_bytes)
 
     def refuse_foreign(self, device: str, report: Report) -> None:
         """Tell a device that its update belongs to a job that is not run here."""

@@ -22,7 +22,8 @@ class RoundFinished:
     update_bytes: int  # of the largest update that counts
     devices: int  # whose updates count
     examples: int  # of these devices
-    multiply_adds: Mapping[str, int]  # of these devices: forward, d_input, d_weight
+    # Of those of these devices that count them: forward, d_input, d_weight.
+    multiply_adds: Mapping[str, int]
     attempts: int
     seconds: float  # since the round before, while the coordinator ran
     learning_rate: float
@@ -37,10 +38,13 @@ class TrainingReport:
     """What one local round took on a device."""
 
     round: int
-    planned_arena_bytes: int
-    arena_peak_bytes: int
+    backend: str
+    engine: str  # name and version, or the kernels of the native core
+    planned_arena_bytes: int | None  # None, with the next one: the engine has no arena
+    arena_peak_bytes: int | None
+    base_rss_bytes: int | None  # of the process with its engine loaded, before any model
     peak_rss_bytes: int | None  # of the process since it started, as the system tells it
-    multiply_adds: Mapping[str, int]  # forward, d_input, d_weight
+    multiply_adds: Mapping[str, int] | None  # forward, d_input, d_weight; None: not counted
     examples: int
     loss: float
     seconds: float
@@ -52,14 +56,13 @@ class TrainingReport:
         work = profile.multiply_adds
         return cls(
             round=report.round,
+            backend=profile.backend,
+            engine=profile.engine,
             planned_arena_bytes=profile.planned_arena_bytes,
             arena_peak_bytes=profile.arena_peak_bytes,
+            base_rss_bytes=profile.base_rss_bytes,
             peak_rss_bytes=profile.peak_rss_bytes,
-            multiply_adds={
-                "forward": work.forward,
-                "d_input": work.d_input,
-                "d_weight": work.d_weight,
-            },
+            multiply_adds=None if work is None else asdict(work),
             examples=report.examples,
             loss=report.loss,
             seconds=report.seconds,
@@ -72,7 +75,7 @@ class TrainingReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceResult:
-    """A device of the job: its round with the largest planned arena, and its latest."""
+    """A device of the job: its round with the largest planned arena (the first without plans), and its latest."""
 
     id: str
     rounds: int  # in which its update counted

@@ -6,6 +6,8 @@ passes with a quorum; then the committed updates are averaged (aggregate) and th
 Everything is idempotent on (round, device, attempt): any message may be lost, late or doubled.
 """
 
+from collections.abc import Mapping
+
 from sparsyfed.coordinator.admission import Needs
 from sparsyfed.coordinator.attempt import (
     COMMITTED,
@@ -51,7 +53,7 @@ from sparsyfed.edge_runtime.messages import ReceiptStatus
 class RoundMachine:
     """Runs rounds `round_number` .. `rounds`.
 
-    `needs` is what training today's state takes on a device; `now` is the time at the start, in seconds on
+    `needs` is what training today's state takes on a device, by engine; `now` is the time at the start, in seconds on
     the clock of the Tick events; `resume` is the attempt that the journal left open, which goes on with a fresh
     deadline: its committed updates stand, its other devices are offered the same work as soon as they say hello.
     """
@@ -64,7 +66,7 @@ class RoundMachine:
         seed: int,
         round_number: int,
         attempt: int,
-        needs: Needs,
+        needs: Mapping[str, Needs],
         now: float,
         resume: OpenRound | None = None,
     ) -> None:

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from sparsyfed.coordinator import events
-from sparsyfed.coordinator.admission import needs_of
+from sparsyfed.coordinator.admission import Engines
 from sparsyfed.coordinator.aggregation import FederatedAverage, UpdateRules
 from sparsyfed.coordinator.attempt import Phase
 from sparsyfed.coordinator.config import Configuration
 from sparsyfed.coordinator.evaluation import HeldOutData
 from sparsyfed.coordinator.inbox import Inbox
-from sparsyfed.coordinator.job import prepare
+from sparsyfed.coordinator.job import engines_of, prepare
 from sparsyfed.coordinator.mqtt import BrokerLink
 from sparsyfed.coordinator.outbox import Outbox
 from sparsyfed.coordinator.results import (
@@ -68,7 +68,10 @@ def run(
                 client_id=f"sparsyfed-coordinator-{config.job.name}",
                 subscription=COORDINATOR_FILTER,
             )
-            service = Service(config, store, artifact, link, clock=clock, boot=boot or _new_boot())
+            engines = engines_of(config)
+            service = Service(
+                config, store, artifact, engines, link, clock=clock, boot=boot or _new_boot()
+            )
             with link.opened(CONNECT_TIMEOUT_S):
                 service.serve(on_round, asked)
                 link.forget_session()
@@ -95,6 +98,7 @@ class Service:
         config: Configuration,
         store: Store,
         artifact: Artifact,
+        engines: Engines,
         link: BrokerLink,
         *,
         clock: Callable[[], float],
@@ -103,6 +107,7 @@ class Service:
         self._config = config
         self._store = store
         self._artifact = artifact
+        self._engines = engines
         self._clock = clock
         self._on_round: OnRound | None = None
         self._held_out = HeldOutData.load(config.evaluation, artifact)
@@ -119,11 +124,11 @@ class Service:
             seed=config.job.seed,
             round_number=progress.round,
             attempt=progress.attempt,
-            needs=needs_of(artifact, state, config.training.batch_size),
+            needs=engines.needs(artifact, state, config.training.batch_size),
             now=clock(),
             resume=progress.open,
         )
-        self._outbox = Outbox(config, link, artifact.encode(), boot)
+        self._outbox = Outbox(config, link, artifact.encode(), engines.exports, boot)
         self._inbox = Inbox(config, link, self._outbox, clock)
         self._begin_round(state)
 
@@ -269,7 +274,7 @@ class Service:
         self._begin_round(state)
         if self._on_round is not None:
             self._on_round(finished)
-        return events.RoundAggregated(needs_of(self._artifact, state, batch_size))
+        return events.RoundAggregated(self._engines.needs(self._artifact, state, batch_size))
 
 
 def _new_boot() -> str:

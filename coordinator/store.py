@@ -20,7 +20,7 @@ from sparsyfed.coordinator.events import OpenAttempt, OpenRound, UpdateReported
 from sparsyfed.coordinator.results import DeviceResult, RoundFinished, TrainingReport
 from sparsyfed.edge_runtime.errors import BackendError, ConfigurationError, FormatError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE job (only INTEGER PRIMARY KEY CHECK (only = 1), identity TEXT NOT NULL, artifact BLOB NOT NULL,
     done INTEGER NOT NULL DEFAULT 0
@@ -271,7 +271,7 @@ class Store:
                 "INSERT OR REPLACE INTO offer VALUES (?, ?, ?, ?, '')", (*key, COMMITTED)
             )
             database.execute("DELETE FROM part WHERE device = ?", (report.device,))
-            planned = training.planned_arena_bytes
+            planned = training.planned_arena_bytes or 0
             database.execute(_DEVICE_REPORT, (report.device, planned, text, text))
 
     def updates(self, round_number: int, attempt: int) -> Iterator[tuple[str, int, bytes]]:
@@ -288,7 +288,7 @@ class Store:
         query = "SELECT training FROM committed WHERE round = ? AND attempt = ?"
         total: Counter[str] = Counter()
         for (training,) in self._rows(query, round_number, attempt):
-            total.update(json.loads(training)["multiply_adds"])
+            total.update(json.loads(training)["multiply_adds"] or {})
         return dict(total)
 
     # ---- rounds ----

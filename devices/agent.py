@@ -17,11 +17,12 @@ from sparsyfed.devices import events
 from sparsyfed.devices.events import Action, Event, Publish
 from sparsyfed.devices.outbox import Outbox, work_key, work_title
 from sparsyfed.devices.pull import Pull
+from sparsyfed.devices.refusal import refusal_of_offer, refusal_of_plan
 from sparsyfed.devices.settings import AgentSettings
 from sparsyfed.devices.storage import DeviceStorage
 from sparsyfed.devices.training import LocalResult
 from sparsyfed.edge_runtime import messages
-from sparsyfed.edge_runtime.errors import FormatError, SparsyFedError
+from sparsyfed.edge_runtime.errors import FormatError
 from sparsyfed.edge_runtime.messages import (
     BlockRequest,
     Control,
@@ -35,7 +36,6 @@ from sparsyfed.edge_runtime.messages import (
     RoundNotice,
     device_topic,
 )
-from sparsyfed.edge_runtime.plan import plan
 
 logger = logging.getLogger(__name__)
 
@@ -54,15 +54,6 @@ class Work:
     offer: Offer
     deadline: float
     phase: Phase = Phase.PULLING
-
-
-def refusal_of_plan(artifact: Path, state: Path, batch_size: int, memory_bytes: int) -> str | None:
-    """Why this work does not fit `memory_bytes` by the device's own plan, or None if it does."""
-    try:
-        plan(artifact, state.read_bytes(), batch_size, arena_bytes=memory_bytes)
-    except SparsyFedError as error:
-        return str(error)
-    return None
 
 
 class Agent:
@@ -189,6 +180,7 @@ class Agent:
             examples=self.settings.examples,
             block_bytes=self.settings.block_bytes,
             holding=holding,
+            backend=self.settings.backend,
         )
         return self._publish(messages.HELLO, hello.to_json())
 
@@ -243,32 +235,25 @@ class Agent:
         self._outbox.drop()
         self._work = Work(offer, now + offer.deadline_s)
         try:
-            self._storage.keep_objects({offer.artifact.id, offer.state.id})
+            self._storage.keep_objects({reference.id for reference in offer.objects})
             self._storage.save_work(offer)
         except OSError as error:
             return [*actions, *self._give_up(f"this device cannot store the offer: {error}")]
-        wanted = {offer.artifact, offer.state}
-        size = sum(part.size for part in wanted if not self._storage.object_path(part.id))
+        missing = (part for part in offer.objects if not self._storage.object_path(part.id))
+        size = sum(part.size for part in missing)
         logger.info("%s: accepted, %d bytes to fetch", work_title(offer), size)
         self._not_admitted = ""
         return [*actions, self._answer(offer, accept=True), *self._advance(now)]
 
     def _refusal(self, offer: Offer) -> str | None:
         """Why this offer is declined before anything is pulled, or None."""
-        for reference in (offer.artifact, offer.state):
-            if reference.size > self.settings.max_object_bytes:
-                return (
-                    f"object of {reference.size} bytes is over this device's limit of "
-                    f"{self.settings.max_object_bytes}"
-                )
-            if reference.block_bytes > self.settings.block_bytes:
-                return (
-                    f"blocks of {reference.block_bytes} bytes are over this device's "
-                    f"{self.settings.block_bytes}"
-                )
+        return refusal_of_offer(offer, self.settings) or self._refusal_of_plan(offer)
+
+    def _refusal_of_plan(self, offer: Offer) -> str | None:
+        """Why the native core can't train this offer, as far as its objects are there."""
         artifact = self._storage.object_path(offer.artifact.id)
         state = self._storage.object_path(offer.state.id)
-        if artifact and state:
+        if offer.export is None and artifact and state:
             return self._refuse(artifact, state, offer.batch_size, self.settings.memory_bytes)
         return None
 
@@ -301,19 +286,24 @@ class Agent:
         if self._work is None or self._work.phase is not Phase.PULLING:
             return []
         offer = self._work.offer
-        for reference in (offer.artifact, offer.state):
+        for reference in offer.objects:
             if self._storage.object_path(reference.id) is None:
                 try:
                     return self._request(reference, now)
                 except OSError as error:
                     return self._give_up(f"this device cannot store the object: {error}")
+        reason = self._refusal_of_plan(offer)
+        if reason is not None:
+            return self._give_up(reason)
         artifact = self._storage.object_path(offer.artifact.id)
         state = self._storage.object_path(offer.state.id)
         assert artifact is not None
         assert state is not None
-        reason = self._refuse(artifact, state, offer.batch_size, self.settings.memory_bytes)
-        if reason is not None:
-            return self._give_up(reason)
+        if offer.export is not None:
+            try:
+                artifact = self._storage.lay_out(offer.export)
+            except OSError as error:
+                return self._give_up(f"this device cannot lay out the export: {error}")
         self._work.phase = Phase.TRAINING
         return [events.StartTraining(offer, artifact, state)]
 

@@ -27,7 +27,7 @@ from sparsyfed.devices.events import Action, Event, StartTraining
 from sparsyfed.devices.pull import full_jitter
 from sparsyfed.devices.settings import AgentSettings, DeviceSettings
 from sparsyfed.devices.storage import DeviceStorage
-from sparsyfed.devices.training import LocalRound, TrainingStopped, train_locally
+from sparsyfed.devices.training import LocalEngine, LocalRound, TrainingStopped, train_locally
 from sparsyfed.edge_runtime import messages
 from sparsyfed.edge_runtime.errors import BackendError, FormatError, SparsyFedError
 from sparsyfed.edge_runtime.messages import Online, device_topic
@@ -59,14 +59,18 @@ def run_device(settings: DeviceSettings, stop: threading.Event | None = None) ->
     """Run a device until SIGTERM, Ctrl-C, `stop`, or, with `exit_on_finish`, the end of the job.
 
     In the main thread it takes the two signals over until it returns. Raises ConfigurationError for data or a
-    directory that can't be used and for an id that another device uses; a broker that can't be reached is tried again
-    for ever.
+    directory that can't be used and for an id that another device uses, BackendError for an engine that is not there;
+    a broker that can't be reached is tried again for ever.
     """
+    engine = LocalEngine.load(settings.backend)
+    logger.info("%s", engine)
     with closing(Dataset(settings.data)) as dataset:
         dataset.require_valid_values()
         with (
             closing(DeviceStorage(settings.directory)) as storage,
-            closing(DeviceClient(settings, dataset, storage, stop or threading.Event())) as client,
+            closing(
+                DeviceClient(settings, engine, dataset, storage, stop or threading.Event())
+            ) as client,
             _signals(client),
         ):
             client.run()
@@ -99,11 +103,13 @@ class DeviceClient:
     def __init__(
         self,
         settings: DeviceSettings,
+        engine: LocalEngine,
         dataset: Dataset,
         storage: DeviceStorage,
         stop: threading.Event,
     ) -> None:
         self.settings = settings
+        self._engine = engine
         self._dataset = dataset
         self._stop = stop
         self._random = Random(secrets.randbits(64))  # noqa: S311 - spreads retries, guards nothing
@@ -118,6 +124,7 @@ class DeviceClient:
                 macs_per_second=settings.macs_per_second,
                 examples=len(dataset),
                 block_bytes=settings.profile.block_bytes,
+                backend=engine.backend,
                 max_object_bytes=settings.max_object_bytes,
             ),
             storage,
@@ -310,6 +317,7 @@ class DeviceClient:
                 self._dataset,
                 LocalRound.of_offer(offer, self.settings.device),
                 memory_bytes=self.settings.memory_bytes,
+                engine=self._engine,
                 should_stop=stop.is_set,
             )
         except TrainingStopped:

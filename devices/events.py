@@ -109,7 +109,10 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class StartTraining:
-    """Train as the offer says, then answer with TrainingFinished or TrainingFailed."""
+    """Train as the offer says, then answer with TrainingFinished or TrainingFailed.
+
+    `artifact` is what a session on the offer's engine opens.
+    """
 
     offer: Offer
     artifact: Path

@@ -13,7 +13,10 @@ DEFAULT_MAX_OBJECT_BYTES = 256 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class AgentSettings:
-    """What a device is. `memory_bytes` is what the arena of a session may take.
+    """What a device is.
+
+    `memory_bytes` is what training may take: on the native core its arena, on another engine what the process grows by
+    over program and engine. `backend` is the engine, as in `Session.open`.
 
     `boot` differs each time the device starts. Objects over `max_object_bytes` are declined before any file is made.
     Times are in seconds: a block or report without an answer is repeated after `answer_timeout_s`, then at growing
@@ -29,6 +32,7 @@ class AgentSettings:
     examples: int
     macs_per_second: float | None = None
     block_bytes: int = 64 * 1024
+    backend: str = "native"
     max_object_bytes: int = DEFAULT_MAX_OBJECT_BYTES
     answer_timeout_s: float = 2.0
     answer_limit_s: float = 60.0
@@ -51,7 +55,8 @@ class DeviceSettings:
 
     `device` is its id, MQTT client id and, with TLS, the name in its certificate.
 
-    `data` holds `x.npy` and `y.npy`, `directory` what the device keeps. Intervals are seconds.
+    `data` holds `x.npy` and `y.npy`, `directory` what the device keeps; `memory_bytes` and `backend` are as in
+    `AgentSettings`. Intervals are seconds.
     """
 
     device: str
@@ -62,6 +67,7 @@ class DeviceSettings:
     profile: DeviceProfile
     memory_bytes: int
     macs_per_second: float | None = None
+    backend: str = "native"
     max_object_bytes: int = DEFAULT_MAX_OBJECT_BYTES
     exit_on_finish: bool = False
     tls: TlsFiles | None = None

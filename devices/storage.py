@@ -4,6 +4,7 @@
     partial/<sha256>/       an object on its way: reference, hash list, data, have-bitmap
     work.json               the offer that the device has taken
     update/                 the finished update, its report, the size of its parts
+    export/                 the files of the export in hand by their names: links to the objects
     lock                    held by the running device
 
 A file that matters is written whole or not at all. The have-bitmap is a hint: after a restart each
@@ -27,6 +28,7 @@ from sparsyfed.edge_runtime.json_message import Message
 from sparsyfed.edge_runtime.messages import (
     HASH_LIST_INDEX,
     BlockBytes,
+    Export,
     ObjectReference,
     Offer,
     Report,
@@ -56,6 +58,7 @@ class DeviceStorage:
         self._objects = self.directory / "objects"
         self._partial = self.directory / "partial"
         self._update = self.directory / "update"
+        self._export = self.directory / "export"
         self._open_partial: PartialObject | None = None
         try:
             for folder in (self._objects, self._partial):
@@ -114,6 +117,15 @@ class DeviceStorage:
         for path in self._partial.iterdir():
             if path.name not in wanted:
                 shutil.rmtree(path)
+
+    def lay_out(self, export: Export) -> Path:
+        """Give the objects of an export, all of them complete, their names; return what a session opens."""
+        shutil.rmtree(self._export, ignore_errors=True)
+        self._export.mkdir()
+        for file in export.files:
+            # Not a hard link: Android does not let an app make them.
+            (self._export / file.name).symlink_to(Path("..") / "objects" / file.object.id)
+        return self._export if export.opened is None else self._export / export.opened
 
     @property
     def work(self) -> Offer | None:

@@ -5,14 +5,19 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sparsyfed.devices.dataset import Dataset
 from sparsyfed.edge_runtime.artifact import Artifact
+from sparsyfed.edge_runtime.backends import load_engine
 from sparsyfed.edge_runtime.errors import ConfigurationError
 from sparsyfed.edge_runtime.format import Loss
 from sparsyfed.edge_runtime.messages import DeviceProfileReport, MultiplyAddsReport, Offer
-from sparsyfed.edge_runtime.process_memory import peak_rss_bytes
+from sparsyfed.edge_runtime.process_memory import peak_rss_bytes, rss_bytes
 from sparsyfed.edge_runtime.session import Session
+
+if TYPE_CHECKING:
+    from sparsyfed.edge_runtime.backends.engine_session import EngineSession
 
 
 class TrainingStopped(Exception):  # noqa: N818 - an order that was followed, not an error
@@ -48,6 +53,28 @@ class LocalRound:
 
 
 @dataclass(frozen=True, slots=True)
+class LocalEngine:
+    """What a device trains with, as in `Session.open`.
+
+    `base_rss_bytes` is what the process had resident with the engine loaded, before any model; None where that is not
+    known.
+    """
+
+    backend: str = "native"
+    base_rss_bytes: int | None = None
+
+    @classmethod
+    def load(cls, backend: str) -> "LocalEngine":
+        """Load the engine into this process and measure. Raises BackendError where it is not there."""
+        load_engine(backend)
+        return cls(backend, rss_bytes())
+
+    def __str__(self) -> str:
+        base = "unknown" if self.base_rss_bytes is None else f"{self.base_rss_bytes:,} bytes"
+        return f"trains with {self.backend}; resident before any model: {base}"
+
+
+@dataclass(frozen=True, slots=True)
 class LocalResult:
     """The encoded update of a local round, and what it took.
 
@@ -63,8 +90,13 @@ class LocalResult:
 
     @property
     def multiply_adds_per_second(self) -> float | None:
-        """Measured speed of the whole round, loading and encoding included; None if the clock stood still."""
+        """Measured speed of the whole round, loading and encoding included.
+
+        None if the clock stood still, or the engine does not count.
+        """
         work = self.profile.multiply_adds
+        if work is None:
+            return None
         total = work.forward + work.d_input + work.d_weight
         return total / self.seconds if self.seconds > 0 and total > 0 else None
 
@@ -86,25 +118,24 @@ def train_locally(
     work: LocalRound,
     *,
     memory_bytes: int,
+    engine: LocalEngine = LocalEngine(),
     clock: Callable[[], float] = time.perf_counter,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> LocalResult:
     """Train `state` on the data of a device and encode the update.
 
-    `memory_bytes` is what the arena of the session may take: where not all activations fit, some are
-    computed again. `clock` gives seconds, `should_stop` is asked before each step. The update depends on
-    the artifact, the state, the data and `work` alone.
+    `artifact` is what a session on `engine` opens: for other engines than the native core the path of an export.
+    `memory_bytes` is what the arena of a native session may take: where not all activations fit, some are computed
+    again. Other engines take what they want. `clock` gives seconds, `should_stop` is asked before each step. The update
+    depends on the artifact, the state, the data, `work` and the engine alone.
 
     Raises ArenaError if no plan fits `memory_bytes`, ConfigurationError if the data does not fit the model,
     TrainingStopped if `should_stop` said so, and what `Session` raises.
     """
-    structure = Artifact.of(artifact)
-    require_fitting_data(structure, dataset)
     started = clock()
     loss_sum = 0.0
-    with Session.open(
-        structure, state, batch_size=work.batch_size, arena_bytes=memory_bytes
-    ) as session:
+    with open_session(artifact, state, work.batch_size, memory_bytes, engine) as session:
+        require_fitting_data(session.artifact, dataset)
         for epoch in range(work.epochs):
             for batch in dataset.batches(work.batch_size, work.seed, epoch):
                 if should_stop():
@@ -117,7 +148,7 @@ def train_locally(
                 )
                 loss_sum += loss * batch.count
         update = session.update(work.sparsity, work.budget, round=work.round).encode()
-        profile = measured_profile(session)
+        profile = measured_profile(session, engine)
     examples = len(dataset)
     return LocalResult(
         update=update,
@@ -128,17 +159,36 @@ def train_locally(
     )
 
 
-def measured_profile(session: Session) -> DeviceProfileReport:
+def open_session(
+    artifact: str | Path | bytes | Artifact,
+    state: bytes,
+    batch_size: int,
+    memory_bytes: int | None,
+    engine: LocalEngine,
+) -> "Session | EngineSession":
+    """A session on the device's engine; a native one in an arena of at most `memory_bytes`, if given."""
+    if engine.backend == "native":
+        return Session.open(artifact, state, batch_size, arena_bytes=memory_bytes)
+    return Session.open(artifact, state, batch_size, engine.backend)
+
+
+def measured_profile(
+    session: "Session | EngineSession", engine: LocalEngine
+) -> DeviceProfileReport:
     """What the session has taken so far, as measured. The forward has what was computed again, too."""
-    done = session.counters
-    memory = session.memory
+    arena_bytes = arena_peak_bytes = work = None
+    if isinstance(session, Session):
+        done, memory = session.counters, session.memory
+        arena_bytes, arena_peak_bytes = memory.arena_bytes, memory.arena_peak_bytes
+        work = MultiplyAddsReport(done.forward + done.recomputed, done.d_input, done.d_weight)
     return DeviceProfileReport(
-        planned_arena_bytes=memory.arena_bytes,
-        arena_peak_bytes=memory.arena_peak_bytes,
+        planned_arena_bytes=arena_bytes,
+        arena_peak_bytes=arena_peak_bytes,
         peak_rss_bytes=peak_rss_bytes(),
-        multiply_adds=MultiplyAddsReport(
-            forward=done.forward + done.recomputed, d_input=done.d_input, d_weight=done.d_weight
-        ),
+        multiply_adds=work,
+        base_rss_bytes=engine.base_rss_bytes,
+        backend=engine.backend,
+        engine=session.kernels,
     )
 
 

@@ -121,8 +121,22 @@ def indices(limit: int, inner: Check, *, least: int = 0) -> Check:
 
     def check(name: str, value: object) -> object:
         if not isinstance(value, list | tuple) or not least <= len(value) <= limit:
-            raise refuse(name, value, f"a list of {least} to {limit} indices")
+            raise refuse(name, value, f"a list of {least} to {limit} items")
         return tuple(inner(f"{name}[{i}]", item) for i, item in enumerate(value))
+
+    return check
+
+
+def messages(kind: "type[Message]", limit: int) -> Check:
+    """Check for a list of at most `limit` messages of one kind; kept as a tuple."""
+
+    def check(name: str, value: object) -> object:
+        if not isinstance(value, list | tuple) or len(value) > limit:
+            raise refuse(name, value, f"a list of at most {limit} {kind.__name__}")
+        return tuple(
+            item if isinstance(item, kind) else kind.read(f"{name}[{place}]", item)
+            for place, item in enumerate(value)
+        )
 
     return check
 
@@ -176,10 +190,7 @@ class Message:
     def plain(self) -> dict[str, object]:
         """The fields as plain values, nested messages as mappings."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {
-            name: value.plain() if isinstance(value, Message) else value
-            for name, value in values.items()
-        }
+        return {name: _plain(value) for name, value in values.items()}
 
     @classmethod
     def read(cls, where: str, content: object) -> Self:
@@ -200,6 +211,12 @@ class Message:
             return cls(**values)
         except FormatError as error:
             raise FormatError(f"{where}.{error}") from error
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Message):
+        return value.plain()
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _field_schema(hint: object) -> tuple[type[Message] | None, Check]:

@@ -17,6 +17,7 @@ from sparsyfed.edge_runtime.json_message import (
     indices,
     integer,
     matching,
+    messages,
     number,
     optional,
     refuse,
@@ -53,6 +54,7 @@ MAX_BLOCKS = 16_384
 MAX_OBJECT_BYTES = 2**31 - 1
 MAX_REQUESTED_BLOCKS = 16
 MAX_PARTS = 65_535
+MAX_EXPORT_FILES = 64
 MAX_MISSING = 4_096  # parts named by one receipt; the rest is asked for by the next
 MAX_REASON_CHARACTERS = 500
 HASH_LIST_INDEX = 0xFFFF_FFFF
@@ -126,6 +128,7 @@ Sha256 = Annotated[str, _sha256]
 Reason = Annotated[str, _reason]
 Uint32 = Annotated[int, integer(0, _UINT32)]
 Bytes = Annotated[int, integer(0, _UINT63)]
+OptionalBytes = Annotated[int | None, optional(integer(0, _UINT63))]
 BlockBytes = Annotated[int, integer(MIN_BLOCK_BYTES, MAX_BLOCK_BYTES)]
 Budget = Annotated[str | Mapping[str, int], _budget]
 
@@ -146,7 +149,7 @@ class Hello(Message):
 
     `boot` changes each time the device's program starts. `memory_bytes` is what training may use; `macs_per_second`
     is the measured or declared number of multiply-adds, None if unknown. `block_bytes` is the largest block or part
-    that the device can buffer.
+    that the device can buffer. `backend` is the engine that it trains with, as in `Session.open`.
     """
 
     device: Name
@@ -158,6 +161,7 @@ class Hello(Message):
     examples: Uint32
     block_bytes: BlockBytes
     holding: HeldUpdate | None = None
+    backend: Name = "native"
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,11 +215,39 @@ class ObjectReference(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class ExportFile(Message):
+    """A file of an export: its name in the folder of the export, and its bytes."""
+
+    name: Name
+    object: ObjectReference
+
+
+@dataclass(frozen=True, slots=True)
+class Export(Message):
+    """The model for a device that trains on another engine than the native core.
+
+    `opened` is the file that `Session.open` takes, None for the folder of them all. `memory_bytes` is what training
+    took, beside program and engine, where it was measured.
+    """
+
+    backend: Name
+    files: Annotated[tuple[ExportFile, ...], messages(ExportFile, MAX_EXPORT_FILES)]
+    opened: Annotated[str | None, optional(_name)]
+    memory_bytes: Bytes
+
+    def __post_init__(self) -> None:
+        Message.__post_init__(self)
+        names = [file.name for file in self.files]
+        if len(set(names)) != len(names) or not {self.opened} <= {None, *names}:
+            raise refuse("opened", self.opened, f"one of these files, each once: {names}")
+
+
+@dataclass(frozen=True, slots=True)
 class Offer(Message):
     """The work of one device in one round.
 
     `deadline_s` is in seconds from the moment the offer arrives, so that the device needs no right
-    clock. `sparsity` and `budget` say how many entries the update keeps.
+    clock. `sparsity` and `budget` say how many entries the update keeps. `export` is None for the native core.
     """
 
     job: Name
@@ -231,6 +263,18 @@ class Offer(Message):
     budget: Budget
     seed: Bytes
     deadline_s: Annotated[float, number(0, 1e9, above=True)]
+    export: Export | None = None
+
+    @property
+    def objects(self) -> tuple[ObjectReference, ...]:
+        """Everything that the device pulls, each object once."""
+        files = self.export.files if self.export else ()
+        return tuple(dict.fromkeys((self.artifact, self.state, *(file.object for file in files))))
+
+    @property
+    def backend(self) -> str:
+        """The engine that the work is for."""
+        return self.export.backend if self.export else "native"
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,16 +311,21 @@ class MultiplyAddsReport(Message):
 
 @dataclass(frozen=True, slots=True)
 class DeviceProfileReport(Message):
-    """What one local round took on the device, in bytes and multiply-adds.
+    """What one local round took on the device, in bytes and multiply-adds; None is not known.
 
-    `peak_rss_bytes` is the largest resident set of the process since it started, None where the
-    system does not tell it.
+    An arena is planned and measured, and multiply-adds are counted, by the native core alone.
+    `peak_rss_bytes` is the largest resident set of the process since it started, `base_rss_bytes`
+    its resident set with the engine loaded, before any model. `engine` is name and version, or for
+    the native core its kernels.
     """
 
-    planned_arena_bytes: Bytes
-    arena_peak_bytes: Bytes
-    peak_rss_bytes: Annotated[int | None, optional(integer(0, _UINT63))]
-    multiply_adds: MultiplyAddsReport
+    planned_arena_bytes: OptionalBytes
+    arena_peak_bytes: OptionalBytes
+    peak_rss_bytes: OptionalBytes
+    multiply_adds: MultiplyAddsReport | None
+    base_rss_bytes: OptionalBytes = None
+    backend: Name = "native"
+    engine: Annotated[str, text(128)] = ""
 
 
 @dataclass(frozen=True, slots=True)

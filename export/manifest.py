@@ -44,19 +44,27 @@ def manifest(artifact: TrainingArtifact, target: str, engine: dict[str, str]) ->
     in the order of the input `keep`, whose `rule` says how many inputs of a batch each of them keeps; `stored` is the
     number of entries that the state has of the layer's weight.
     """
+    return {
+        "format": FORMAT,
+        "target": target,
+        "artifact": artifact.native.identity,
+        "engine": engine,
+        "beta": artifact.beta,
+        "loss": artifact.loss,
+        "batch": "any",
+        **interface(artifact),
+        "verified": None,
+    }
+
+
+def interface(artifact: TrainingArtifact) -> dict[str, Any]:
+    """Return what a step takes, whatever the target: x, y, keep, the parameters and the prunable layers."""
     native = artifact.native
     output = native.tensors[native.output]
     cross_entropy = artifact.loss == "cross_entropy"
     shapes = artifact.model.state_dict()
     layers = [native.parameters[index] for index in native.prunable]
     return {
-        "format": FORMAT,
-        "target": target,
-        "artifact": native.identity,
-        "engine": engine,
-        "beta": artifact.beta,
-        "loss": artifact.loss,
-        "batch": "any",
         "x": {"type": "float32", "shape": ["batch", *artifact.input_shape]},
         "y": {
             "type": "int64" if cross_entropy else "float32",
@@ -75,7 +83,6 @@ def manifest(artifact: TrainingArtifact, target: str, engine: dict[str, str]) ->
             {"name": layer.name, "positions": layer.count, "input_elements": size}
             for layer, size in zip(layers, input_sizes(native), strict=True)
         ],
-        "verified": None,
     }
 
 

@@ -19,7 +19,7 @@ from sparsyfed.coordinator.rounds import RoundMachine
 
 NEEDED = 1000
 BLOCK = 512
-NEEDS = Needs(NEEDED, BLOCK)
+NEEDS = {"native": Needs(NEEDED, BLOCK)}
 T = TypeVar("T")
 
 

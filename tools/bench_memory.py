@@ -18,10 +18,10 @@ import numpy as np
 
 from sparsyfed.edge_runtime import State, plan
 from sparsyfed.edge_runtime.errors import ConfigurationError
+from sparsyfed.edge_runtime.process_memory import CLEAR_REFERENCES
 from sparsyfed.tools.bench_dense import memory_formats
 from sparsyfed.tools.bench_models import BenchModel
 from sparsyfed.tools.bench_process import measure_apart, say
-from sparsyfed.tools.bench_resident import CLEAR_REFERENCES
 from sparsyfed.tools.bench_session import session_options
 from sparsyfed.tools.quantities import byte_text
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sparsyfed.edge_runtime.errors import BackendError, ConfigurationError, SparsyFedError
+from sparsyfed.tools.other_python import environment_for
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -34,22 +35,25 @@ LIMITS: dict[str, dict[str, str]] = {
 LIMITING = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
 
 
-def measure_apart(module: str, settings: Mapping[str, Any], isa: str = "best") -> Any:
+def measure_apart(
+    module: str, settings: Mapping[str, Any], isa: str = "best", *, python: str = sys.executable
+) -> Any:
     """What `measure(**settings)` of a module of the tools returns in a new process, by way of JSON.
 
     The process runs on one thread, under the limits of `isa` and no other, and writes its progress
-    to standard error. Raises ConfigurationError for what it found wrong with the settings,
-    BackendError if it ended otherwise.
+    to standard error. `python` may be one of another environment. Raises ConfigurationError for what
+    it found wrong with the settings, BackendError if it ended otherwise.
     """
     environment = {name: value for name, value in os.environ.items() if name not in LIMITING}
-    answer = subprocess.run(
-        [sys.executable, "-m", "sparsyfed.tools.bench_process", module],
-        input=json.dumps(settings),
-        env={**environment, **ONE_THREAD, **LIMITS[isa]},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+    with environment_for(python) as packages:
+        answer = subprocess.run(
+            [python, "-m", "sparsyfed.tools.bench_process", module],
+            input=json.dumps(settings),
+            env={**environment, **ONE_THREAD, **LIMITS[isa], **packages},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
     try:
         result = json.loads(answer.stdout)
     except ValueError:

@@ -1,14 +1,14 @@
 """Sessions as benchmarks open and step them."""
 
 from functools import partial
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from sparsyfed.edge_runtime import Artifact, Session, State
-from sparsyfed.edge_runtime.backends.engine_session import EngineSession
 from sparsyfed.tools.bench_timing import Side
+
+if TYPE_CHECKING:
+    from sparsyfed.edge_runtime.backends.engine_session import EngineSession
+    from sparsyfed.edge_runtime.buffers import BufferLike
 
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 1e-3
@@ -34,8 +34,6 @@ def open_session(
     return session
 
 
-def session_step(
-    session: Session | EngineSession, x: NDArray[np.float32], y: NDArray[np.int32]
-) -> Side:
+def session_step(session: "Session | EngineSession", x: "BufferLike", y: "BufferLike") -> Side:
     """One training step of a session, with the rates of the dense one."""
     return partial(session.step, x, y, learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY)

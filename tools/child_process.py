@@ -1,14 +1,18 @@
 """Processes that end with the process that started them."""
 
 import functools
+import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import IO
 
 
-def spawn(command: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Starts a program whose output goes to `log`.
+def spawn(
+    command: Sequence[str], log: IO[bytes], environment: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.Popen[bytes]:
+    """Starts a program whose output goes to `log`, with this in addition to the environment.
 
     It is in a session of its own, so an interrupt at the terminal goes to the owner alone, who
     stops it. Where the system can, the program gets SIGTERM when the thread that started it ends,
@@ -20,6 +24,7 @@ def spawn(command: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
         stdout=log,
         stderr=log,
         start_new_session=True,
+        env={**os.environ, **environment},
     )
 
 

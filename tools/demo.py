@@ -1,5 +1,6 @@
 """The demo: eight watches, a broker and a coordinator on this machine, and a report at the end."""
 
+import itertools
 import logging
 import os
 import shlex
@@ -8,8 +9,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,19 +18,23 @@ from typing import Any, NoReturn
 
 from sparsyfed import coordinator
 from sparsyfed.coordinator import Configuration, JobResult, RoundFinished
+from sparsyfed.coordinator.bundle import NATIVE
 from sparsyfed.devices.profiles import DeviceProfile, find_profile
 from sparsyfed.edge_runtime import State
 from sparsyfed.edge_runtime.errors import BackendError, ConfigurationError
+from sparsyfed.export.targets import TARGETS, Target
 from sparsyfed.tools import watch_job
 from sparsyfed.tools.broker import PrivateBroker, find_mosquitto
+from sparsyfed.tools.bundle import STATE_NAME, BundleSettings, write_bundle
 from sparsyfed.tools.demo_report import DemoRun, build_report, save_report, summary
 from sparsyfed.tools.device_processes import DeviceCommand, DeviceProcesses
 from sparsyfed.tools.in_process import FederatedJob, FinishedRound
 from sparsyfed.tools.live_table import RoundRow, RoundTable, SilentTable, round_table
+from sparsyfed.tools.other_python import environment_for
 from sparsyfed.tools.watch_data import load_fleet
 
 ARTIFACT_NAME = "model.sfd"
-STATE_NAME = "trained.sfs"
+TRAINED_NAME = "trained.sfs"
 DEADLINE_S = 120.0
 WATCH_S = 0.25
 FAREWELL_S = 10.0
@@ -44,6 +49,7 @@ class DemoSettings:
     sparsity: float
     folder: Path
     first_round: str = "dense"  # or "presparsified"
+    engines: Sequence[str] = (NATIVE,)  # backends; device number n has engine n modulo their number
 
     def __post_init__(self) -> None:
         if not 1 <= self.rounds <= 10_000:
@@ -54,6 +60,7 @@ class DemoSettings:
             raise ConfigurationError(
                 f"got sparsity {self.sparsity}, wanted at least 0, less than 1"
             )
+        targets_of(self.engines)
 
 
 def run_demo(settings: DemoSettings, *, quiet: bool = False) -> dict[str, Any]:
@@ -63,7 +70,6 @@ def run_demo(settings: DemoSettings, *, quiet: bool = False) -> dict[str, Any]:
     BackendError if a device or the broker fails, KeyboardInterrupt on Ctrl-C and SIGTERM.
     """
     find_mosquitto()
-    profile = find_profile(watch_job.DEVICE_PROFILE)
     started = time.monotonic()
     with (
         _interrupted_by_sigterm(),
@@ -75,12 +81,13 @@ def run_demo(settings: DemoSettings, *, quiet: bool = False) -> dict[str, Any]:
         with SilentTable() if quiet else round_table() as table:
             job = watch_job.sparse_job(settings.rounds, settings.seed, settings.sparsity)
             places = Places(work=Path(temporary), logs=logs, data=folders)
-            start = settings.sparsity if settings.first_round == "presparsified" else 0.0
-            initial, result = _train_over_mqtt(job, start, places, table)
-            dense = _train_dense(settings, profile, folders, table)
+            backends = assigned([name for name in folders if name != "held-out"], settings.engines)
+            profiles = {name: _profile(backend) for name, backend in backends.items()}
+            initial, result = _train_over_mqtt(settings, job, backends, places, table)
+            dense = _train_dense(settings, folders, table)
         run = DemoRun(
             job=job,
-            profile=profile,
+            profiles=profiles,
             initial=initial,
             result=result,
             dense=tuple(dense),
@@ -91,10 +98,10 @@ def run_demo(settings: DemoSettings, *, quiet: bool = False) -> dict[str, Any]:
     report = build_report(run)
     save_report(report, settings.folder)
     result.artifact.save(settings.folder / ARTIFACT_NAME)
-    result.state.save(settings.folder / STATE_NAME)
+    result.state.save(settings.folder / TRAINED_NAME)
     if not quiet:
         print(summary(report, settings.folder))
-        model, state = settings.folder / ARTIFACT_NAME, settings.folder / STATE_NAME
+        model, state = settings.folder / ARTIFACT_NAME, settings.folder / TRAINED_NAME
         print(f"trained model   {model} and {state}")
     return report
 
@@ -108,27 +115,61 @@ class Places:
     data: Mapping[str, Path]
 
 
+def targets_of(engines: Sequence[str]) -> list[Target]:
+    """What to export for these backends. Raises ConfigurationError for one that is not here."""
+    by_backend = {target.backend: target for target in TARGETS.values()}
+    for engine in engines:
+        if engine not in by_backend:
+            raise ConfigurationError(
+                f"got engine {engine!r}, wanted some of {', '.join(by_backend)}"
+            )
+        by_backend[engine].require()
+    return [by_backend[engine] for engine in dict.fromkeys(engines)]
+
+
+def all_engines() -> list[str]:
+    """The backends that are here, the native core first."""
+    return [target.backend for target in TARGETS.values() if not target.missing()]
+
+
+def assigned(devices: Sequence[str], engines: Sequence[str]) -> dict[str, str]:
+    """The backend of each device: in turns, so that each is there with enough devices."""
+    return dict(zip(devices, itertools.cycle(engines), strict=False))
+
+
+def _profile(backend: str) -> DeviceProfile:
+    name = watch_job.DEVICE_PROFILE if backend == NATIVE else watch_job.ENGINE_PROFILE
+    return find_profile(name)
+
+
 def _train_over_mqtt(
-    job: FederatedJob, start_sparsity: float, places: Places, table: RoundTable
+    settings: DemoSettings,
+    job: FederatedJob,
+    backends: Mapping[str, str],
+    places: Places,
+    table: RoundTable,
 ) -> tuple[State, JobResult]:
     """The initial state, and the result of the job run by one process a device."""
     work = places.work
-    names = [name for name in places.data if name != "held-out"]
-    with PrivateBroker(work / "broker") as broker:
+    with PrivateBroker(work / "broker") as broker, _packages(settings) as packages:
         commands = {
             name: DeviceCommand(
-                _device_arguments(name, broker, places.data[name], work / "devices" / name),
+                [
+                    *_device_arguments(name, broker, places.data[name], work / "devices" / name),
+                    *("--profile", _profile(backend).name, "--backend", backend),
+                ],
                 places.logs / f"{name}.log",
+                *packages[backend],
             )
-            for name in names
+            for name, backend in backends.items()
         }
         # Interpreters start while the model is compiled.
         with DeviceProcesses(commands) as fleet:
-            table.status(f"starting {len(names)} devices, compiling {watch_job.MODEL}")
-            artifact, state = watch_job.compile_watch(watch_job.BETA, job.seed, start_sparsity)
-            artifact.save(work / "model.sfd")
-            state.save(work / "initial.sfs")
-            config = _configuration(job, len(names), broker, places.data["held-out"], work)
+            table.status(f"starting {len(backends)} devices, compiling {watch_job.MODEL}")
+            bundle = work / "bundle"
+            write_bundle(_bundle_settings(settings, job, bundle), table.status)
+            state = State.load(bundle / STATE_NAME)
+            config = _configuration(job, len(backends), broker, places.data["held-out"], work)
 
             def show(finished: RoundFinished) -> None:
                 table.add(_row(finished))
@@ -140,15 +181,37 @@ def _train_over_mqtt(
     return state, result
 
 
+@contextmanager
+def _packages(settings: DemoSettings) -> Iterator[dict[str, tuple[str, Mapping[str, str]]]]:
+    """By backend the Python of its devices, and what to add to their environment."""
+    with ExitStack() as stack:
+        yield {
+            target.backend: (target.python, stack.enter_context(environment_for(target.python)))
+            for target in targets_of(settings.engines)
+        }
+
+
 def _device_arguments(name: str, broker: PrivateBroker, data: Path, directory: Path) -> list[str]:
     return [
         *("--id", name),
         *("--broker", f"{broker.host}:{broker.port}"),
         *("--data", str(data)),
         *("--directory", str(directory)),
-        *("--profile", watch_job.DEVICE_PROFILE),
         "--exit-on-finish",
     ]
+
+
+def _bundle_settings(settings: DemoSettings, job: FederatedJob, folder: Path) -> BundleSettings:
+    is_sparse = settings.first_round == "presparsified"
+    return BundleSettings(
+        model=watch_job.MODEL,
+        folder=folder,
+        targets=[target.name for target in targets_of(settings.engines)],
+        batch_size=job.batch_size,
+        beta=watch_job.BETA,
+        sparsity=settings.sparsity if is_sparse else 0.0,
+        seed=job.seed,
+    )
 
 
 def _configuration(
@@ -160,8 +223,7 @@ def _configuration(
                 "name": "watches",
                 "rounds": job.rounds,
                 "seed": job.seed,
-                "artifact": work / "model.sfd",
-                "state": work / "initial.sfs",
+                "bundle": work / "bundle",
                 "sparsity": job.sparsity,
             },
             "training": {
@@ -227,18 +289,16 @@ def _row(finished: RoundFinished) -> RoundRow:
 
 def _train_dense(
     settings: DemoSettings,
-    profile: DeviceProfile,
     folders: Mapping[str, Path],
     table: RoundTable,
 ) -> list[FinishedRound]:
     """Dense FedAvg on the same data, by virtual devices in this process."""
     job = watch_job.dense_job(settings.rounds, settings.seed)
     workers = min(len(os.sched_getaffinity(0)), len(folders) - 1)
+    memory_bytes = find_profile(watch_job.DEVICE_PROFILE).memory_bytes
     rounds = []
     table.status(f"dense FedAvg for comparison, {job.rounds} rounds in this process")
-    for finished in watch_job.run_virtually(
-        job, 1.0, folders, profile.memory_bytes, workers=workers
-    ):
+    for finished in watch_job.run_virtually(job, 1.0, folders, memory_bytes, workers=workers):
         rounds.append(finished)
         say = table.progress if finished.round % 10 else table.status
         say(

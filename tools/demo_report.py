@@ -16,8 +16,9 @@ from sparsyfed.edge_runtime.files import write_atomic
 from sparsyfed.tools import watch_job
 from sparsyfed.tools.in_process import FederatedJob, FinishedRound
 from sparsyfed.tools.machine import describe_machine
-from sparsyfed.tools.quantities import byte_text, count_text
+from sparsyfed.tools.quantities import byte_text, count_text, optional_bytes
 from sparsyfed.tools.report import render
+from sparsyfed.tools.report_plots import native_devices
 
 FORMAT = 1
 PACKAGES = ("matplotlib", "numpy", "paho-mqtt", "scipy", "seglearn", "torch")
@@ -28,7 +29,7 @@ class DemoRun:
     """Everything that a run of the demo has found."""
 
     job: FederatedJob
-    profile: DeviceProfile
+    profiles: Mapping[str, DeviceProfile]  # by device
     initial: State
     result: JobResult
     dense: tuple[FinishedRound, ...]
@@ -39,6 +40,9 @@ class DemoRun:
 
 def build_report(run: DemoRun) -> dict[str, Any]:
     """The report as plain values for JSON. Bytes, counts of multiply-adds and rounds are integers.
+
+    What an engine does not tell is None: the arena and the multiply-adds of a device, and the
+    multiply-adds of the whole run if a device of it does not count.
 
     Of a device, `largest_round` is the round with the largest plan, the first of equals, and
     `last_round` the latest. `planned_arena_bytes` and `arena_peak_bytes` are those of the former,
@@ -68,7 +72,7 @@ def build_report(run: DemoRun) -> dict[str, Any]:
         },
         "data": {"held_out_examples": run.held_out_examples},
         "rounds": [_round(entry) for entry in run.result.rounds],
-        "devices": [_device(entry, run.profile) for entry in run.result.devices],
+        "devices": [_device(entry, run.profiles[entry.id]) for entry in run.result.devices],
         "dense_reference": _dense(run),
         "whole_run": _whole_run(run),
         "memory_parts": {
@@ -90,16 +94,20 @@ def _round(entry: RoundFinished) -> dict[str, Any]:
 
 def _device(entry: DeviceResult, profile: DeviceProfile) -> dict[str, Any]:
     largest, last = entry.peak.to_mapping(), entry.latest.to_mapping()
+    work = last["multiply_adds"]
     return {
         "id": entry.id,
+        "backend": last["backend"],
+        "engine": last["engine"],
         "profile": profile.name,
         "memory_bytes": profile.memory_bytes,
         "rounds": entry.rounds,
         "examples": last["examples"],
         "planned_arena_bytes": largest["planned_arena_bytes"],
         "arena_peak_bytes": largest["arena_peak_bytes"],
+        "base_rss_bytes": last["base_rss_bytes"],
         "peak_rss_bytes": last["peak_rss_bytes"],
-        "multiply_adds": sum(last["multiply_adds"].values()),
+        "multiply_adds": None if work is None else sum(work.values()),
         "largest_round": largest,
         "last_round": last,
     }
@@ -121,14 +129,16 @@ def _dense(run: DemoRun) -> dict[str, Any]:
     return {"beta": 1.0, **_settings(job), "rounds": rounds}
 
 
-def _whole_run(run: DemoRun) -> dict[str, int]:
+def _whole_run(run: DemoRun) -> dict[str, int | None]:
     """Totals of all rounds and devices; bytes both ways. Dense bytes are values alone, without messages."""
     rounds = run.result.rounds
+    counted = all(device.latest.multiply_adds is not None for device in run.result.devices)
+    work = sum(sum(entry.multiply_adds.values()) for entry in rounds)
     return {
         "bytes": sum(entry.bytes_down + entry.bytes_up for entry in rounds),
         "dense_bytes": sum(2 * entry.devices for entry in rounds)
         * watch_job.dense_bytes(run.initial),
-        "multiply_adds": sum(sum(entry.multiply_adds.values()) for entry in rounds),
+        "multiply_adds": work if counted else None,
         "dense_multiply_adds": sum(
             sum(asdict(entry.multiply_adds).values()) for entry in run.dense
         ),
@@ -149,17 +159,8 @@ def save_report(report: Mapping[str, Any], folder: Path) -> None:
 
 def summary(report: Mapping[str, Any], folder: Path) -> str:
     """The result in a few lines."""
-    devices, dense = report["devices"], report["dense_update_bytes"]
+    dense = report["dense_update_bytes"]
     largest = max((entry["update_bytes"] for entry in report["rounds"][1:]), default=0)
-    most = max(device["largest_round"]["planned_arena_bytes"] for device in devices)
-    last = max(device["last_round"]["planned_arena_bytes"] for device in devices)
-    exact = all(
-        device[name]["planned_arena_bytes"] == device[name]["arena_peak_bytes"]
-        for device in devices
-        for name in ("largest_round", "last_round")
-    )
-    done = sum(device["multiply_adds"] for device in devices)
-    whole = sum(report["dense_reference"]["rounds"][-1]["multiply_adds"].values())
     reference = f"dense FedAvg {report['dense_reference_accuracy']:.1%}"
     how = report["accuracy_definition"]
     lines = [f"accuracy        {report['final_accuracy']:.1%}, {reference} ({how})"]
@@ -168,20 +169,42 @@ def summary(report: Mapping[str, Any], folder: Path) -> str:
             f"update          {byte_text(largest)} at most after round 1, dense "
             f"{byte_text(dense)}: {dense / largest:.1f} times smaller"
         )
-    verdict = "equals the plan to the byte" if exact else "DIFFERS from the plan"
-    lines.append(
-        f"memory          {byte_text(most)} in the largest round, {byte_text(last)} in the last; "
-        f"measured {verdict}"
-    )
-    lines.append(
-        f"multiply-adds   {count_text(done)} in the last round, dense {count_text(whole)}: "
-        f"{whole / done:.1f} times fewer"
-    )
+    lines += _memory_lines(report)
     total = report["whole_run"]
-    lines.append(
-        f"whole run       {byte_text(total['bytes'])} both ways, dense "
-        f"{byte_text(total['dense_bytes'])}; {count_text(total['multiply_adds'])} multiply-adds, "
-        f"dense {count_text(total['dense_multiply_adds'])}"
-    )
+    whole = f"{byte_text(total['bytes'])} both ways, dense {byte_text(total['dense_bytes'])}"
+    if total["multiply_adds"] is not None:
+        done = sum(device["multiply_adds"] for device in report["devices"])
+        last = sum(report["dense_reference"]["rounds"][-1]["multiply_adds"].values())
+        lines.append(
+            f"multiply-adds   {count_text(done)} in the last round, dense {count_text(last)}: "
+            f"{last / done:.1f} times fewer"
+        )
+        whole += f"; {count_text(total['multiply_adds'])} multiply-adds, "
+        whole += f"dense {count_text(total['dense_multiply_adds'])}"
+    lines.append(f"whole run       {whole}")
     lines.append(f"report          {folder / 'report.html'}")
     return "\n".join(lines)
+
+
+def _memory_lines(report: Mapping[str, Any]) -> list[str]:
+    """The arenas of native devices, and what the processes of the others took, by engine."""
+    lines, native = [], native_devices(report)
+    if native:
+        most = max(device["largest_round"]["planned_arena_bytes"] for device in native)
+        last = max(device["last_round"]["planned_arena_bytes"] for device in native)
+        exact = all(
+            device[name]["planned_arena_bytes"] == device[name]["arena_peak_bytes"]
+            for device in native
+            for name in ("largest_round", "last_round")
+        )
+        verdict = "equals the plan to the byte" if exact else "DIFFERS from the plan"
+        lines.append(
+            f"memory          {byte_text(most)} in the largest round, {byte_text(last)} in the last; "
+            f"measured {verdict}"
+        )
+    others = [device for device in report["devices"] if device not in native]
+    return lines + [
+        f"{'':16}{device['id']}, {device['engine']}: process {optional_bytes(device['base_rss_bytes'])} "
+        f"before any model, {optional_bytes(device['peak_rss_bytes'])} at most"
+        for device in others
+    ]

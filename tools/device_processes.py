@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,10 +17,15 @@ STOP_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class DeviceCommand:
-    """How to start one device: the arguments after `sparsyfed device run`, and its log file."""
+    """How to start one device: the arguments after `sparsyfed device run`, its log file, its Python.
+
+    `environment` is added to that of this process.
+    """
 
     arguments: Sequence[str]
     log: Path
+    python: str = sys.executable
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 class DeviceProcesses:
@@ -93,6 +98,6 @@ class DeviceProcesses:
 
 def _start(command: DeviceCommand) -> subprocess.Popen[bytes]:
     command.log.parent.mkdir(parents=True, exist_ok=True)
-    program = [sys.executable, "-m", "sparsyfed.tools", "device", "run", *command.arguments]
+    program = [command.python, "-m", "sparsyfed.tools", "device", "run", *command.arguments]
     with command.log.open("ab") as log:
-        return spawn(program, log)
+        return spawn(program, log, command.environment)

@@ -122,7 +122,8 @@ def held_out_accuracy(artifact: Artifact, state: State, held_out: Dataset) -> fl
 
 def total_multiply_adds(results: Sequence[LocalResult]) -> MultiplyAddsReport:
     """Sum over these local rounds, by kind."""
-    counts = [result.profile.multiply_adds for result in results]
+    reported = (result.profile.multiply_adds for result in results)
+    counts = [count for count in reported if count is not None]
     return MultiplyAddsReport(
         forward=sum(count.forward for count in counts),
         d_input=sum(count.d_input for count in counts),

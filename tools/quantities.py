@@ -8,6 +8,11 @@ def byte_text(count: float) -> str:
     return _scaled(count, ["B", "kB", "MB", "GB", "TB"])
 
 
+def optional_bytes(count: int | None) -> str:
+    """The same for a number that may not be known."""
+    return "unknown" if count is None else byte_text(count)
+
+
 def count_text(count: float) -> str:
     """A number with three digits and a decimal prefix: "1.2 G"."""
     return _scaled(count, ["", "k", "M", "G", "T", "P"])

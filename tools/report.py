@@ -5,8 +5,8 @@ from html import escape
 from typing import Any
 
 from sparsyfed.tools.page import figures, numbers, page, table
-from sparsyfed.tools.quantities import byte_text, count_text
-from sparsyfed.tools.report_plots import draw_all
+from sparsyfed.tools.quantities import byte_text, count_text, optional_bytes
+from sparsyfed.tools.report_plots import draw_all, native_devices
 
 
 def render(report: Mapping[str, Any]) -> str:
@@ -40,10 +40,8 @@ def _numbers(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """The key numbers: value, what it is, what it stands against."""
     devices = report["devices"]
     update = report["rounds"][-1]["update_bytes"]
-    done = sum(device["multiply_adds"] for device in devices)
-    dense = sum(report["dense_reference"]["rounds"][-1]["multiply_adds"].values())
     total = report["whole_run"]
-    return [
+    numbers = [
         (
             f"{report['final_accuracy']:.1%}",
             "accuracy, one seed, two held-out wearers",
@@ -55,20 +53,26 @@ def _numbers(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             f"{byte_text(update)} as plain CSR, {byte_text(report['dense_update_bytes'])} dense. "
             + _whole_run("both ways: ", byte_text, total["bytes"], total["dense_bytes"], "smaller"),
         ),
-        (
-            f"{dense / done:.1f} × fewer",
-            "multiply-adds in the last round",
-            f"{count_text(done)} of all devices, dense {count_text(dense)}. "
-            + _whole_run(
-                "", count_text, total["multiply_adds"], total["dense_multiply_adds"], "fewer"
-            ),
-        ),
-        (
-            byte_text(max(device["last_round"]["planned_arena_bytes"] for device in devices)),
-            "training arena of a device, last round",
-            _memory_comparison(devices),
-        ),
     ]
+    if total["multiply_adds"] is not None:
+        done = sum(device["multiply_adds"] for device in devices)
+        dense = sum(report["dense_reference"]["rounds"][-1]["multiply_adds"].values())
+        whole = _whole_run(
+            "", count_text, total["multiply_adds"], total["dense_multiply_adds"], "fewer"
+        )
+        numbers.append(
+            (
+                f"{dense / done:.1f} × fewer",
+                "multiply-adds in the last round",
+                f"{count_text(done)} of all devices, dense {count_text(dense)}. {whole}",
+            )
+        )
+    native = native_devices(report)
+    if native:
+        largest = max(device["last_round"]["planned_arena_bytes"] for device in native)
+        what = "training arena of a device, last round"
+        numbers.append((byte_text(largest), what, _memory_comparison(native)))
+    return numbers
 
 
 def _whole_run(
@@ -95,34 +99,46 @@ def _device_table(report: Mapping[str, Any]) -> str:
     rows = [
         [
             device["id"],
+            _engine(device),
             f"{device['examples']:,}",
             f"{device['memory_bytes']:,}",
-            f"{device['largest_round']['planned_arena_bytes']:,}",
-            f"{device['largest_round']['arena_peak_bytes']:,}",
-            f"{device['last_round']['planned_arena_bytes']:,}",
-            f"{device['last_round']['arena_peak_bytes']:,}",
-            _optional_bytes(device["peak_rss_bytes"]),
-            count_text(device["multiply_adds"]),
+            _exact_bytes(device["largest_round"]["planned_arena_bytes"]),
+            _exact_bytes(device["largest_round"]["arena_peak_bytes"]),
+            _exact_bytes(device["last_round"]["planned_arena_bytes"]),
+            _exact_bytes(device["last_round"]["arena_peak_bytes"]),
+            optional_bytes(device["base_rss_bytes"]),
+            optional_bytes(device["peak_rss_bytes"]),
+            "not counted"
+            if device["multiply_adds"] is None
+            else count_text(device["multiply_adds"]),
         ]
         for device in report["devices"]
     ]
-    heading = ["device", "windows", "declared for the arena, bytes"]
+    heading = ["device", "engine", "windows", "declared for training, bytes"]
     heading += ["planned, largest round, bytes", "measured, largest round, bytes"]
     heading += ["planned, last round, bytes", "measured, last round, bytes"]
-    heading += ["process peak", "multiply-adds, last round"]
+    heading += ["process before any model", "process peak", "multiply-adds, last round"]
     note = (
-        "Declared, planned and measured memory is that of the training arena alone. Process peak: "
-        "resident memory of the whole device process, with the interpreter and the MQTT client, "
-        "which the declared memory does not cover."
+        "Planned and measured memory is that of the training arena alone, and so is what a native "
+        "device declares; another engine has no arena. Process: resident memory of the whole device "
+        "process, with interpreter, MQTT client and engine, before it has a model and at its peak."
     )
     return f'{table(heading, rows)}<p class="muted">{note}</p>'
 
 
-def _optional_bytes(count: int | None) -> str:
-    return "unknown" if count is None else byte_text(count)
+def _engine(device: Mapping[str, Any]) -> str:
+    """Name of the engine, and its version or kernels."""
+    backend: str = device["backend"]
+    engine: str = device["engine"]
+    return engine if engine.startswith(backend) else f"{backend}, {engine}"
+
+
+def _exact_bytes(count: int | None) -> str:
+    return "–" if count is None else f"{count:,}"
 
 
 def _round_table(report: Mapping[str, Any]) -> str:
+    counted = report["whole_run"]["multiply_adds"] is not None
     dense = {entry["round"]: entry["accuracy"] for entry in report["dense_reference"]["rounds"]}
     rows = [
         [
@@ -133,7 +149,7 @@ def _round_table(report: Mapping[str, Any]) -> str:
             f"{entry['bytes_down']:,}",
             f"{entry['bytes_up']:,}",
             f"{entry['update_bytes']:,}",
-            count_text(sum(entry["multiply_adds"].values())),
+            count_text(sum(entry["multiply_adds"].values())) if counted else "not by all",
             str(entry["devices"]),
             f"{entry['seconds']:.2f}",
         ]

@@ -18,7 +18,7 @@ def draw_all(report: Report) -> list[Plot]:
     def plot(title: str, caption: str, draw: Callable[[Axes, Report], None]) -> Plot:
         return draw_plot(title, caption, lambda axes: draw(axes, report))
 
-    return [
+    plots = [
         plot(
             "Accuracy",
             "Share of the held-out wearers' windows classified correctly after each round.",
@@ -36,24 +36,47 @@ def draw_all(report: Report) -> list[Plot]:
             "against dense 32-bit values for as many devices. Logarithmic.",
             _bytes,
         ),
-        plot(
+    ]
+    native = native_devices(report)
+    if native:
+        arena = plot(
             "Memory",
             "Training arena of a device in the round that took most and in its last: what the plan "
             "said before anything ran, and what the session then touched. The interpreter is not in it.",
             _memory,
-        ),
-        plot(
+        )
+        by_use = plot(
             "Memory by use",
             "What the arena holds at its fullest step: plans for the initial model, which round 1 "
             "trains, and for the trained model, which a further round would train.",
             _memory_by_use,
-        ),
-        plot(
+        )
+        plots += [arena, by_use]
+    if len(native) < len(report["devices"]):
+        processes = plot(
+            "Memory of processes",
+            "Resident memory of each device process: with its engine loaded before it had a model, "
+            "and what training added at its peak.",
+            _processes,
+        )
+        plots.append(processes)
+    if report["whole_run"]["multiply_adds"] is not None:
+        work = plot(
             "Multiply-adds",
             "Multiply-adds of all devices in a round, counted while it ran, as a share of dense "
             "training on the same data.",
             _multiply_adds,
-        ),
+        )
+        plots.append(work)
+    return plots
+
+
+def native_devices(report: Report) -> list[Report]:
+    """The devices with the native core: those with an arena that was planned."""
+    return [
+        device
+        for device in report["devices"]
+        if device["largest_round"]["planned_arena_bytes"] is not None
     ]
 
 
@@ -124,7 +147,7 @@ def _memory(axes: Axes, report: Report) -> None:
     ]
     sizes = {
         device["id"]: [device[training][field] for _, training, field, _ in series]
-        for device in report["devices"]
+        for device in native_devices(report)
     }
     alike = len({tuple(size) for size in sizes.values()}) == 1
     if alike:
@@ -142,6 +165,22 @@ def _memory(axes: Axes, report: Report) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: byte_text(value)))
     axes.set_ylim(top=axes.get_ylim()[1] * 1.38)
     axes.grid(visible=False, axis="x")
+    axes.legend(ncols=2, loc="upper center", fontsize=10)
+
+
+def _processes(axes: Axes, report: Report) -> None:
+    measured = [device for device in report["devices"] if device["base_rss_bytes"] is not None]
+    names = [f"{device['id']}\n{device['backend']}" for device in measured]
+    base = [device["base_rss_bytes"] for device in measured]
+    grown = [device["peak_rss_bytes"] - device["base_rss_bytes"] for device in measured]
+    axes.barh(names, base, 0.6, color=DENSE, label="before any model")
+    bars = axes.barh(names, grown, 0.6, base, color=SPARSE, label="training added")
+    axes.bar_label(bars, [byte_text(count) for count in grown], padding=3)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: byte_text(value)))
+    axes.set_xlim(0, max(map(sum, zip(base, grown, strict=True)), default=1) * 1.2)
+    axes.set_ylim(len(measured) - 0.4, -1.4)
+    axes.tick_params(axis="y", labelsize=9)
+    axes.grid(visible=False, axis="y")
     axes.legend(ncols=2, loc="upper center", fontsize=10)
 
 

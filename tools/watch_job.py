@@ -17,6 +17,8 @@ ROUNDS = 30
 BETA = 1.25
 SPARSITY = 0.95
 DEVICE_PROFILE = "watch"
+ENGINE_PROFILE = "phone_midrange"
+"""Of a device with another engine than the native core, which takes more than a watch has."""
 
 LEARNING_RATE = 0.3
 FINAL_LEARNING_RATE = 0.05

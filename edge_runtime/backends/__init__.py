@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
+from sparsyfed.edge_runtime import _native
 from sparsyfed.edge_runtime.errors import BackendError
 from sparsyfed.edge_runtime.match import require_match
 from sparsyfed.edge_runtime.state import State, encoded_state
@@ -30,20 +32,40 @@ def open_engine(
     malformed files, OSError for a path that is not there, MismatchError when export and state don't
     belong together, InputError for a state that is none.
     """
-    try:
-        engine_session = importlib.import_module("sparsyfed.edge_runtime.backends.engine_session")
-        module = importlib.import_module(ENGINES[backend])
-    except ImportError as error:
-        raise BackendError(
-            f"backend {backend!r} needs a package that is not there ({error}): "
-            f"install sparsyfed-edge[{backend}]"
-        ) from error
-    Path(
-        path
-    ).stat()  # a path that is not there is the system's error, as it is for native sessions
+    engine_session, module = _modules(backend)
+    Path(path).stat()  # no such path is the system's error, as it is for native sessions
     encoded = encoded_state(state)
     engine = module.load(Path(path), threads)
     require_match(engine.artifact, encoded)
     state = state if isinstance(state, State) else State.decode(encoded)
     session: EngineSession = engine_session.EngineSession(engine, state, batch_size)
     return session
+
+
+def load_engine(backend: str) -> None:
+    """Load the library of an engine, which the first session on it does otherwise.
+
+    A program then knows before it has a model whether its engine is there, and what memory that
+    takes by itself. Raises BackendError.
+    """
+    if backend == "native":
+        _native.library()
+    elif backend in ENGINES:
+        _modules(backend)
+    else:
+        known = ", ".join(("native", *ENGINES))
+        raise BackendError(f"got backend {backend!r}, available: {known}")
+
+
+def _modules(backend: str) -> tuple[ModuleType, ModuleType]:
+    """The modules of engine sessions and of this engine."""
+    try:
+        return (
+            importlib.import_module("sparsyfed.edge_runtime.backends.engine_session"),
+            importlib.import_module(ENGINES[backend]),
+        )
+    except ImportError as error:
+        raise BackendError(
+            f"backend {backend!r} needs a package that is not there ({error}): "
+            f"install sparsyfed-edge[{backend}]"
+        ) from error

@@ -6,8 +6,7 @@
  *     sfd_plan(artifact, artifact_bytes, state, state_bytes, 16, NULL,
  *              workspace, workspace_bytes, &plan, NULL);
  *     (take memory of plan.arena_bytes, aligned to SFD_ALIGNMENT)
- *     sfd_open(artifact, artifact_bytes, state, state_bytes, 16, NULL,
- *              arena, plan.arena_bytes, &session, NULL);
+ *     sfd_open(workspace, state, state_bytes, arena, plan.arena_bytes, &session, NULL);
  *     sfd_step(session, x, y, SFD_TARGET_INT32, 16, 0.1f, 1e-3f, &loss);
  *     sfd_update_encode(session, &keep, 1, round, update, capacity, &update_bytes);
  *

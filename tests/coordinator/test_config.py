@@ -13,6 +13,8 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "store": {"directory": "store"},
 }
 
+OTHERS = ("artifact", "state", "bundle", "targets", "input_shape")  # beside a built-in model
+
 
 def with_value(table: str, key: str, value: Any) -> dict[str, Any]:
     data: dict[str, dict[str, Any]] = {name: dict(content) for name, content in MINIMAL.items()}
@@ -46,7 +48,7 @@ def test_the_example_names_every_key_with_its_default(tmp_path: Path) -> None:
     shown = []
     for line in text.split("# A budget by hand")[0].splitlines():
         code = line.removeprefix("# ")
-        alternative = any(f"# {key} =" in line for key in ("artifact", "state", "input_shape"))
+        alternative = any(f"# {key} =" in line for key in OTHERS)
         shown.append(line if alternative or " = " not in code else code)
     whole = tmp_path / "example.toml"
     whole.write_text("\n".join(shown))
@@ -66,7 +68,10 @@ def test_the_example_names_every_key_with_its_default(tmp_path: Path) -> None:
         ("job", "budget", {"a": -1}, r"\[job\] budget\['a'\]: got -1"),
         ("job", "first_round", "sparse", r"\[job\] first_round: got 'sparse'"),
         ("job", "speed", 3, r"\[job\] speed: got an unknown key, wanted one of name, rounds"),
-        ("job", "artifact", "a.sfd", "got both, wanted exactly one"),
+        ("job", "artifact", "a.sfd", "got model and artifact, wanted exactly one"),
+        ("job", "bundle", "out", "got model and bundle, wanted exactly one"),
+        ("job", "targets", ["onnx"], "they are those of a bundle"),
+        ("job", "targets", [], r"\[job\] targets: got \[\], wanted a list of 1"),
         ("job", "state", "a.sfs", "wanted artifact and state together"),
         ("job", "input_shape", [0], r"\[job\] input_shape\[0\]: got 0"),
         ("training", "learning_rate", 0, r"\[training\] learning_rate: got 0"),

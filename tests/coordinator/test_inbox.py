@@ -66,7 +66,7 @@ def link() -> MemoryLink:
 
 @pytest.fixture
 def outbox(config: Configuration, link: MemoryLink) -> Outbox:
-    outbox = Outbox(config, link, b"artifact", "boot-1")
+    outbox = Outbox(config, link, b"artifact", {}, "boot-1")
     outbox.begin_round(1, b"state" * 1000)
     return outbox
 

@@ -179,13 +179,13 @@ def test_devices_with_too_little_memory_wait_for_a_sparser_state() -> None:
     machine = machine_of(minimum_devices=2)
     (refused,) = machine.handle(hello("small", memory=NEEDED - 1))
     assert refused == RefuseDevice(
-        "small", "training this state needs 1000 bytes, the device declares 999 bytes"
+        "small", "training this state needs 1000 bytes (planned), the device declares 999 bytes"
     )
     assert machine.handle(hello("small", memory=NEEDED - 1)) == []
     start(machine, "ab")
     commit(machine, "a")
     commit(machine, "b")
-    opened = of_type(machine.handle(RoundAggregated(Needs(500, BLOCK))), OpenAttempt)[0]
+    opened = of_type(machine.handle(RoundAggregated({"native": Needs(500, BLOCK)})), OpenAttempt)[0]
     assert sorted(opened.devices) == ["a", "b", "small"]
 
 
@@ -196,7 +196,7 @@ def test_a_refused_device_is_told_once_until_it_is_admitted_or_starts_again() ->
         start(machine, "ab")
         commit(machine, "a", machine.round)
         commit(machine, "b", machine.round)
-        actions = machine.handle(RoundAggregated(round_needs))
+        actions = machine.handle(RoundAggregated({"native": round_needs}))
         assert len(of_type(actions, RefuseDevice)) == refusals
     machine = machine_of()
     for boot, refusals in (("first", 1), ("first", 0), ("second", 1)):
@@ -241,7 +241,7 @@ def test_what_is_waited_for_names_numbers_reasons_and_the_time_left() -> None:
     machine.handle(Tick(20.0))
     assert machine.waits_for() == (
         "round 1: 2 of 3 devices admitted (3 online; 1 refused, such as small: training this state "
-        "needs 1000 bytes, the device declares 1 bytes), giving up in 10 s"
+        "needs 1000 bytes (planned), the device declares 1 bytes), giving up in 10 s"
     )
 
 

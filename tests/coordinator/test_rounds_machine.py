@@ -71,7 +71,7 @@ class Federation(RuleBasedStateMachine):
                 maximum_attempts=2,
             ),
             rounds=ROUNDS, seed=3, round_number=self.round, attempt=self.attempt,
-            needs=Needs(self.needed, BLOCK), now=self.now, resume=resume,
+            needs={"native": Needs(self.needed, BLOCK)}, now=self.now, resume=resume,
         )  # fmt: skip
 
     def feed(self, event: Event, *, inspection: Inspection | None = None) -> None:
@@ -140,7 +140,7 @@ class Federation(RuleBasedStateMachine):
                 self.open = None
                 self.round, self.attempt = self.round + 1, 1
                 self.needed = 400
-                return RoundAggregated(Needs(self.needed, BLOCK))
+                return RoundAggregated({"native": Needs(self.needed, BLOCK)})
             case FinishJob():
                 self.finished = True
             case FailJob():

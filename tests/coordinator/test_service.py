@@ -123,7 +123,8 @@ def test_a_job_from_its_first_offer_to_its_result(
         assert (trained.id, trained.rounds, trained.peak.round) == (name, ROUNDS, 1)
         assert trained.peak.examples == count
         assert trained.peak.arena_peak_bytes == trained.peak.planned_arena_bytes
-        assert trained.latest.planned_arena_bytes < trained.peak.planned_arena_bytes
+        assert (trained.latest.planned_arena_bytes or 0) < (trained.peak.planned_arena_bytes or 0)
+        assert trained.latest.multiply_adds is not None
         assert trained.latest.multiply_adds["forward"] > 0
     # A coordinator that died before its farewell says it when it is started again.
     with closing(sqlite3.connect(config.store.directory / "job.sqlite")) as journal, journal:

@@ -18,6 +18,9 @@ IDENTITY = {"name": "j", "seed": 3}
 def training(round_number: int, planned: int = 100) -> TrainingReport:
     return TrainingReport(
         round=round_number,
+        backend="native",
+        engine="portable",
+        base_rss_bytes=None,
         planned_arena_bytes=planned,
         arena_peak_bytes=planned,
         peak_rss_bytes=None,

@@ -24,8 +24,8 @@ from agent_bench import (
 )
 
 from sparsyfed.devices import events
-from sparsyfed.devices.agent import refusal_of_plan
 from sparsyfed.devices.events import Action, Event, StartTraining
+from sparsyfed.devices.refusal import refusal_of_plan
 from sparsyfed.edge_runtime import messages, transfer
 from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.errors import FormatError

@@ -201,7 +201,8 @@ def test_a_round_over_a_broker(  # noqa: PLR0917 - fixtures
     report = Report.from_json(coordinator.wait_for(messages.REPORT))
     assert part.data == wanted_update(artifact, state, settings.data, offer)
     assert report.sha256 == transfer.sha256_hex(part.data)
-    assert report.profile.arena_peak_bytes > 0
+    assert (report.profile.arena_peak_bytes or 0) > 0
+    assert (report.profile.base_rss_bytes or 0) > 2**20
     coordinator.send(messages.RECEIPT, commit(report))
     coordinator.send(messages.CONTROL, Control("finish", "job").to_json())
     thread.join(PATIENCE)

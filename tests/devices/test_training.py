@@ -55,9 +55,12 @@ def test_the_update_is_that_of_the_same_steps_by_hand(
     assert result.update == wanted.encode()
     assert result.loss == pytest.approx(np.mean(losses))
     assert result.examples == len(dataset)
-    assert result.profile.multiply_adds.forward == counters.forward > 0
+    work = result.profile.multiply_adds
+    assert work is not None
+    assert work.forward == counters.forward > 0
     assert result.profile.planned_arena_bytes == plan(artifact, state, 8).arena_bytes
-    assert 0 < result.profile.arena_peak_bytes <= result.profile.planned_arena_bytes
+    assert result.profile.planned_arena_bytes is not None
+    assert 0 < (result.profile.arena_peak_bytes or 0) <= result.profile.planned_arena_bytes
 
 
 def test_training_learns_and_prunes(artifact: Artifact, state: State, dataset: Dataset) -> None:
@@ -112,8 +115,13 @@ def test_a_tight_memory_takes_more_work_for_the_same_update(tmp_path: Path) -> N
         for memory_bytes in (usual, least)
     )
     assert tight.update == roomy.update
-    assert tight.profile.arena_peak_bytes <= least < roomy.profile.arena_peak_bytes
-    assert tight.profile.multiply_adds.forward > roomy.profile.multiply_adds.forward
+    assert (
+        0 < (tight.profile.arena_peak_bytes or 0) <= least < (roomy.profile.arena_peak_bytes or 0)
+    )
+    more, less = tight.profile.multiply_adds, roomy.profile.multiply_adds
+    assert more is not None
+    assert less is not None
+    assert more.forward > less.forward
 
 
 def test_training_stops_before_the_next_step(

@@ -160,3 +160,24 @@ def command_line(path: Path) -> bytes:
         return path.read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return b""
+
+
+def test_devices_take_turns_at_the_engines(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    command = [sys.executable, "-m", "sparsyfed.tools", "demo", "--rounds", "1", "--json"]
+    command += ["--engines", "native,onnxruntime", "--out", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
+    assert ended.returncode == 0, ended.stderr
+    devices = json.loads(ended.stdout)["devices"]
+    assert [device["backend"] for device in devices] == ["native", "onnxruntime"] * 4
+    for device in devices[1::2]:
+        assert device["planned_arena_bytes"] is None
+        assert 0 < device["base_rss_bytes"] < device["peak_rss_bytes"]
+        assert device["engine"].startswith("onnxruntime ")
+
+
+def test_an_engine_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    from sparsyfed.tools import cli
+
+    assert cli.main(["demo", "--engines", "native,abacus"]) == 2
+    assert "got engine 'abacus', wanted some of native, onnxruntime" in capsys.readouterr().err

@@ -1,4 +1,5 @@
 import json
+from dataclasses import MISSING, fields
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,8 @@ from sparsyfed.edge_runtime.messages import (
     BlockRequest,
     Control,
     DeviceProfileReport,
+    Export,
+    ExportFile,
     HeldUpdate,
     Hello,
     MultiplyAddsReport,
@@ -26,6 +29,9 @@ from sparsyfed.edge_runtime.messages import (
 ID = "ab" * 32
 REFERENCE = ObjectReference(id=ID, size=70_000, block_bytes=4096, hashes="cd" * 32)
 PROFILE = DeviceProfileReport(4096, 4000, None, MultiplyAddsReport(3, 2, 1))
+ENGINE = DeviceProfileReport(None, None, 2**27, None, 2**26, "onnxruntime", "onnxruntime 1.31")
+FILES = (ExportFile("train.onnx", REFERENCE), ExportFile("model.sfd", REFERENCE))
+EXPORT = Export("onnxruntime", FILES, None, 2**20)
 EXAMPLES: list[Message] = [
     Hello("watch-1", "b0", "0.1.0", "watch", 2**22, None, 140, 65536),
     Hello("w", "b0", "0.1.0", "watch", 1, 1e6, 0, 256, HeldUpdate("job", 1, 0, ID)),
@@ -33,9 +39,11 @@ EXAMPLES: list[Message] = [
     RoundNotice("job", 3, "c1"),
     Offer("job", 3, 1, REFERENCE, REFERENCE, 16, 1, 0.1, 0.001, 0.95, "global", 2**40, 60.0),
     Offer("job", 3, 1, REFERENCE, REFERENCE, 1, 2, 0.1, 0.0, 0.0, {"fc": 10, "été": 2}, 0, 0.5),
+    Offer("j", 1, 1, REFERENCE, REFERENCE, 1, 1, 0.1, 0.0, 0.0, "erk", 0, 0.5, EXPORT),
     OfferAnswer("job", 3, 1, accept=False, reason="training takes 5 bytes"),
     BlockRequest(ID, 4096, (messages.HASH_LIST_INDEX, 0, 17)),
     Report("job", 3, 1, ID, 1000, 4, 140, 1.25, 0.75, PROFILE),
+    Report("job", 3, 1, ID, 1000, 4, 140, 1.25, 0.75, ENGINE),
     Receipt("job", 3, 1, ID, "missing", (0, 3)),
     Receipt("job", 3, 1, ID, "rejected", reason="outside the support"),
     Control("finish", "job"),
@@ -63,10 +71,8 @@ def test_unknown_fields_are_ignored(message: Message) -> None:
 @pytest.mark.parametrize("message", EXAMPLES, ids=lambda m: type(m).__name__)
 def test_each_field_without_a_default_is_required(message: Message) -> None:
     content = json.loads(message.to_json())
-    defaults = {"holding", "reason", "missing"} | (
-        {"job", "round", "attempt"} if isinstance(message, Control) else set()
-    )
-    for name in set(content) - defaults:
+    required = {field.name for field in fields(message) if field.default is MISSING}
+    for name in set(content) & required:
         left = {key: value for key, value in content.items() if key != name}
         with pytest.raises(FormatError, match=rf"{name}: the field is missing"):
             type(message).from_json(json.dumps(left).encode())
@@ -209,3 +215,22 @@ def test_a_device_id_that_could_change_a_topic_is_refused(device: str) -> None:
 def test_other_topics_are_refused(topic: str) -> None:
     with pytest.raises(FormatError, match="topic"):
         messages.parse_topic(topic)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"files": [{"name": "../x"}]}, "object: the field is missing"),
+        ({"files": [{"name": "../x", "object": REFERENCE.plain()}]}, "name: got '../x'"),
+        ({"files": [{"name": ".x", "object": REFERENCE.plain()}]}, "name: got '.x'"),
+        ({"files": [EXPORT.plain()["files"][0]] * 2}, "each once"),  # type: ignore[index]
+        ({"files": [1]}, r"files\[0\]: got 1"),
+        ({"files": [EXPORT.plain()["files"][0]] * 65}, "at most 64"),  # type: ignore[index]
+        ({"opened": "evaluate.onnx"}, "wanted one of these files"),
+        ({"backend": "a b"}, "backend: got"),
+    ],
+)
+def test_an_export_names_files_of_one_folder(change: dict[str, object], complaint: str) -> None:
+    content = EXPORT.plain() | change
+    with pytest.raises(FormatError, match=complaint):
+        Offer.from_json(changed_offer(export=content))

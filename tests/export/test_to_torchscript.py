@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -168,3 +169,20 @@ def test_the_file_describes_itself(tmp_path: Path) -> None:
         ports = described["graphs"][method]["outputs"]
         assert [port["name"] for port in ports] == list(got)
     assert described["verified"] is None
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_lite_interpreter_of_phones_trains_the_same(tmp_path: Path) -> None:
+    from torch.jit.mobile import _load_for_lite_interpreter
+
+    artifact = compiled("odd_net")
+    state = state_at(artifact, 0.3)
+    export.to_torchscript(artifact, tmp_path / "model.pt", state, verify=False)
+    whole: Any = torch.jit.load(tmp_path / "model.pt")  # type: ignore[no-untyped-call]
+    whole._save_for_lite_interpreter(str(tmp_path / "model.ptl"))
+    lite: Any = _load_for_lite_interpreter(str(tmp_path / "model.ptl"))  # type: ignore[no-untyped-call]
+    x, y = batch(artifact, 5, seed=0)
+    keep = torch.tensor(kept_inputs(artifact.native, state, 5))
+    for _ in range(3):
+        wanted = whole.train_step(x, y, keep, 0.05, 1e-3)
+        assert torch.equal(lite.run_method("train_step", x, y, keep, 0.05, 1e-3), wanted)

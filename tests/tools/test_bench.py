@@ -2,7 +2,7 @@
 
 import json
 import sys
-from importlib.util import find_spec
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ pytest.importorskip("torch", reason="torch is not installed")
 import numpy as np
 
 from sparsyfed.edge_runtime.kernels import available_kernels
-from sparsyfed.tools import bench_layer, bench_peers, bench_report, bench_step, cli
+from sparsyfed.edge_runtime.process_memory import CLEAR_REFERENCES
+from sparsyfed.export.targets import TARGETS
+from sparsyfed.tools import bench_engines, bench_layer, bench_report, bench_step, cli
 from sparsyfed.tools.bench_memory import smaller_by
-from sparsyfed.tools.bench_resident import CLEAR_REFERENCES
 
 SPREAD = {"median", "low", "high"}
 TWO_DIMENSIONAL = """
@@ -96,24 +97,37 @@ def test_steps_of_a_state_in_a_file(capsys: pytest.CaptureFixture[str], tmp_path
     assert row["sparsity"] == pytest.approx(0.8, abs=1e-3)
 
 
-def test_peers(capsys: pytest.CaptureFixture[str]) -> None:
-    engines = [name for name, needed in bench_peers.NEEDED.items() if all(map(find_spec, needed))]
-    arguments = ["peers", "--models", "mlp", "--batch-size", "2", "--sparsity", "0.9"]
+def test_engines(capsys: pytest.CaptureFixture[str]) -> None:
+    engines = [target.backend for target in TARGETS.values() if not target.missing()]
+    arguments = ["engines", "--models", "mlp", "--batch-size", "2", "--sparsity", "0.9"]
     result = found([*arguments, "--turns", "2"], capsys)
-    assert [row["peer"] for row in result["peers"]] == ["dense", "eager", *engines]
-    for row in result["peers"]:
-        assert row["speedup"]["low"] > 0
-        assert row["native_seconds"] == result["peers"][0]["native_seconds"]
-    assert result["peers"][1]["over_eager"]["median"] == 1
-    assert len(table_of(result, "peers", bench_peers)) == 2 + len(result["peers"])
+    rows = {row["engine"]: row for row in result["engines"]}
+    assert list(rows) == ["dense", "eager", *engines]
+    for name, row in rows.items():
+        assert row["over_eager"]["low"] > 0
+        assert row["over_native"]["low"] > 0
+        assert (row["memory"] is None) == (name == "dense")
+        assert (row["file_bytes"] is None) == (name in {"dense", "eager"})
+        if row["memory"]:
+            assert 2**20 < row["memory"]["base_bytes"] < row["memory"]["peak_bytes"]
+    assert rows["eager"]["over_eager"]["median"] == rows["native"]["over_native"]["median"] == 1
+    assert len(table_of(result, "engines", bench_engines)) == 2 + len(rows)
 
 
+@pytest.mark.parametrize(
+    ("target", "complaint"),
+    [("onnx", "needs a_package_of_no_one"), ("tflite", "got target 'tflite'")],
+)
 def test_an_engine_that_is_not_there_is_named(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    target: str,
+    complaint: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(bench_peers.NEEDED, "onnxruntime", ("a_package_of_no_one",))
-    assert cli.main(["bench", "peers", "--models", "mlp", "--engines", "onnxruntime"]) == 2
-    assert "needs a_package_of_no_one" in capsys.readouterr().err
+    lame = replace(TARGETS["onnx"], packages=("a_package_of_no_one",))
+    monkeypatch.setitem(TARGETS, "onnx", lame)
+    assert cli.main(["bench", "engines", "--models", "mlp", "--targets", target]) == 2
+    assert complaint in capsys.readouterr().err
 
 
 def test_layers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,12 @@
 import copy
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sparsyfed.tools.demo_report import summary
 from sparsyfed.tools.report import render
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
@@ -28,8 +30,12 @@ def report() -> dict[str, Any]:
     devices = [
         {
             "id": f"watch-{number}",
+            "backend": "native",
+            "engine": "portable",
             "examples": 100 + number,
             "memory_bytes": 4_194_304,
+            "planned_arena_bytes": 2_000_000,
+            "base_rss_bytes": 28_000_000,
             "peak_rss_bytes": 31_000_000,
             "multiply_adds": sum(training(0, 0.05)["multiply_adds"].values()),
             "largest_round": training(2_000_000, 1.0),
@@ -130,6 +136,40 @@ def test_devices_that_took_the_same_memory_are_one_group(report: dict[str, Any])
     page = render(report)
     assert "each of the 2 devices" not in page
     assert page.count(">watch-1<") > 1
+
+
+def with_engines(report: dict[str, Any], natives: int) -> dict[str, Any]:
+    """The report as it is if all devices but some train with another engine."""
+    open_fields = ("planned_arena_bytes", "arena_peak_bytes", "multiply_adds")
+    for device in report["devices"][natives:]:
+        device |= {"backend": "onnxruntime", "engine": "onnxruntime 1.31.1"}
+        device |= {"base_rss_bytes": 60_000_000, "peak_rss_bytes": 91_000_000}
+        for content in (device, device["largest_round"], device["last_round"]):
+            content.update(dict.fromkeys(open_fields))
+    report["whole_run"]["multiply_adds"] = None
+    return report
+
+
+@pytest.mark.parametrize("natives", [0, 1])
+def test_what_an_engine_does_not_tell_is_left_open(report: dict[str, Any], natives: int) -> None:
+    page = render(with_engines(report, natives))
+    assert "onnxruntime 1.31.1" in page
+    assert "not counted" in page
+    assert "not by all" in page
+    assert "× fewer" not in page
+    assert "31 MB" in page  # what training added
+    assert page.count("<svg") == 4 + 2 * natives
+    assert ("equals the plan to the byte" in page) == (natives > 0)
+
+
+@pytest.mark.parametrize("natives", [0, 1])
+def test_the_summary_names_each_engine_with_its_memory(
+    report: dict[str, Any], natives: int
+) -> None:
+    text = summary(with_engines(report, natives), Path("out"))
+    assert text.count("onnxruntime 1.31.1: process 60 MB before any model, 91 MB") == 2 - natives
+    assert "multiply-adds" not in text
+    assert ("equals the plan" in text) == (natives > 0)
 
 
 def test_no_two_columns_have_the_same_head(report: dict[str, Any]) -> None:

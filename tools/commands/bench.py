@@ -13,7 +13,7 @@ SUMMARY = "measure time and memory of training steps against dense PyTorch on th
 EXAMPLE = "sparsyfed bench step --models watch_cnn resnet8 --sparsity 0.9 0.95"
 LAYER_EXAMPLE = "sparsyfed bench layer --layers 64,64,3,1,32 1024,1024 --sparsity 0.95"
 MEMORY_EXAMPLE = "sparsyfed bench memory --models resnet18 --sparsity 0.95"
-PEERS_EXAMPLE = "sparsyfed bench peers --models kws_dscnn --sparsity 0.95"
+ENGINES_EXAMPLE = "sparsyfed bench engines --models kws_dscnn --sparsity 0.95"
 
 SMALL_MODELS = ["watch_cnn", "kws_dscnn", "resnet8", "mlp"]
 DEFAULT_LAYERS = (
@@ -24,13 +24,14 @@ DEFAULT_LAYERS = (
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    examples = (EXAMPLE, LAYER_EXAMPLE, MEMORY_EXAMPLE, PEERS_EXAMPLE)
+    examples = (EXAMPLE, LAYER_EXAMPLE, MEMORY_EXAMPLE, ENGINES_EXAMPLE)
     parser.epilog = "\n  ".join(["example:", *examples])
     kinds = parser.add_subparsers(dest="kind", metavar="WHAT", required=True)
     _configure_step(_kind(kinds, "step", "time whole training steps", EXAMPLE))
     _configure_layer(_kind(kinds, "layer", "time single layers", LAYER_EXAMPLE))
     _configure_memory(_kind(kinds, "memory", "measure the memory of a step", MEMORY_EXAMPLE))
-    _configure_peers(_kind(kinds, "peers", "time the pruned step on other engines", PEERS_EXAMPLE))
+    summary = "time, memory and files of the pruned step on every engine"
+    _configure_engines(_kind(kinds, "engines", summary, ENGINES_EXAMPLE))
 
 
 def _kind(kinds: Any, name: str, summary: str, example: str) -> argparse.ArgumentParser:
@@ -111,14 +112,14 @@ def _configure_memory(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _configure_peers(parser: argparse.ArgumentParser) -> None:
+def _configure_engines(parser: argparse.ArgumentParser) -> None:
     _add_models(parser, SMALL_MODELS)
     parser.add_argument(
-        "--engines",
+        "--targets",
         nargs="+",
-        choices=("onnxruntime", "torchscript"),
         default=[],
-        help="engines beside eager PyTorch (default: those that are installed)",
+        metavar="TARGET",
+        help="of sparsyfed export, beside native and eager PyTorch (default: all that are here)",
     )
     _add_turns(parser)
 
@@ -160,13 +161,13 @@ def _add_turns(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measures and prints the table or the JSON."""
-    from sparsyfed.tools import bench_layer, bench_memory, bench_peers, bench_report, bench_step
+    from sparsyfed.tools import bench_engines, bench_layer, bench_memory, bench_report, bench_step
 
     kinds: dict[str, tuple[Any, Callable[[argparse.Namespace], Any], str]] = {
         "step": (bench_step, _step_settings, "steps"),
         "layer": (bench_layer, _layer_settings, "layers"),
         "memory": (bench_memory, _memory_settings, "memory"),
-        "peers": (bench_peers, _peer_settings, "peers"),
+        "engines": (bench_engines, _engine_settings, "engines"),
     }
     module, settings, rows = kinds[arguments.kind]
     found = bench_report.describe(bench_report.given_command())
@@ -224,15 +225,15 @@ def _memory_settings(arguments: argparse.Namespace) -> Any:
     )
 
 
-def _peer_settings(arguments: argparse.Namespace) -> Any:
-    from sparsyfed.tools.bench_peers import PeerSettings
+def _engine_settings(arguments: argparse.Namespace) -> Any:
+    from sparsyfed.tools.bench_engines import EngineSettings
 
-    return PeerSettings(
+    return EngineSettings(
         models=arguments.models,
         input_shape=arguments.input_shape,
         batch_sizes=arguments.batch_size,
         sparsities=arguments.sparsity,
-        engines=arguments.engines,
+        targets=arguments.targets,
         turns=arguments.turns,
     )
 

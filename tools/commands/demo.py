@@ -7,12 +7,13 @@ from pathlib import Path
 
 SUMMARY = "train a fleet of eight watches over MQTT on this machine and report"
 EXAMPLE = "sparsyfed demo --out demo-report"
+ENGINES_EXAMPLE = "sparsyfed demo --engines all"
 QUICK_ROUNDS = 3
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.epilog = f"example:\n  {EXAMPLE}"
+    parser.epilog = f"example:\n  {EXAMPLE}\n  {ENGINES_EXAMPLE}"
     parser.add_argument("--rounds", type=int, help="federated rounds (default: 30)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
     parser.add_argument(
@@ -30,6 +31,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds, to see that all parts work"
     )
+    parser.add_argument(
+        "--engines",
+        default="native",
+        help="what the devices train with, in turns: all that are here, or some of native, "
+        "onnxruntime, torchscript, ... with commas (default: native)",
+    )
     parser.add_argument("--json", action="store_true", help="print report.json, nothing else")
     parser.set_defaults(run=run)
 
@@ -37,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs the demo and writes report.json and report.html."""
     from sparsyfed.tools import watch_job
-    from sparsyfed.tools.demo import DemoSettings, run_demo
+    from sparsyfed.tools.demo import DemoSettings, all_engines, run_demo
 
     rounds = arguments.rounds
     if rounds is None:
@@ -49,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         sparsity=sparsity,
         folder=arguments.out,
         first_round=arguments.first_round,
+        engines=all_engines() if arguments.engines == "all" else arguments.engines.split(","),
     )
     run_demo(settings, quiet=arguments.json)
     if arguments.json:

@@ -8,6 +8,7 @@ import ssl
 from pathlib import Path
 
 from sparsyfed.edge_runtime.errors import ConfigurationError
+from sparsyfed.edge_runtime.session import BACKENDS
 
 SUMMARY = "be a device of a fleet: train on local data as a coordinator asks"
 EXAMPLE = "sparsyfed device run --id watch-01 --broker 192.0.2.10 --data data --directory state"
@@ -21,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     start = actions.add_parser(
         "run",
         help="run until Ctrl-C",
-        description="Runs one device until Ctrl-C. Needs neither NumPy nor PyTorch.",
+        description="Runs one device until Ctrl-C. Needs neither NumPy nor PyTorch, unless its engine does.",
         epilog=f"example:\n  {EXAMPLE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -37,7 +38,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--profiles", type=Path, help="TOML file with profiles of your own")
     start.add_argument(
         "--memory",
-        help="what training may take, such as 4MiB; KiB, MiB, GiB, kB, MB, GB (default: profile's)",
+        help="what training may take, such as 4MiB; KiB, MiB, GiB, kB, MB, GB (default: profile's): "
+        "an arena, or with another engine what it takes beside program and engine",
+    )
+    start.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="native",
+        help="engine to train with; the job must offer an export for it (default: native)",
     )
     start.add_argument("--exit-on-finish", action="store_true", help="end when the job is over")
     start.add_argument("--tls-authority", type=Path, help="PEM file: who signed the broker's name")
@@ -71,6 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         profile=profile,
         memory_bytes=profile.memory_bytes if memory is None else parse_bytes(memory),
         macs_per_second=profile.multiply_adds_per_second,
+        backend=arguments.backend,
         exit_on_finish=arguments.exit_on_finish,
         tls=tls,
     )

@@ -9,13 +9,17 @@ from pathlib import Path
 
 SUMMARY = "compile a PyTorch model into an artifact and an initial state for devices"
 EXAMPLE = "sparsyfed export --model watch_cnn --out out"
+BUNDLE_EXAMPLE = (
+    "sparsyfed export --model watch_cnn --target native,onnx,torchscript --device phone_midrange "
+    "--out out"
+)
 MAX_EXAMPLE_ELEMENTS = 2**26  # docs/format.md, limits
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.epilog = (
-        f"example:\n  {EXAMPLE}\n"
+        f"example:\n  {EXAMPLE}\n  {BUNDLE_EXAMPLE}\n"
         "  sparsyfed export --model my_package.models:net --input-shape 3,32,32 --out out"
     )
     parser.add_argument(
@@ -24,6 +28,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="built-in model, or package.module:function; found from the working directory, too",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the files")
+    parser.add_argument(
+        "--target",
+        type=_names,
+        default=["native"],
+        help="what for: native, onnx, torchscript, ... with commas (default: native)",
+    )
+    parser.add_argument("--device", help="name of a profile that the training has to fit")
+    parser.add_argument("--profiles", type=Path, help="TOML file with profiles of your own")
+    parser.add_argument(
+        "--batch-size", type=int, default=16, help="that memory is planned for (default: 16)"
+    )
+    parser.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="do not compare the exports with PyTorch, which takes most of the time; the risk: a "
+        "fault of an exporter or engine then trains wrong models on devices, and nothing says so",
+    )
     parser.add_argument(
         "--input-shape",
         type=shape_argument,
@@ -46,12 +67,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Writes model.sfd, initial.sfs and manifest.json."""
-    from sparsyfed.tools.export_files import export_files, manifest_text
+    """Writes the bundle: model.sfd, initial.sfs, the targets, manifest.json."""
+    from sparsyfed.devices.profiles import find_profile
+    from sparsyfed.tools.bench_process import say
+    from sparsyfed.tools.bundle import BundleSettings, write_bundle
+    from sparsyfed.tools.bundle_report import bundle_text
 
-    manifest = export_files(
-        arguments.model,
-        arguments.out,
+    device = arguments.device
+    settings = BundleSettings(
+        model=arguments.model,
+        folder=arguments.out,
+        targets=arguments.target,
+        device=None if device is None else find_profile(device, arguments.profiles),
+        batch_size=arguments.batch_size,
+        verify=not arguments.no_verify,
         input_shape=arguments.input_shape,
         beta=arguments.beta,
         loss=arguments.loss,
@@ -59,7 +88,8 @@ def run(arguments: argparse.Namespace) -> int:
         budget=arguments.budget,
         seed=arguments.seed,
     )
-    print(json.dumps(manifest, indent=2) if arguments.json else manifest_text(manifest))
+    bundle = write_bundle(settings, say)
+    print(json.dumps(bundle.manifest, indent=2) if arguments.json else bundle_text(bundle))
     return 0
 
 
@@ -76,6 +106,10 @@ def shape_argument(text: str) -> tuple[int, ...]:
             f"got {text!r}, wanted at most {MAX_EXAMPLE_ELEMENTS:,} elements of one example"
         )
     return shape
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
 
 
 def _budget(text: str) -> str | dict[str, int]:

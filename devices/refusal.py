@@ -1,0 +1,40 @@
+"""Why a device does not take work that it is offered."""
+
+from pathlib import Path
+
+from sparsyfed.devices.settings import AgentSettings
+from sparsyfed.edge_runtime.errors import SparsyFedError
+from sparsyfed.edge_runtime.messages import Offer
+from sparsyfed.edge_runtime.plan import plan
+
+
+def refusal_of_plan(artifact: Path, state: Path, batch_size: int, memory_bytes: int) -> str | None:
+    """Why this work does not fit `memory_bytes` by the device's own plan, or None if it does."""
+    try:
+        plan(artifact, state.read_bytes(), batch_size, arena_bytes=memory_bytes)
+    except SparsyFedError as error:
+        return str(error)
+    return None
+
+
+def refusal_of_offer(offer: Offer, settings: AgentSettings) -> str | None:
+    """Why this offer is declined before anything is pulled, or None."""
+    if offer.backend != settings.backend:
+        return f"work for {offer.backend}, this device trains with {settings.backend}"
+    if offer.export is not None and offer.export.memory_bytes > settings.memory_bytes:
+        return (
+            f"training was measured to take {offer.export.memory_bytes} bytes on {offer.backend}, "
+            f"this device has {settings.memory_bytes}"
+        )
+    for reference in offer.objects:
+        if reference.size > settings.max_object_bytes:
+            return (
+                f"object of {reference.size} bytes is over this device's limit of "
+                f"{settings.max_object_bytes}"
+            )
+        if reference.block_bytes > settings.block_bytes:
+            return (
+                f"blocks of {reference.block_bytes} bytes are over this device's "
+                f"{settings.block_bytes}"
+            )
+    return None

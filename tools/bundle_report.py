@@ -1,0 +1,67 @@
+"""What `sparsyfed export` prints of a bundle."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sparsyfed.coordinator.bundle import NATIVE
+from sparsyfed.tools.bench_report import aligned
+from sparsyfed.tools.bundle import Bundle
+from sparsyfed.tools.quantities import byte_text
+
+
+def bundle_text(bundle: Bundle) -> str:
+    """Tables of layers, files and targets."""
+    manifest = bundle.manifest
+    return "\n\n".join([_layers(manifest), _files(manifest), _targets(bundle)])
+
+
+def _layers(manifest: Mapping[str, Any]) -> str:
+    layers = manifest["layers"]
+    heading = ["layer", "rows", "columns", "stored", "density"]
+    rows = [
+        [
+            layer["name"],
+            *(f"{layer[key]:,}" for key in ("rows", "columns", "stored")),
+            f"{layer['stored'] / (layer['rows'] * layer['columns']):.2%}",
+        ]
+        for layer in layers
+    ]
+    stored = sum(layer["stored"] for layer in layers)
+    whole = sum(layer["rows"] * layer["columns"] for layer in layers)
+    return (
+        f"{aligned(heading, rows)}\n{stored:,} of {whole:,} prunable weights are stored; "
+        f"{manifest['dense_values']:,} values of biases and norms are dense."
+    )
+
+
+def _files(manifest: Mapping[str, Any]) -> str:
+    rows = [[name, f"{f['bytes']:,}", f["sha256"]] for name, f in manifest["files"].items()]
+    return aligned(["file", "bytes", "SHA-256"], rows)
+
+
+def _targets(bundle: Bundle) -> str:
+    heading = ["target", "engine", "files", "size", "worst gradient error", "memory of a step"]
+    rows = [_target(bundle, name, record) for name, record in bundle.manifest["targets"].items()]
+    planned = bundle.manifest["planned"]
+    where = f"for {planned['device']}" if planned["device"] else "here"
+    note = (
+        f"Memory at batch {planned['batch_size']}: native, the arena planned {where} at density "
+        f"{planned['density']:.1%}; other engines, measured on this machine beside program and engine."
+    )
+    return f"{aligned(heading, rows)}\n{note}"
+
+
+def _target(bundle: Bundle, name: str, record: Mapping[str, Any]) -> list[str]:
+    manifest = bundle.manifest
+    size = sum(manifest["files"][file]["bytes"] for file in record["files"])
+    verified = record["verified"]
+    if name == NATIVE:
+        error = "by its tests"
+    else:
+        error = "not verified" if verified is None else f"{verified['worst_gradient_error']:.1e}"
+    memory = manifest["planned"]["arena_bytes"]
+    if name in bundle.measured:
+        memory = bundle.measured[name]["growth_bytes"]
+    engine = bundle.measured.get(name, record).get("engine")
+    engine = engine if isinstance(engine, str) else record["backend"]
+    return [name, engine, str(len(record["files"])), byte_text(size), error, byte_text(memory)]
