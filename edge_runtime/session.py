@@ -173,9 +173,9 @@ class Session:
 
         `backend` names the engine: "native" is the C core; "onnxruntime" takes the folder of
         `export.to_onnx`, "onnxruntime-training" one that was written with `training`, "torchscript"
-        the file of `export.to_torchscript` in the place of the artifact, and no arguments but
-        `threads` besides. Their sessions have the same methods; what the engine does not tell is
-        None (see `backends`).
+        and "executorch" the file of the target of that name in the place of the artifact, and no
+        arguments but `threads` besides. Their sessions have the same methods; what the engine does
+        not tell is None (see `backends`).
 
         Raises FormatError for a malformed artifact, export or state, OSError for a path that can't
         be read, MismatchError when they don't belong together, ArenaError when the arena is smaller

@@ -1,6 +1,7 @@
-"""What several test modules share: a private broker, another Python, and hypothesis settings that repeat."""
+"""What several test modules share: a broker, another Python, a program, and hypothesis settings that repeat."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import hypothesis
@@ -40,3 +41,20 @@ def training_python(any_training_python: Path | None) -> Path:
     if any_training_python is None:
         pytest.skip("no onnxruntime-training-cpu 1.19.2 here: `make setup` says why")
     return any_training_python
+
+
+@pytest.fixture(scope="session")
+def executorch_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The ExecuTorch program of one of `engine_cases`. Writing one takes seconds: each is written once."""
+    from engine_cases import compiled
+
+    from sparsyfed import export
+
+    folder = tmp_path_factory.mktemp("executorch")
+
+    @cache
+    def write(name: str) -> Path:
+        export.to_executorch(compiled(name), folder / f"{name}.pte", verify=False)
+        return folder / f"{name}.pte"
+
+    return write

@@ -15,6 +15,8 @@ from model_strategies import random_model
 from sparsyfed.edge_runtime import Session
 
 ROOT = Path(__file__).parent.parent
+# What operators for other engines are compiled against, on the device.
+PUBLIC_HEADERS = ("sfd.h", "sfd_format.h", "sfd_operators.h")
 
 # Run in the empty environment: one step on the files beside it, then what came of it as JSON.
 TRAIN = """
@@ -70,7 +72,10 @@ def test_the_wheel_holds_the_package_and_its_library_alone(wheel: Path) -> None:
     assert "sparsyfed/edge_runtime/libsfd.so" in names
     assert "sparsyfed/py.typed" in names
     assert not [name for name in names if "csrc" in name or "__pycache__" in name]
-    assert not [name for name in names if name.endswith((".c", ".h", ".sh"))]
+    assert not [name for name in names if name.endswith((".c", ".sh"))]
+    headers = {f"sparsyfed/edge_runtime/include/{name}" for name in PUBLIC_HEADERS}
+    assert {name for name in names if name.endswith(".h")} == headers
+    assert "sparsyfed/edge_runtime/executorch/operators.cpp" in names
 
 
 def test_every_module_and_data_file_of_the_folders_is_in_the_wheel(wheel: Path) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sparsyfed.edge_runtime.backends.engine_session import EngineSession
 
 ENGINES = {
+    "executorch": "sparsyfed.edge_runtime.backends.executorch_engine",
     "onnxruntime": "sparsyfed.edge_runtime.backends.onnx_engine",
     "onnxruntime-training": "sparsyfed.edge_runtime.backends.onnx_training_engine",
     "torchscript": "sparsyfed.edge_runtime.backends.torchscript_engine",
@@ -26,7 +27,7 @@ ENGINES = {
 def open_engine(
     backend: str, path: str | Path, state: State | bytes, batch_size: int, threads: int
 ) -> EngineSession:
-    """Session on an exported step: the folder of `export.to_onnx`, the file of `export.to_torchscript`.
+    """Session on an exported step: the folder of `export.to_onnx`, the file of another target.
 
     Raises BackendError when the engine is not installed or does not take the file, FormatError for
     malformed files, OSError for a path that is not there, MismatchError when export and state don't

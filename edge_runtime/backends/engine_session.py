@@ -38,6 +38,8 @@ class Engine(Protocol):
     artifact: Artifact
     name: str
     threads: int
+    batch_limit: int | None
+    """The most examples that the export takes; None: any number."""
 
     def load(self, values: Mapping[str, Floats]) -> None:
         """Take parameters, flat."""
@@ -91,6 +93,11 @@ class EngineSession:
     """
 
     def __init__(self, engine: Engine, state: State, batch_size: int) -> None:
+        if engine.batch_limit is not None and batch_size > engine.batch_limit:
+            raise InputError(
+                f"got batch size {batch_size}, this export takes {engine.batch_limit} at most: "
+                "export it with a larger one"
+            )
         self.artifact = engine.artifact
         self.batch_size = batch_size
         self.kernels = engine.name

@@ -35,6 +35,7 @@ class OnnxEngine:
         self._folder = folder
         self.artifact = Artifact.decode(folder.read("model.sfd"))
         self.threads = threads
+        self.batch_limit: int | None = None
         self.name = f"onnxruntime {onnxruntime.__version__}"
         self._session = cache(self._open)
         self._parameters = [parameter.name for parameter in self.artifact.parameters]

@@ -38,6 +38,7 @@ class OnnxTrainingEngine:
     def __init__(self, path: Path, artifact: Artifact, threads: int) -> None:
         self.artifact = artifact
         self.threads = threads
+        self.batch_limit: int | None = None
         self.name = f"onnxruntime-training {onnxruntime.__version__}"
         try:
             self._module: TrainingModule | None = TrainingModule(path, threads)

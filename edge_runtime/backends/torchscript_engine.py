@@ -51,6 +51,7 @@ class TorchScriptEngine:
     def __init__(self, module: Any, artifact: Artifact, threads: int) -> None:
         self.artifact = artifact
         self.threads = threads
+        self.batch_limit: int | None = None
         self.name = f"torchscript {torch.__version__}"
         self._module = module
         self._values: dict[str, torch.Tensor] = dict(module.state)
