@@ -75,7 +75,6 @@ static uint64_t blocks_forward(const struct sfd_layer *layer, const float *w, co
     images->y = y;
     images->y_channel = layer->out_height * out_row;
     images->y_row = out_row;
-    images->y_pixel = PIXEL;
     work.x_block = layer->in_channels * in_plane;
     work.y_block = layer->support.rows * images->y_channel;
     fast_program_forward(&program, layer, in_plane,

@@ -476,6 +476,7 @@ void fast_tile_runs(struct fast_tile *tile, const struct fast_map *map, const st
     uint32_t t;
 
     tile->run_count = 0u;
+    tile->irregular = 0;
     for (t = first; t < last; ++t) {
         struct fast_run *run = &tile->run[tile->run_count];
         struct fast_run *before = tile->run_count > 0u ? run - 1 : NULL;
@@ -491,6 +492,8 @@ void fast_tile_runs(struct fast_tile *tile, const struct fast_map *map, const st
         run->pattern = (uint8_t)(rows == FAST_IRREGULAR || columns == FAST_IRREGULAR
                                      ? FAST_IRREGULAR
                                      : FAST_PATTERN(rows, columns));
+        run->pixels = (uint16_t)((run->bottom - run->top) * (run->right - run->left));
+        tile->irregular |= run->pattern == FAST_IRREGULAR;
         run->first = t;
         run->last = t + 1u;
         if (before && before->last == t && before->top == run->top &&

@@ -52,7 +52,6 @@ static void small_forward(const struct sfd_layer *layer, const float *w, const f
     strip.y = result;
     strip.y_channel = lines.line;
     strip.y_row = 0u;
-    strip.y_pixel = PIXEL;
     for (top = 0u; top < layer->out_height; top += lines.rows) {
         const uint32_t rows =
             layer->out_height - top < lines.rows ? layer->out_height - top : lines.rows;
