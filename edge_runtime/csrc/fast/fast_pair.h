@@ -104,7 +104,7 @@ static void pair_irregular(const struct fast_pair *pair, int wanted)
 
 #define PAIR_CASE(ROWS, COLUMNS, ROW_EDGE, COLUMN_EDGE)                                          \
     case FAST_PATTERN(ROW_EDGE, COLUMN_EDGE):                                                    \
-        pair_run(sum, x, entry, end, partial, dy, dy_row, wanted, COLUMNS,                 \
+        pair_run(sum, x, entry, end, partial, dy, dy_row, wanted, COLUMNS,                       \
                  (ROW_EDGE) == FAST_BUT_FIRST, (ROWS) - ((ROW_EDGE) == FAST_BUT_LAST),           \
                  (COLUMN_EDGE) == FAST_BUT_FIRST, (COLUMNS) - ((COLUMN_EDGE) == FAST_BUT_LAST)); \
         break;

@@ -5,6 +5,8 @@
 
 #include "fast_vector.h"
 
+#define UNROLLED_FLOATS 64u /* most of an unrolled row */
+
 /* The pixels of an unrolled row, which reads one channel through one tap. */
 struct fast_cells {
     uint32_t y_low, y_high, x_low, x_high; /* of the output, where the input is inside */
