@@ -218,17 +218,16 @@ struct update_work {
     int diverges[SFD_MAX_THREADS];
 };
 
-static int stays_finite(const struct update_work *work, const float *value, const float *gradient,
-                        uint32_t count)
+static int stays_finite(const float *value, const float *gradient, uint32_t count,
+                        float learning_rate, float weight_decay)
 {
     uint32_t start, k;
 
-    for (start = 0u; start < count; start += STEP_RUN) {
+    for (start = 0u; start < count; start += STEP_RUN, value += STEP_RUN, gradient += STEP_RUN) {
         const uint32_t run = count - start < STEP_RUN ? count - start : STEP_RUN;
         float next[STEP_RUN];
         for (k = 0u; k < run; ++k)
-            next[k] = stepped(value[start + k], gradient[start + k], work->learning_rate,
-                              work->weight_decay);
+            next[k] = stepped(value[k], gradient[k], learning_rate, weight_decay);
         if (!sfd_all_finite(next, run))
             return 0;
     }
@@ -247,23 +246,34 @@ static void check_share(void *context, uint32_t index, uint32_t count)
         const uint32_t first = sfd_run_share(slot->count, index, count);
         const uint32_t last = sfd_run_share(slot->count, index + 1u, count);
         if (gradient != NULL)
-            work->diverges[index] =
-                !stays_finite(work, value + first, gradient + first, last - first);
+            work->diverges[index] = !stays_finite(value + first, gradient + first, last - first,
+                                                  work->learning_rate, work->weight_decay);
     }
+}
+
+static void apply_step(float *value, const float *gradient, uint32_t count, float learning_rate,
+                       float weight_decay)
+{
+    uint32_t k;
+
+    for (k = 0u; k < count; ++k)
+        value[k] = stepped(value[k], gradient[k], learning_rate, weight_decay);
 }
 
 static void update_share(void *context, uint32_t index, uint32_t count)
 {
     const struct update_work *work = context;
-    uint32_t i, k;
+    uint32_t i;
 
     for (i = 0u; i < work->session->parameter_count; ++i) {
         const struct sfd_slot *slot = &work->session->slots[i];
         const float *gradient = sfd_slot_gradient(work->session, slot);
         float *value = sfd_region_data(work->session, slot->value);
+        const uint32_t first = sfd_run_share(slot->count, index, count);
         const uint32_t last = sfd_run_share(slot->count, index + 1u, count);
-        for (k = sfd_run_share(slot->count, index, count); gradient != NULL && k < last; ++k)
-            value[k] = stepped(value[k], gradient[k], work->learning_rate, work->weight_decay);
+        if (gradient != NULL)
+            apply_step(value + first, gradient + first, last - first, work->learning_rate,
+                       work->weight_decay);
     }
 }
 

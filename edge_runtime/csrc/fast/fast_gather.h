@@ -213,11 +213,12 @@ FOR_TILE_SHAPES(GATHER_FUNCTIONS)
 static const gather_function gather_neighbours[TILE_SHAPES] = {FOR_TILE_SHAPES(GATHER_NEIGHBOURS)};
 static const gather_function gather_apart[TILE_SHAPES] = {FOR_TILE_SHAPES(GATHER_APART)};
 
-/* Images of one block, and the channels of the output that are wanted. */
+/* Images of one block, and the channels and rows of the output that are wanted. */
 struct fast_images {
-    uint32_t first_channel, last_channel;
+    uint32_t first_channel, last_channel, first_row, last_row;
     struct fast_map map;
-    const float *x;
+    const float *x; /* begins with row x_first_row */
+    uint32_t x_first_row;
     size_t x_row, x_pixel; /* of the input */
     float *y;
     size_t y_channel, y_row;
@@ -263,15 +264,16 @@ static uint64_t gather_images(const struct fast_program *program, const struct f
     gather.first_channel = images->first_channel;
     gather.last_channel = images->last_channel;
     tile.run = runs;
-    for (tile.y = 0u; tile.y < map->height; tile.y += tile.rows) {
+    for (tile.y = images->first_row; tile.y < images->last_row; tile.y += tile.rows) {
+        const float *x = images->x + (tile.y * map->step_y - images->x_first_row) * images->x_row;
         tile.columns = fast_tile_columns(map->width, 0u, TILE_PIXELS);
-        tile.rows = fast_tile_rows(map->height, tile.y, tile.columns, TILE_PIXELS);
+        tile.rows = fast_tile_rows(images->last_row, tile.y, tile.columns, TILE_PIXELS);
         for (tile.x = 0u; tile.x < map->width; tile.x += tile.columns) {
             uint32_t shape, block;
             tile.columns = fast_tile_columns(map->width, tile.x, TILE_PIXELS);
             shape = TILE_INDEX(tile.rows, tile.columns);
             fast_tile_runs(&tile, map, program->tap, 0u, program->taps);
-            gather.x = images->x + tile.y * gather.x_row + tile.x * gather.x_pixel;
+            gather.x = x + tile.x * gather.x_pixel;
             gather.y = images->y + tile.y * gather.y_row + (size_t)tile.x * PIXEL;
             for (block = 0u; block < program->blocks; ++block) {
                 gather.start = program->start + (size_t)block * program->channels * program->taps;

@@ -240,32 +240,6 @@ static uint32_t strip_tiles(const struct fast_program *program, const struct fas
     return count;
 }
 
-/* Sets of a usual first-level cache, a line each: a pixel is one. */
-#define CACHE_SETS 64u
-
-/* A copy of dy pays from so many nonzeros of an output channel on. */
-#define WINDOW_NONZEROS 24u
-
-/* Rows of dy, copied for the channels of the input to come. Channels that lie a power of two apart
- * share a few sets of the first-level cache; those of a window lie an odd number of lines apart. And
- * they come from memory once, one after the other. */
-struct fast_window {
-    float *rows; /* NULL: dy is read where it lies */
-    size_t channel;
-    uint32_t first_row, last_row; /* that it holds */
-};
-
-/* Copy the window's rows of channels [first, last) of images with this row and channel stride. */
-static void window_copy(const struct fast_window *window, const float *from, size_t row,
-                        size_t channel, uint32_t first, uint32_t last)
-{
-    const size_t floats = (window->last_row - window->first_row) * row;
-
-    for (; first < last; ++first)
-        memcpy(window->rows + first * window->channel,
-               from + first * channel + window->first_row * row, floats * sizeof *from);
-}
-
 /* gradient[k] += the sum of partial[k]. */
 static void add_sums(vector *partial, uint32_t count, float *gradient)
 {
