@@ -10,6 +10,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := $(VENV)/.native
+# onnxruntime-training and onnxruntime own the same module name: one environment can't hold both.
+TRAINING_VENV := .venv-onnxruntime-training
+TRAINING := $(TRAINING_VENV)/.installed
 C_SOURCES := $(wildcard edge_runtime/csrc/*.[ch] edge_runtime/csrc/fast/*.[ch])
 CONSTRAINTS := requirements/constraints.txt
 BENCH_ARGS := step
@@ -17,12 +20,12 @@ BENCH_ARGS := step
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
 
-setup: $(NATIVE) ## make .venv, install everything, build the native library
+setup: $(NATIVE) $(TRAINING) ## make .venv, install everything, build the native library
 
 demo: $(NATIVE) ## a fleet of watches trains over MQTT; writes report.json and report.html
 	@$(BIN)/sparsyfed demo $(DEMO_ARGS)
 
-test: $(NATIVE) ## run the tests (PYTEST_ARGS="-k name" to choose)
+test: $(NATIVE) $(TRAINING) ## run the tests (PYTEST_ARGS="-k name" to choose)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: $(NATIVE) ## style, types, layers, and the C core under the project's warnings
@@ -39,7 +42,7 @@ bench: $(NATIVE) ## time training steps here (BENCH_ARGS="memory --models resnet
 	@$(BIN)/sparsyfed bench $(BENCH_ARGS)
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(TRAINING_VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The build tools come first, since the package itself is built without isolation: that keeps the
@@ -63,3 +66,11 @@ $(NATIVE): $(INSTALLED) $(C_SOURCES)
 	@$(BIN)/cmake --install build/editable --prefix \
 	    "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')" > build/native.log
 	@touch $@
+
+# There is no such package for every processor and Python: without it some tests are skipped.
+$(TRAINING): $(INSTALLED)
+	@echo "==> $(TRAINING_VENV)"
+	@$(BIN)/python -m venv --without-pip $(TRAINING_VENV)
+	@if $(PIP) --python $(TRAINING_VENV)/bin/python install --quiet --no-deps -c $(CONSTRAINTS) \
+	    onnxruntime-training-cpu numpy; then touch $@; \
+	else echo "onnxruntime-training can't be installed here: its tests are skipped"; fi

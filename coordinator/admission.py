@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sparsyfed.edge_runtime import State, plan
 from sparsyfed.edge_runtime.artifact import Artifact
+from sparsyfed.edge_runtime.kernels import available_kernels
 from sparsyfed.edge_runtime.messages import MAX_BLOCKS, MIN_BLOCK_BYTES
 
 
@@ -30,10 +31,18 @@ class Needs:
 
 
 def needs_of(artifact: Artifact, state: State, batch_size: int) -> Needs:
-    """What training `state` with batches of `batch_size` examples needs, by the smallest plan."""
+    """What training `state` with batches of `batch_size` examples needs at least.
+
+    A device plans with the kernels of its own processor, and declines what does not fit it. So the
+    smallest plan counts, of the portable kernels or of the best set that this machine has: all
+    vectorised sets have the same plans.
+    """
     largest = max(len(artifact.encode()), len(state.encode()))
     return Needs(
-        memory_bytes=plan(artifact, state, batch_size, memory="small").arena_bytes,
+        memory_bytes=min(
+            plan(artifact, state, batch_size, kernels=kernels, memory="small").arena_bytes
+            for kernels in {"portable", available_kernels()[-1]}
+        ),
         block_bytes=least_block_bytes(largest),
     )
 

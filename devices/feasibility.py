@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sparsyfed.devices.profiles import DeviceProfile
 from sparsyfed.edge_runtime.artifact import Artifact, Parameter
-from sparsyfed.edge_runtime.errors import InputError
+from sparsyfed.edge_runtime.errors import ArenaError, InputError
 from sparsyfed.edge_runtime.format import ParameterKind
 from sparsyfed.edge_runtime.plan import MemoryPlan, MultiplyAdds, plan
 from sparsyfed.edge_runtime.state import DenseTensor, SparseTensor, State
@@ -19,50 +19,48 @@ DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """One batch size at one density.
+    """One batch size at one density, by the plan that a session on the device trains by.
 
-    `memory` is the plan's choice of what is computed again: "fast", or "small" where that does not
-    fit the device. `arena_bytes` is exact, `parts` is what is alive at the fullest step.
-    `estimated_seconds` a step is multiply-adds over the profile's estimate of their rate; None where
-    it has none.
+    That is the plan with the least work that fits the device, or else the smallest one.
+    `arena_bytes` is exact, `parts` is what is alive at the fullest step. The results of
+    `computed_again` operations are not kept for the backward. `estimated_seconds` a step is
+    multiply-adds over the profile's estimate of their rate; None where it has none.
     """
 
     batch_size: int
     density: float
     nonzeros: int
-    memory: str
     arena_bytes: int
     fits: bool
     parts: dict[str, int]
+    computed_again: int
     multiply_adds: MultiplyAdds
     estimated_seconds: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class PlanPair:
-    """The plans of a state and batch size; `small` is `fast` where no device needs it."""
+class DevicePlans:
+    """The plans of one state and batch size, made where a device needs them."""
 
-    density: float
-    nonzeros: int
-    fast: MemoryPlan
-    small: MemoryPlan
+    def __init__(self, artifact: Artifact, state: bytes, batch_size: int) -> None:
+        self._model = (artifact, state, batch_size)
+        self._smallest: dict[str | None, MemoryPlan] = {}
+        self._fitting: dict[tuple[str | None, int], MemoryPlan] = {}
 
-    def fit(self, profile: DeviceProfile) -> Fit:
-        """How it fits a device: the fast plan, or the small one where that does not."""
-        is_fast = self.fast.arena_bytes <= profile.memory_bytes
-        planned = self.fast if is_fast else self.small
-        rate = profile.multiply_adds_per_second
-        return Fit(
-            batch_size=planned.batch_size,
-            density=self.density,
-            nonzeros=self.nonzeros,
-            memory="fast" if is_fast else "small",
-            arena_bytes=planned.arena_bytes,
-            fits=planned.arena_bytes <= profile.memory_bytes,
-            parts=planned.parts,
-            multiply_adds=planned.macs,
-            estimated_seconds=planned.macs.total / rate if rate else None,
-        )
+    def of(self, kernels: str | None, memory_bytes: int) -> MemoryPlan:
+        """The plan with the least work that fits the memory, or the smallest one where none does."""
+        smallest = self._smallest.get(kernels)
+        if smallest is not None and memory_bytes < smallest.arena_bytes:
+            return smallest
+        device = (kernels, memory_bytes)
+        try:
+            if device not in self._fitting:
+                self._fitting[device] = plan(
+                    *self._model, kernels=kernels, arena_bytes=memory_bytes
+                )
+            return self._fitting[device]
+        except ArenaError:
+            self._smallest[kernels] = plan(*self._model, kernels=kernels, memory="small")
+            return self._smallest[kernels]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,46 +101,33 @@ def feasibility_of_states(
     *,
     batch_sizes: Sequence[int],
 ) -> tuple[Feasibility, ...]:
-    """Plan each state, given with its density, at each batch size, with the kernels that each device runs.
-
-    A device gets the fast plan, or the small one where that does not fit. Devices that run the same
-    kernels share their plans.
-    """
-    pairs = {
-        kernels: _plan_pairs(artifact, states, devices, batch_sizes)
-        for kernels, devices in _by_kernels(profiles).items()
-    }
-    return tuple(
-        Feasibility(profile, tuple(pair.fit(profile) for pair in pairs[profile.kernels]))
-        for profile in profiles
-    )
-
-
-def _by_kernels(profiles: Sequence[DeviceProfile]) -> dict[str | None, list[DeviceProfile]]:
-    groups: dict[str | None, list[DeviceProfile]] = {}
-    for profile in profiles:
-        groups.setdefault(profile.kernels, []).append(profile)
-    return groups
-
-
-def _plan_pairs(
-    artifact: Artifact,
-    states: Sequence[tuple[float, State]],
-    devices: Sequence[DeviceProfile],
-    batch_sizes: Sequence[int],
-) -> list[PlanPair]:
-    """Plans for devices that run the same kernels."""
-    kernels = devices[0].kernels
-    least = min(device.memory_bytes for device in devices)
-    pairs = []
+    """Plan each state, given with its density, at each batch size, as each device trains it."""
+    fits: list[list[Fit]] = [[] for _ in profiles]
     for density, state in states:
         encoded = state.encode()
         for batch_size in batch_sizes:
-            fast = small = plan(artifact, encoded, batch_size, kernels=kernels)
-            if fast.arena_bytes > least:
-                small = plan(artifact, encoded, batch_size, kernels=kernels, memory="small")
-            pairs.append(PlanPair(density, state.nonzeros, fast, small))
-    return pairs
+            plans = DevicePlans(artifact, encoded, batch_size)
+            for found, profile in zip(fits, profiles, strict=True):
+                planned = plans.of(profile.kernels, profile.memory_bytes)
+                found.append(_fit(planned, profile, density, state.nonzeros))
+    return tuple(
+        Feasibility(profile, tuple(found)) for found, profile in zip(fits, profiles, strict=True)
+    )
+
+
+def _fit(planned: MemoryPlan, profile: DeviceProfile, density: float, nonzeros: int) -> Fit:
+    rate = profile.multiply_adds_per_second
+    return Fit(
+        batch_size=planned.batch_size,
+        density=density,
+        nonzeros=nonzeros,
+        arena_bytes=planned.arena_bytes,
+        fits=planned.arena_bytes <= profile.memory_bytes,
+        parts=planned.parts,
+        computed_again=sum(step.action == "restore" for step in planned.steps),
+        multiply_adds=planned.macs,
+        estimated_seconds=planned.macs.total / rate if rate else None,
+    )
 
 
 def evenly_spread_state(artifact: Artifact, density: float) -> State:

@@ -230,7 +230,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "sfd_plan_buffer": (ctypes.c_int, (_ADDRESS, _U32, ctypes.POINTER(Buffer))),
     "sfd_open": (
         ctypes.c_int,
-        (*_BYTES, *_BYTES, _U32, _OPTIONS, *_BYTES, ctypes.POINTER(_ADDRESS), _PROBLEM),
+        (_ADDRESS, *_BYTES, *_BYTES, ctypes.POINTER(_ADDRESS), _PROBLEM),
     ),
     "sfd_close": (None, (_ADDRESS,)),
     "sfd_step": (ctypes.c_int, (*_BATCH, ctypes.c_float, ctypes.c_float, _LOSS)),

@@ -11,7 +11,7 @@ KERNELS_VARIABLE = "SPARSYFED_KERNELS"
 
 
 def available_kernels() -> tuple[str, ...]:
-    """Names of the kernel sets that the library has and this processor runs."""
+    """Names of the kernel sets that the library has and this processor runs; the best one is last."""
     core = _native.library()
     return tuple(
         name for name, kernels in _named_sets().items() if core.sfd_kernels_available(kernels)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -32,11 +33,11 @@ class MultiplyAdds:
     * linear: forward = B · stored entries;
     * d_input is the same for every layer whose input depends on a trainable parameter; the others,
       such as those that read the model's input, need none;
-    * d_weight is the same as forward where a layer keeps its whole input. Where it keeps the
-      largest k of e elements, only those are multiplied, and how many of them lie at the border
-      depends on the data: the number is the expectation floor(forward · k / e), as if all places
-      were equally likely. `Session.counters` has what was done. Kernels that find it faster to
-      multiply the zeros too do as much as forward;
+    * d_weight is the same as forward with the vectorised kernels, which find it faster to multiply
+      the zeros of a pruned input too, and where a layer keeps its whole input. Where the portable
+      kernels have the largest k of e elements, only those are multiplied, and how many of them lie
+      at the border depends on the data: the number is the expectation floor(forward · k / e), as if
+      all places were equally likely. `Session.counters` has what was done;
     * recomputed is the forward of what is not kept for the backward but computed again.
     """
 
@@ -185,30 +186,13 @@ def plan(
     """
     model = Artifact.of(artifact)
     options = session_options(kernels, threads, memory, arena_bytes)
-    structure = model.encode()
     state_bytes = state.encode() if isinstance(state, State) else state
-    core = _native.library()
-    problem = _native.Problem()
-    place = (_native.address(memoryview(structure)), len(structure))
-    size = ctypes.c_uint64()
-    code = core.sfd_workspace_bytes(*place, size, problem)
-    if code:
-        _native.raise_error(code, "artifact", problem)
-    workspace = _native.Memory(size.value)
-    try:
-        planned = _native.Plan()
-        state_place = (_native.address(memoryview(state_bytes)), len(state_bytes))
-        examples = min(max(batch_size, 0), MAX_U32)
-        code = core.sfd_plan(
-            *(*place, *state_place, examples, options),
-            *(workspace.address, workspace.size, planned, problem),
-        )
-        if code:
-            raise_plan_error(code, batch_size, problem)
+    with planned_workspace(model.encode(), state_bytes, batch_size, options) as (
+        workspace,
+        planned,
+    ):
         steps = tuple(planned_step(workspace, i, model) for i in range(planned.step_count))
         buffers = tuple(planned_buffer(workspace, i, model) for i in range(planned.buffer_count))
-    finally:
-        workspace.close()
     return MemoryPlan(
         batch_size=batch_size,
         arena_bytes=planned.arena_bytes,
@@ -220,6 +204,37 @@ def plan(
         steps=steps,
         buffers=buffers,
     )
+
+
+@contextmanager
+def planned_workspace(
+    artifact: bytes, state: bytes, batch_size: int, options: _native.Options
+) -> Iterator[tuple[_native.Memory, _native.Plan]]:
+    """The workspace that holds a plan, from which a session can be opened, and the plan's numbers.
+
+    Raises what `plan` raises.
+    """
+    core = _native.library()
+    problem = _native.Problem()
+    place = (_native.address(memoryview(artifact)), len(artifact))
+    size = ctypes.c_uint64()
+    code = core.sfd_workspace_bytes(*place, size, problem)
+    if code:
+        _native.raise_error(code, "artifact", problem)
+    workspace = _native.Memory(size.value)
+    try:
+        planned = _native.Plan()
+        state_place = (_native.address(memoryview(state)), len(state))
+        examples = min(max(batch_size, 0), MAX_U32)
+        code = core.sfd_plan(
+            *(*place, *state_place, examples, options),
+            *(workspace.address, workspace.size, planned, problem),
+        )
+        if code:
+            raise_plan_error(code, batch_size, problem)
+        yield workspace, planned
+    finally:
+        workspace.close()
 
 
 def raise_plan_error(code: int, batch_size: int, problem: _native.Problem) -> NoReturn:

@@ -21,7 +21,7 @@ from sparsyfed.edge_runtime.errors import ArenaError, BackendError, InputError
 from sparsyfed.edge_runtime.format import CONTAINER_HEADER, Content, Loss, ParameterKind
 from sparsyfed.edge_runtime.kernels import kernels_name
 from sparsyfed.edge_runtime.options import session_options
-from sparsyfed.edge_runtime.plan import plan
+from sparsyfed.edge_runtime.plan import planned_workspace
 from sparsyfed.edge_runtime.state import DenseTensor, SparseTensor, State
 from sparsyfed.edge_runtime.update import SparseUpdate
 
@@ -78,8 +78,10 @@ class Session:
         artifact: Artifact,
         state: bytes,
         batch_size: int,
-        arena_bytes: int,
         options: _native.Options,
+        *,
+        workspace: _native.Memory,
+        arena_bytes: int,
     ) -> None:
         self.artifact = artifact
         self.kernels = kernels_name(options.kernels)
@@ -93,12 +95,9 @@ class Session:
         self._core.sfd_arena_paint(self._arena.address, arena_bytes)
         self._handle: ctypes.c_void_p | None = ctypes.c_void_p()
         self._loss = ctypes.c_float()
-        encoded = artifact.encode()
         problem = _native.Problem()
         code = self._core.sfd_open(
-            *(_native.address(memoryview(encoded)), len(encoded)),
-            *(_native.address(memoryview(state)), len(state)),
-            *(batch_size, options),
+            *(workspace.address, _native.address(memoryview(state)), len(state)),
             *(self._arena.address, arena_bytes, self._handle, problem),
         )
         # Also for a session that is dropped open: its threads must not outlive its arena.
@@ -150,12 +149,12 @@ class Session:
         """Session for training `state` with batches of up to `batch_size` examples.
 
         The arena has the planned size, DEFAULT_ARENA_LIMIT at most: an artifact from elsewhere
-        can't take more without being asked to. With `arena_bytes` that is the limit, and the plan
-        is the one with the least work that is found to fit it.
+        can't take more without being asked to. With `arena_bytes` that is the limit, and of all plans
+        that are found the one is taken that fits with the least work.
 
         `memory` says which activations are kept for the backward, and which are computed again:
         "fast" computes again what costs little, "small" takes the least memory that is found for
-        at most one more forward. Gradients are the same to the bit.
+        about one more forward. Gradients are the same to the bit.
 
         `kernels` names the kernel set: "portable", which gives the same bits on every machine, or
         the vectorised "sse2", "avx2", "avx512" or "neon", which agree with it within rounding.
@@ -166,9 +165,10 @@ class Session:
         share their work out; the result is the same to the bit. `close` ends them.
 
         `backend` names the engine: "native" is the C core; "onnxruntime" takes the folder of
-        `export.to_onnx`, "torchscript" the file of `export.to_torchscript` in the place of the
-        artifact, and no arguments but `threads` besides. Their sessions have the same methods; what
-        the engine does not tell is None (see `backends`).
+        `export.to_onnx`, "onnxruntime-training" one that was written with `training`, "torchscript"
+        the file of `export.to_torchscript` in the place of the artifact, and no arguments but
+        `threads` besides. Their sessions have the same methods; what the engine does not tell is
+        None (see `backends`).
 
         Raises FormatError for a malformed artifact or state, MismatchError when they don't belong
         together, ArenaError when the arena is smaller than planned or the system does not give it,
@@ -188,25 +188,22 @@ class Session:
             return open_engine(backend, artifact, state, batch_size, threads)
         structure = Artifact.of(artifact)
         state_bytes = state.encode() if isinstance(state, State) else state
-        planned = plan(
-            structure,
-            state_bytes,
-            batch_size,
-            kernels=kernels,
-            threads=threads,
-            memory=memory,
-            arena_bytes=arena_bytes,
-        )
-        wanted = planned.arena_bytes
-        if arena_bytes is None and wanted > DEFAULT_ARENA_LIMIT:
-            raise ArenaError(
-                f"batch size {batch_size} wants an arena of {wanted} bytes, by default it has "
-                f"{DEFAULT_ARENA_LIMIT} at most: give arena_bytes={wanted} to take so much",
-                got=DEFAULT_ARENA_LIMIT,
-                wanted=wanted,
-            )
         options = session_options(kernels, threads, memory, arena_bytes)
-        return cls(structure, state_bytes, batch_size, wanted, options)
+        encoded = structure.encode()
+        with planned_workspace(encoded, state_bytes, batch_size, options) as (workspace, planned):
+            wanted = planned.arena_bytes
+            if arena_bytes is None and wanted > DEFAULT_ARENA_LIMIT:
+                raise ArenaError(
+                    f"batch size {batch_size} wants an arena of {wanted} bytes, by default it has "
+                    f"{DEFAULT_ARENA_LIMIT} at most: give arena_bytes={wanted} to take so much",
+                    got=DEFAULT_ARENA_LIMIT,
+                    wanted=wanted,
+                )
+            return cls(
+                *(structure, state_bytes, batch_size, options),
+                workspace=workspace,
+                arena_bytes=wanted,
+            )
 
     def __enter__(self) -> Self:
         return self

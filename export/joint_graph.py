@@ -102,22 +102,38 @@ def joint_graph(artifact: TrainingArtifact) -> JointGraph:
     return graph
 
 
+def add_weight_decay(graph: JointGraph) -> JointGraph:
+    """Return a graph whose gradients are dL/dp + weight_decay · p, the float32 scalar `weight_decay` being an input."""
+    copied = _with_scalar(graph, "weight_decay")
+    module, placeholders = copied.module, copied.placeholders
+    decay = placeholders["weight_decay"]
+    (output,) = (node for node in module.graph.nodes if node.op == "output")
+    results = []
+    with module.graph.inserting_before(output):
+        for name, result in zip(copied.outputs, copied.results, strict=True):
+            if name.startswith(GRADIENT):
+                value = placeholders[STATE + name.removeprefix(GRADIENT)]
+                decayed = _call(module, _ATEN.mul.Tensor, value, decay)
+                results.append(_call(module, _ATEN.add.Tensor, result, decayed))
+            else:
+                results.append(result)
+    output.args = (tuple(results),)
+    module.graph.lint()
+    module.recompile()
+    return copied
+
+
 def add_sgd(graph: JointGraph) -> JointGraph:
     """Return a graph that applies the gradients: p - learning_rate · (dL/dp + weight_decay · p).
 
     `learning_rate` and `weight_decay` are float32 inputs with one element. Outputs: `loss` and `new_state.<parameter>`
     of every parameter, in the order of the inputs. A zero of v, whose gradient is zero, stays exactly zero.
     """
-    module = copy.deepcopy(graph.module)
-    copied = JointGraph(module, graph.inputs, graph.outputs, graph.layers)
-    placeholders, results = (
-        copied.placeholders,
-        dict(zip(graph.outputs, copied.results, strict=True)),
-    )
+    copied = add_weight_decay(_with_scalar(graph, "learning_rate"))
+    module, placeholders = copied.module, copied.placeholders
+    rate = placeholders["learning_rate"]
+    results = dict(zip(copied.outputs, copied.results, strict=True))
     (output,) = (node for node in module.graph.nodes if node.op == "output")
-    with module.graph.inserting_after(placeholders[graph.inputs[-1]]):
-        rates = [_scalar_input(module, name) for name in ("weight_decay", "learning_rate")]
-    decay, rate = rates
     names = [name.removeprefix(STATE) for name in graph.inputs if name.startswith(STATE)]
     values = []
     with module.graph.inserting_before(output):
@@ -125,23 +141,13 @@ def add_sgd(graph: JointGraph) -> JointGraph:
             if NEW_STATE + name in results:
                 values.append(results[NEW_STATE + name])
                 continue
-            value, gradient = placeholders[STATE + name], results[GRADIENT + name]
-            decayed = _call(
-                module, _ATEN.add.Tensor, gradient, _call(module, _ATEN.mul.Tensor, value, decay)
-            )
-            values.append(
-                _call(
-                    module, _ATEN.sub.Tensor, value, _call(module, _ATEN.mul.Tensor, decayed, rate)
-                )
-            )
+            step = _call(module, _ATEN.mul.Tensor, results[GRADIENT + name], rate)
+            values.append(_call(module, _ATEN.sub.Tensor, placeholders[STATE + name], step))
     output.args = ((results["loss"], *values),)
     module.graph.lint()
     module.recompile()
     return JointGraph(
-        module,
-        (*graph.inputs, "learning_rate", "weight_decay"),
-        ("loss", *(NEW_STATE + name for name in names)),
-        graph.layers,
+        module, copied.inputs, ("loss", *(NEW_STATE + name for name in names)), graph.layers
     )
 
 
@@ -296,10 +302,13 @@ def _is_weight_gradient(node: Node, pruned: Node) -> bool:
     return node.target is _ATEN.mm.default and node.args[1] is pruned
 
 
-def _scalar_input(module: GraphModule, name: str) -> Node:
-    node = module.graph.placeholder(name)
-    node.meta["val"] = torch.empty((), device="meta")
-    return node
+def _with_scalar(graph: JointGraph, name: str) -> JointGraph:
+    """A copy of a graph with a float32 input without dimensions behind the others."""
+    module = copy.deepcopy(graph.module)
+    copied = JointGraph(module, graph.inputs, graph.outputs, graph.layers)
+    with module.graph.inserting_after(copied.placeholders[graph.inputs[-1]]):
+        module.graph.placeholder(name).meta["val"] = torch.empty((), device="meta")
+    return JointGraph(module, (*graph.inputs, name), graph.outputs, graph.layers)
 
 
 def _call(module: GraphModule, target: Any, left: Node, right: Node) -> Node:

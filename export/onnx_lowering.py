@@ -56,6 +56,13 @@ def lowered(graph: JointGraph, name: str) -> onnx.ModelProto:
     return onnx_graph.model(inputs, outputs)
 
 
+def model_files(graphs: Mapping[str, JointGraph]) -> dict[str, bytes]:
+    """The ONNX files of joint graphs by name, `<name>.onnx`."""
+    return {
+        f"{name}.onnx": lowered(graph, name).SerializeToString() for name, graph in graphs.items()
+    }
+
+
 def parameter_files(values: Mapping[str, Tensor]) -> dict[str, bytes]:
     """A model whose outputs are the parameters, and its external data."""
     graph = OnnxGraph("parameters")

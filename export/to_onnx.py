@@ -1,4 +1,4 @@
-"""The joint graph as plain ONNX: train, gradient and evaluation graphs that any current ONNX Runtime runs.
+"""The joint graph as ONNX: graphs that any current ONNX Runtime trains with, and artifacts of onnxruntime-training.
 
 The parameters are inputs and outputs of the graphs, not part of them: nothing can be folded, and the files are small.
 """
@@ -6,6 +6,7 @@ The parameters are inputs and outputs of the graphs, not part of them: nothing c
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsyfed.edge_runtime.errors import BackendError
+from sparsyfed.edge_runtime.errors import BackendError, InputError
 from sparsyfed.edge_runtime.files import write_atomic
 from sparsyfed.edge_runtime.state import State
 from sparsyfed.export import gate
@@ -27,6 +28,7 @@ from sparsyfed.export.manifest import (
 )
 from sparsyfed.export.states import dense_tensors
 from sparsyfed.export.training_artifact import TrainingArtifact
+from sparsyfed.export.training_worker import training_worker
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -37,6 +39,7 @@ def to_onnx(
     directory: str | Path,
     state: State | None = None,
     *,
+    training: bool = False,
     verify: bool = True,
 ) -> dict[str, Any]:
     """Write the training step of `artifact` as ONNX files to a folder, made if need be; return its manifest.
@@ -47,6 +50,9 @@ def to_onnx(
     * `evaluate.onnx`: inputs `state.<parameter>`, `x`, `y`; outputs `loss` and, for cross-entropy, `correct`.
     * `parameters.onnx` with `parameters.bin`, if a `state` is given: a graph without inputs whose outputs are
       `state.<parameter>`, large tensors as external data.
+    * `training_model.onnx`, `eval_model.onnx`, `optimizer_model.onnx` and `checkpoint`, if `training`, which needs a
+      `state`: artifacts for onnxruntime-training 1.19.2. A training step takes `x`, `y`, `keep` and `weight_decay`, the
+      optimizer is SGD, and the parameters in the checkpoint are called `state.<parameter>`.
     * `model.sfd` and `manifest.json`, which is written last.
 
     x is float32 (batch, ...), y int64 labels or float32 targets, `keep` int64 with one count for each prunable weight,
@@ -54,31 +60,39 @@ def to_onnx(
 
     With `verify` the written graphs run through the gate in ONNX Runtime, which raises VerificationError (BackendError
     if it is not installed) before any file is written; without it a fault of the exporter would be found by the
-    devices.
+    devices. The training artifacts run in onnxruntime-training, which also writes the checkpoint: in the Python that
+    the environment variable SPARSYFED_ONNXRUNTIME_TRAINING_PYTHON names, since one environment can't hold it and
+    onnxruntime. Raises BackendError where it is not there.
     """
+    if training and state is None:
+        raise InputError("training artifacts hold the parameters: give to_onnx a state")
     try:
-        from sparsyfed.export import onnx_lowering  # noqa: PLC0415 - the other targets need no onnx
+        # The other targets need no onnx.
+        from sparsyfed.export import onnx_lowering, onnx_training  # noqa: PLC0415
     except ImportError as error:
         raise BackendError(f"cannot write ONNX: {error}; install sparsyfed-edge[onnx]") from error
-    graph = joint_graph(artifact)
-    graphs = {"train": add_sgd(graph), "gradients": graph, "evaluate": evaluation_graph(artifact)}
-    files = {
-        f"{name}.onnx": onnx_lowering.lowered(source, name).SerializeToString()
-        for name, source in graphs.items()
-    }
     record = manifest(artifact, "onnx", {**onnx_lowering.VERSIONS, "torch": torch.__version__})
-    record["operators"] = operators(graph)
-    if verify:
-        record["verified"] = verification_record(_verified(artifact, files, record["engine"]))
+    cases = gate.Cases(artifact) if verify else None
+    with training_worker() if training else nullcontext() as worker:
+        graph = joint_graph(artifact)
+        record["operators"] = operators(graph)
+        graphs = {"train": add_sgd(graph), "gradients": graph}
+        files = onnx_lowering.model_files(graphs | {"evaluate": evaluation_graph(artifact)})
+        if cases:
+            verified = _verified(artifact, cases, files, record["engine"])
+            record["verified"] = verification_record(verified)
+        if state is not None:
+            values = dense_tensors(artifact.model, state)
+            files |= onnx_lowering.parameter_files(values)
+            if worker:
+                files |= onnx_training.training_files(artifact, graph, files, values, worker)
+                record["engine"]["onnxruntime-training"] = worker.version
+                record["verified_training"] = None
+                if cases:
+                    verified = onnx_training.verify_training(artifact, cases, values, worker)
+                    record["verified_training"] = verification_record(verified)
     files["model.sfd"] = artifact.encode()
-    if state is not None:
-        files |= onnx_lowering.parameter_files(dense_tensors(artifact.model, state))
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        write_atomic(folder / name, data)
-    record["files"] = [file_record(folder / name) for name in sorted(files)]
-    write_atomic(folder / "manifest.json", encode(record))
+    _write(Path(directory), files, record)
     return record
 
 
@@ -97,8 +111,18 @@ def runner(session: onnxruntime.InferenceSession) -> gate.Run:
     return run
 
 
+def _write(folder: Path, files: Mapping[str, bytes], record: dict[str, Any]) -> None:
+    """Write the files, and last the manifest, which `record` becomes by listing them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        write_atomic(folder / name, data)
+    record["files"] = [file_record(folder / name) for name in sorted(files)]
+    write_atomic(folder / "manifest.json", encode(record))
+
+
 def _verified(
     artifact: TrainingArtifact,
+    cases: gate.Cases,
     files: Mapping[str, bytes],
     engine: dict[str, str],
 ) -> gate.Verification:
@@ -115,7 +139,6 @@ def _verified(
         runner(onnxruntime.InferenceSession(files[name], providers=providers))
         for name in ("train.onnx", "gradients.onnx", "evaluate.onnx")
     )
-    cases = gate.Cases(artifact)
     gate.verify_evaluation(artifact, cases, evaluate, "onnx evaluate.onnx")
     gate.verify(cases, gate.gradients_of_sgd(artifact, train), "onnx train.onnx")
     return gate.verify(cases, gradients, "onnx gradients.onnx")

@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import matplotlib as mpl
@@ -91,4 +92,4 @@ def _for_page(svg: str, name: str, caption: str) -> str:
         svg = svg.replace(mark, variable)
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{caption}" ', 1)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(caption)}" ', 1)

@@ -72,7 +72,7 @@ def render(result: ModelProfile, arena: ArenaProfile) -> str:
         f"Training memory: {arena.profile.title}",
         "<h1>Memory of a training step, over its steps</h1>\n"
         f'<p class="muted">{escape(name)}. Model <code>{result.artifact.identity}</code>. Planned, '
-        "and exact: a session takes this arena and nothing beside it.</p>\n"
+        "and exact: what a session trains in. What a program has beside it is not in here.</p>\n"
         f"{numbers(_numbers(arena))}\n<h2>The arena</h2>\n{figures(plots)}\n"
         f"<h2>Buffers</h2>\n{details}",
     )

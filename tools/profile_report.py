@@ -115,7 +115,7 @@ def _one_device(item: Feasibility) -> str:
     return (
         f"{memory}{profile.source['memory_bytes']}.\n"
         "Arena by density and batch size; what does not fit stands in brackets. With * activations "
-        'are computed again to fit: memory="small".\n'
+        "are computed again to fit.\n"
         f"{_table(heading, rows)}"
     )
 
@@ -220,7 +220,7 @@ def _density(density: float) -> str:
 
 
 def _arena(fit: Fit) -> str:
-    text = byte_text(fit.arena_bytes) + ("*" if fit.memory == "small" else "")
+    text = byte_text(fit.arena_bytes) + ("*" if fit.computed_again else "")
     return text if fit.fits else f"({text})"
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 ENGINES = {
     "onnxruntime": "sparsyfed.edge_runtime.backends.onnx_engine",
+    "onnxruntime-training": "sparsyfed.edge_runtime.backends.onnx_training_engine",
     "torchscript": "sparsyfed.edge_runtime.backends.torchscript_engine",
 }
 """The module of each engine; it is imported when the engine is asked for."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -14,20 +12,16 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from sparsyfed.edge_runtime.artifact import Artifact
-from sparsyfed.edge_runtime.errors import BackendError, FormatError
+from sparsyfed.edge_runtime.backends.export_folder import ExportFolder
+from sparsyfed.edge_runtime.errors import BackendError
 
 Floats = NDArray[np.float32]
 STATE, NEW_STATE, GRADIENT = "state.", "new_state.", "gradient."
 
 
-def load(folder: Path, threads: int) -> OnnxEngine:
+def load(path: Path, threads: int) -> OnnxEngine:
     """Engine of an export. Raises FormatError where a file is not the one of the manifest."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-        files = {record["name"]: record["sha256"] for record in manifest["files"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"{folder} is no export for ONNX: manifest.json: {error}") from error
-    return OnnxEngine(folder, files, threads)
+    return OnnxEngine(ExportFolder(path), threads)
 
 
 class OnnxEngine:
@@ -37,9 +31,9 @@ class OnnxEngine:
     copied, and a step that diverged leaves the old ones.
     """
 
-    def __init__(self, folder: Path, files: Mapping[str, str], threads: int) -> None:
-        self._folder, self._files = folder, files
-        self.artifact = Artifact.decode(self._read("model.sfd"))
+    def __init__(self, folder: ExportFolder, threads: int) -> None:
+        self._folder = folder
+        self.artifact = Artifact.decode(folder.read("model.sfd"))
         self.threads = threads
         self.name = f"onnxruntime {onnxruntime.__version__}"
         self._session = cache(self._open)
@@ -119,21 +113,8 @@ class OnnxEngine:
     def _open(self, file: str) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
-        data = self._read(file)
+        data = self._folder.read(file)
         try:
             return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise BackendError(f"{self.name} does not take {file}: {error}") from error
-
-    def _read(self, file: str) -> bytes:
-        try:
-            data = (self._folder / file).read_bytes()
-        except OSError as error:
-            raise FormatError(f"{self._folder} lacks {file}: {error}") from error
-        got = hashlib.sha256(data).hexdigest()
-        if got != self._files.get(file):
-            raise FormatError(
-                f"{self._folder / file} is not the file of the manifest: "
-                f"got SHA-256 {got}, wanted {self._files.get(file)}: export again"
-            )
-        return data

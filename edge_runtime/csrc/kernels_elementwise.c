@@ -1,5 +1,5 @@
 /* Activations and addition. dx may be dy itself unless it is added to. */
-#include "sfd_internal.h"
+#include "sfd_kernels.h"
 
 static inline uint32_t rectify(const float *x, uint32_t count, float ceiling, float *y)
 {

@@ -1,7 +1,7 @@
 /* Losses over the model's output, in blocks of interleaved images. */
 #include <string.h>
 
-#include "sfd_internal.h"
+#include "sfd_kernels.h"
 
 /* Where the first value of an image lies; `step` is the distance to the next one. */
 static size_t image_start(uint32_t size, uint32_t n, uint32_t image, uint32_t *step)

@@ -4,7 +4,7 @@
  * over the m elements that are normalised together: dx = (t - mean(t) - h * mean(t * h)) /
  * deviation. dx may be dy itself unless it is added to. Group and layer norm have statistics per
  * image: they work on up to LANES images at a time, whose values lie side by side. */
-#include "sfd_internal.h"
+#include "sfd_kernels.h"
 
 #define LANES 8u
 #define RUN 128u /* elements in one partial sum: long sums lose digits */

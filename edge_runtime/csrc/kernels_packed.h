@@ -2,7 +2,7 @@
 #ifndef SFD_KERNELS_PACKED_H
 #define SFD_KERNELS_PACKED_H
 
-#include "sfd_internal.h"
+#include "sfd_kernels.h"
 
 /* A kept input, or a place of the kernel. Input pixel y (the padding included) meets kernel row i in
  * output row (y - i * dilation) / stride, if that divides and lies inside; columns likewise. Both

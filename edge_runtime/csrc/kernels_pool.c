@@ -1,5 +1,5 @@
 /* Max, average and adaptive average pools. */
-#include "sfd_internal.h"
+#include "sfd_kernels.h"
 
 /* Where one output reads: [low, high) of the input along one axis. */
 static void axis_window(const struct sfd_operation *operation, int vertical, uint32_t in,

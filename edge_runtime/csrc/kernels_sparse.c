@@ -4,7 +4,7 @@
  * A row of pixels of a block is one run of floats, so that each nonzero does a long, plain loop
  * whatever the image's size. Each output element is the sum over the nonzeros of its row in CSR
  * order, so that the result does not depend on how a loop is vectorised. */
-#include "sfd_internal.h"
+#include "sfd_kernels.h"
 
 /* Partial sums of a dot product: fixed, so that the order of additions is the same everywhere. */
 #define LANES 8u
@@ -319,7 +319,23 @@ static uint64_t backward_scratch_bytes(const struct sfd_layer *layer, uint32_t n
     return windows > packed ? windows : packed;
 }
 
+static int skips_zeros(const struct sfd_layer *layer)
+{
+    (void)layer;
+    return 1;
+}
+
+/* Measured on x86-64 with vectors of 16 bytes: an element takes twice as long as a multiply-add, and
+ * 3.4 times as long with vectors of 64 bytes, so this is the fast sets' number by that ratio. */
+#define ELEMENT_WORK 14u
+
 const struct sfd_kernels sfd_kernels_portable = {
-    "portable", &sfd_tensors_portable, forward_scratch_bytes, backward_scratch_bytes, forward,
+    "portable",
+    &sfd_tensors_portable,
+    ELEMENT_WORK,
+    skips_zeros,
+    forward_scratch_bytes,
+    backward_scratch_bytes,
+    forward,
     backward,
 };

@@ -131,7 +131,7 @@ enum sfd_kernel_set { SFD_KERNEL_SETS(SFD_ENUM_KERNELS) };
  * when the backward wants it: the same gradients to the bit, for less memory and more work. */
 enum sfd_memory {
     SFD_MEMORY_FAST = 0, /* compute again what takes little, whatever the density */
-    SFD_MEMORY_SMALL = 1 /* the least memory that is found for at most one more forward */
+    SFD_MEMORY_SMALL = 1 /* the least memory that is found for about one more forward */
 };
 
 /* How a session runs. Zeros are the defaults, as NULL is where a function takes options. */
@@ -139,8 +139,10 @@ struct sfd_options {
     int32_t kernels;      /* enum sfd_kernel_set; automatic: the best one that is available */
     uint32_t threads;     /* that a session uses, with the calling one; 0 or 1: no others */
     int32_t memory;       /* enum sfd_memory */
-    uint64_t arena_bytes; /* a limit: SFD_ERR_ARENA if no plan fits it. SFD_MEMORY_FAST then is the
-                           * plan with the least work that is found to fit. 0: no limit */
+    uint64_t arena_bytes; /* a limit: SFD_ERR_ARENA if no plan fits it. SFD_MEMORY_FAST then is, of
+                           * all plans that are found, the one that fits with the least work, never
+                           * more for a higher limit; the least limit is what SFD_MEMORY_SMALL
+                           * takes. 0: no limit */
 };
 
 #define SFD_MAX_THREADS 16u
@@ -162,10 +164,10 @@ struct sfd_plan {
     uint32_t buffer_count;
     uint32_t step_count;
     struct sfd_multiply_adds step; /* of one training step with a full batch: exact, but for
-                                      d_weight, which depends on where the kept inputs lie. There
-                                      it is the expectation, as if all places were equally likely:
-                                      for each layer, what it would be on the whole input times
-                                      kept / elements, rounded down */
+                                      d_weight of kernels that multiply the kept inputs alone, which
+                                      depends on where those lie. There it is the expectation, as if
+                                      all places were equally likely: for each layer, what it would
+                                      be on the whole input times kept / elements, rounded down */
 };
 
 struct sfd_counters {
@@ -218,9 +220,9 @@ SFD_API int sfd_workspace_bytes(const uint8_t *artifact, size_t artifact_bytes, 
                                 struct sfd_problem *problem);
 
 /* Plan the memory and the work of training this state with batches of up to `batch` examples.
- * Options may be NULL. Here and in sfd_open SFD_ERR_KERNELS when the kernel set is not available,
- * SFD_ERR_THREADS for more threads than SFD_MAX_THREADS, or than one where the build has none.
- * The workspace must be aligned to SFD_ALIGNMENT; it keeps the buffer list for sfd_plan_buffer. */
+ * Options may be NULL. SFD_ERR_KERNELS when the kernel set is not available, SFD_ERR_THREADS for more
+ * threads than SFD_MAX_THREADS, or than one where the build has none. The workspace must be aligned
+ * to SFD_ALIGNMENT; it keeps the plan for sfd_open, sfd_plan_step and sfd_plan_buffer. */
 SFD_API int sfd_plan(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *state,
                      size_t state_bytes, uint32_t batch, const struct sfd_options *options,
                      void *workspace, size_t workspace_bytes, struct sfd_plan *plan,
@@ -232,13 +234,12 @@ SFD_API int sfd_plan_step(const void *workspace, uint32_t index, struct sfd_plan
 /* Buffer `index` < plan.buffer_count of the plan just made in this workspace. */
 SFD_API int sfd_plan_buffer(const void *workspace, uint32_t index, struct sfd_buffer *buffer);
 
-/* Open a session in the arena. Artifact and state are copied: the caller may free them. The arena
- * must have been planned with the same options. A session with threads is to be closed.
+/* Open a session in the arena, by the plan that sfd_plan made in the workspace, which may be the
+ * beginning of the arena. The state has the support of the planned one, SFD_ERR_MISMATCH otherwise.
+ * Plan and state are copied: the caller may free them. A session with threads is to be closed.
  * For SFD_ERR_ARENA, problem->got and ->wanted are the bytes given and needed. */
-SFD_API int sfd_open(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *state,
-                     size_t state_bytes, uint32_t batch, const struct sfd_options *options,
-                     void *arena, size_t arena_bytes, struct sfd_session **session,
-                     struct sfd_problem *problem);
+SFD_API int sfd_open(const void *workspace, const uint8_t *state, size_t state_bytes, void *arena,
+                     size_t arena_bytes, struct sfd_session **session, struct sfd_problem *problem);
 
 /* End the session's threads: before its arena goes, and the last call. Without threads there is
  * nothing to end. */

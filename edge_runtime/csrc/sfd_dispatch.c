@@ -1,6 +1,6 @@
 /* Which kernels a session runs. The build says by SFD_WITH_* which sets it has compiled in, the
  * processor which of them it can run. */
-#include "sfd_internal.h"
+#include "sfd_kernels.h"
 
 #if defined(SFD_WITH_AVX512)
 extern const struct sfd_kernels sfd_kernels_avx512;

@@ -1,7 +1,7 @@
 /* Which operations run with the batch norm before them: an addition, a rectifier, or both, one after
  * the other. They become one pass over each channel, forward and backward; what lies between them is
  * never a tensor in memory. */
-#include "sfd_internal.h"
+#include "sfd_planning.h"
 
 /* Inputs of operations from `first` on that are this tensor; one that takes it twice counts twice. */
 static uint32_t uses(const struct sfd_session *session, uint32_t tensor, uint32_t first)

@@ -3,7 +3,7 @@
  * An elementwise operation works in place where nothing else needs its input any more. The gradient
  * of its input takes the place of its output's gradient, or of the input itself, where nothing else
  * needs those. */
-#include "sfd_internal.h"
+#include "sfd_planning.h"
 
 static uint16_t region_add(struct sfd_session *session, enum sfd_buffer_kind kind, uint32_t owner,
                            uint64_t bytes, uint32_t first_step, uint32_t last_step)

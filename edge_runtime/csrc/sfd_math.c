@@ -3,7 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "sfd_internal.h"
+#include "sfd_math.h"
 
 static float from_bits(uint32_t bits)
 {

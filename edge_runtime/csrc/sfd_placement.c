@@ -1,5 +1,5 @@
 /* Where each region lies: persistent ones first, then those that share memory over time. */
-#include "sfd_internal.h"
+#include "sfd_planning.h"
 
 /* Persistent regions are many and small. In the others a vectorised kernel wants every pixel of a
  * full block, 64 bytes, on a cache line of its own. */

@@ -2,7 +2,7 @@
 #ifndef SFD_RUN_H
 #define SFD_RUN_H
 
-#include "sfd_internal.h"
+#include "sfd_session.h"
 
 /* Run a step that computes a result, for the first time or again, or that packs an input. */
 void sfd_run_step(struct sfd_session *session, const struct sfd_step *step, uint32_t n,

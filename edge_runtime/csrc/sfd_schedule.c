@@ -1,6 +1,6 @@
 /* What runs in which step: the forward, the loss, then for each operation from the last to the first
  * what its backward wants and is not there, and the backward itself, and at last the update. */
-#include "sfd_internal.h"
+#include "sfd_planning.h"
 
 static int step_add(struct sfd_session *session, uint32_t node, enum sfd_action action)
 {

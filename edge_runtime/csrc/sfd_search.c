@@ -6,11 +6,8 @@
  * taken, a few times, and what was changed is left alone for some rounds, so that the search can
  * leave a dead end. Once the plan fits, changes that save work and still fit are taken. All this is
  * deterministic, and bounded by the number of steps that plans may have together. */
-#include "sfd_internal.h"
+#include "sfd_planning.h"
 
-/* The time of moving one element of a tensor through memory, in multiply-adds: 0.6 ns against 0.025
- * with vectors of 64 bytes. It needs no precision: it is only to rank what is cheap to compute again. */
-#define ELEMENT_WORK 24u
 #define ROUNDS_SETTLED 8u
 #define HARMFUL_ROUNDS 24u
 #define ALIKE 0.7f
@@ -38,7 +35,8 @@ struct search {
 /* Of one image: writing the result of an operation. */
 static uint64_t element_work(const struct sfd_session *session, uint32_t node)
 {
-    return ELEMENT_WORK * (uint64_t)session->values[sfd_result(session, node)].size;
+    return session->kernels->element_work *
+           (uint64_t)session->values[sfd_result(session, node)].size;
 }
 
 /* From the number of nonzeros, not from their places: states of the same sizes have the same plan. */
@@ -278,7 +276,7 @@ static void reset_choices(struct sfd_session *session)
     }
 }
 
-int sfd_search(struct sfd_session *session, uint64_t bytes, uint64_t work_limit)
+int sfd_search(struct sfd_session *session, uint64_t bytes, uint64_t work_limit, uint64_t *work)
 {
     struct search search = {
         .session = session, .target = (uint32_t)(bytes / SFD_ALIGNMENT), .work_limit = work_limit};
@@ -291,6 +289,7 @@ int sfd_search(struct sfd_session *session, uint64_t bytes, uint64_t work_limit)
         return 0;
     for (;; ++search.round) {
         score = find_best(&search, &best, &after);
+        *work = search.now.work;
         if (score.rank == 0u)
             return search.now.excess == 0u && sfd_search_build(session);
         if (score.rank == RANK_HARMFUL && ++search.harmful > HARMFUL_ROUNDS)

@@ -1,5 +1,5 @@
 /* A session: open, step, evaluate, read out. */
-#include "sfd_internal.h"
+#include "sfd_session.h"
 
 #define PAINT UINT32_C(0x7fb5c3d1) /* a signalling NaN: no arithmetic writes it */
 
@@ -38,30 +38,33 @@ static void load_parameters(struct sfd_session *session, const struct sfd_contai
     }
 }
 
-int sfd_open(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *state,
-             size_t state_bytes, uint32_t batch, const struct sfd_options *options, void *arena,
+int sfd_open(const void *workspace, const uint8_t *state, size_t state_bytes, void *arena,
              size_t arena_bytes, struct sfd_session **session, struct sfd_problem *problem)
 {
+    const struct sfd_session *planned = workspace;
     struct sfd_container_view state_view;
     struct sfd_session *opened;
-    struct sfd_plan plan;
     uint8_t *team;
     int error;
 
-    if (session == NULL)
+    if (session == NULL || !sfd_is_aligned(workspace) || !sfd_is_aligned(arena) ||
+        planned->arena_bytes == 0u)
         return sfd_fail(problem, SFD_ERR_ARGUMENT, 0u, 0u, 0u);
-    error = sfd_prepare(artifact, artifact_bytes, state, state_bytes, batch, options, arena,
-                        arena_bytes, &opened, &state_view, &plan, problem);
+    if (planned->arena_bytes > arena_bytes)
+        return sfd_fail(problem, SFD_ERR_ARENA, 0u, (uint32_t)arena_bytes,
+                        (uint32_t)planned->arena_bytes);
+    error = sfd_container_open(state, state_bytes, &state_view, problem);
     if (error != SFD_OK)
         return error;
-    if (plan.arena_bytes > arena_bytes)
-        return sfd_fail(problem, SFD_ERR_ARENA, 0u, (uint32_t)arena_bytes,
-                        (uint32_t)plan.arena_bytes);
+    if (!sfd_tables_match(planned, &state_view))
+        return sfd_fail(problem, SFD_ERR_MISMATCH, 0u, 0u, 0u);
+    opened = sfd_tables_move(planned, arena);
     /* the team follows the tables, in their region, which is the first */
     team = (uint8_t *)arena + opened->regions[0].bytes - sfd_team_bytes(opened->threads);
     error = sfd_team_start(team, opened->threads, &opened->team);
     if (error != SFD_OK)
         return sfd_fail(problem, error, 0u, opened->threads, 0u);
+    opened->round = state_view.round;
     load_parameters(opened, &state_view);
     *session = opened;
     return SFD_OK;

@@ -2,7 +2,7 @@
  * a state. */
 #include <string.h>
 
-#include "sfd_internal.h"
+#include "sfd_session.h"
 
 static uint64_t align(uint64_t bytes)
 {
@@ -38,9 +38,21 @@ static void *take(uint8_t **cursor, uint64_t bytes)
 {
     void *block = *cursor;
 
-    memset(block, 0, (size_t)align(bytes));
     *cursor += align(bytes);
     return block;
+}
+
+/* The tables follow the session. Regions are last: how many there may be does not matter here. */
+static void lay_out(struct sfd_session *session)
+{
+    uint8_t *cursor = (uint8_t *)session + align(sizeof *session);
+
+    session->nodes = take(&cursor, (uint64_t)session->operation_count * sizeof *session->nodes);
+    session->values = take(&cursor, (uint64_t)session->tensor_count * sizeof *session->values);
+    session->slots = take(&cursor, (uint64_t)session->parameter_count * sizeof *session->slots);
+    session->steps = take(&cursor, (uint64_t)session->step_capacity * sizeof *session->steps);
+    session->regions = (struct sfd_region *)cursor;
+    session->arena = (uint8_t *)session;
 }
 
 struct sfd_layer sfd_layer_sizes(const struct sfd_session *session, const struct sfd_node *node)
@@ -205,14 +217,15 @@ void sfd_tables_measure(struct sfd_session *session)
     }
 }
 
-/* The work of one layer in a step with a full batch. Of its weight gradient only the share of the
- * kept inputs: work * kept / elements, without an overflow on the way. */
+/* The work of one layer in a step with a full batch. Where its weight gradient skips zeros, only the
+ * share of the kept inputs: work * kept / elements, without an overflow on the way. */
 static void plan_work(struct sfd_session *session, const struct sfd_operation *operation,
-                      uint64_t work)
+                      const struct sfd_layer *layer, uint64_t work)
 {
-    uint64_t elements = sfd_batch_elements(session, operation->input0);
-    uint64_t kept = sfd_keep_count(&session->slots[operation->weight], elements);
+    uint64_t elements = sfd_batch_elements(session, operation->input0), kept = elements;
 
+    if (session->kernels->skips_zeros(layer))
+        kept = sfd_keep_count(&session->slots[operation->weight], elements);
     session->planned.forward += work;
     session->planned.d_weight += work / elements * kept + work % elements * kept / elements;
     if (operation->input0 != 0u && session->nodes[operation->input0 - 1u].has_backward)
@@ -234,7 +247,7 @@ static void count_work(struct sfd_session *session, const struct sfd_container_v
                     continue;
                 layer = sfd_layer_sizes(session, node);
                 node->multiply_adds = layer_multiply_adds(&layer, state, &entry);
-                plan_work(session, &node->operation, node->multiply_adds * session->batch);
+                plan_work(session, &node->operation, &layer, node->multiply_adds * session->batch);
             }
         if (i + 1u < session->parameter_count)
             sfd_container_entry_next(state, i + 1u, &entry);
@@ -245,18 +258,14 @@ struct sfd_session *sfd_tables_build(const struct sfd_artifact_view *artifact,
                                      const struct sfd_container_view *state, uint32_t batch,
                                      const struct sfd_kernels *kernels, void *memory)
 {
-    uint8_t *cursor = memory;
-    struct sfd_session *session = take(&cursor, sizeof *session);
+    struct sfd_session *session = memory;
 
-    session->nodes = take(&cursor, (uint64_t)artifact->operation_count * sizeof *session->nodes);
-    session->values = take(&cursor, (uint64_t)artifact->tensor_count * sizeof *session->values);
-    session->slots = take(&cursor, (uint64_t)artifact->parameter_count * sizeof *session->slots);
-    session->regions = take(&cursor, (uint64_t)region_limit(artifact) * sizeof *session->regions);
-    session->step_capacity = step_limit(artifact);
-    session->steps = take(&cursor, (uint64_t)session->step_capacity * sizeof *session->steps);
+    memset(memory, 0, (size_t)sfd_tables_bytes(artifact));
     session->operation_count = artifact->operation_count;
     session->tensor_count = artifact->tensor_count;
     session->parameter_count = artifact->parameter_count;
+    session->step_capacity = step_limit(artifact);
+    lay_out(session);
     session->loss = artifact->loss;
     session->output = artifact->output;
     session->beta = artifact->beta;
@@ -265,9 +274,38 @@ struct sfd_session *sfd_tables_build(const struct sfd_artifact_view *artifact,
     session->positions = state->positions;
     memcpy(session->support_id, state->support_id, sizeof session->support_id);
     session->kernels = kernels;
-    session->arena = memory;
     fill_slots(session, artifact, state);
     fill_nodes(session, artifact);
     count_work(session, state);
+    return session;
+}
+
+int sfd_tables_match(const struct sfd_session *session, const struct sfd_container_view *state)
+{
+    struct sfd_entry entry;
+    uint32_t i;
+
+    if (state->content != SFD_CONTENT_STATE || state->tensors != session->parameter_count ||
+        memcmp(state->support_id, session->support_id, sizeof session->support_id) != 0)
+        return 0;
+    sfd_container_entry_first(state, &entry);
+    for (i = 0u; i < session->parameter_count; ++i) {
+        const struct sfd_slot *slot = &session->slots[i];
+        if (entry.kind != slot->kind || entry.rows != slot->rows ||
+            entry.columns != slot->columns || entry.count != slot->count)
+            return 0;
+        if (i + 1u < session->parameter_count)
+            sfd_container_entry_next(state, i + 1u, &entry);
+    }
+    return 1;
+}
+
+struct sfd_session *sfd_tables_move(const struct sfd_session *planned, void *arena)
+{
+    struct sfd_session *session = arena;
+
+    /* the first region is theirs and the team's */
+    memmove(arena, planned, (size_t)(planned->regions[0].bytes - sfd_team_bytes(planned->threads)));
+    lay_out(session);
     return session;
 }

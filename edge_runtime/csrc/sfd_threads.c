@@ -7,7 +7,9 @@
 #if defined(SFD_WITH_THREADS)
 #define _POSIX_C_SOURCE 200809L
 #endif
-#include "sfd_internal.h"
+#include <string.h>
+
+#include "sfd_threads.h"
 
 #if defined(SFD_WITH_THREADS)
 #include <pthread.h>

@@ -2,7 +2,7 @@
  * above it and, of what equals it, the lowest positions. */
 #include <string.h>
 
-#include "sfd_internal.h"
+#include "sfd_kernels.h"
 
 const uint32_t sfd_mask_bit[32] = {
     1u << 0,  1u << 1,  1u << 2,  1u << 3,  1u << 4,  1u << 5,  1u << 6,  1u << 7,

@@ -1,5 +1,5 @@
 /* The update: the Top-K of |v| over the support, encoded as docs/format.md section 2, codec csr. */
-#include "sfd_internal.h"
+#include "sfd_session.h"
 
 /* Which entries are kept: those above the threshold and the first `ties` that equal it. */
 struct selector {

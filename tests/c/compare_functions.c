@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "sfd_internal.h"
+#include "sfd_kernels.h"
 
 #define COUNT 40000u
 

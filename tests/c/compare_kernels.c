@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "sfd_internal.h"
+#include "sfd_kernels.h"
 
 #define BOUND 0x1p-19
 

@@ -134,7 +134,7 @@ static void train(struct sfd_session *session, const struct bytes *artifact,
 }
 
 static void open_and_train(const struct bytes *artifact, const struct bytes *state, uint32_t batch,
-                           const struct sfd_options *options, size_t arena_bytes, uint64_t *random,
+                           const void *workspace, size_t arena_bytes, uint64_t *random,
                            struct tally *tally)
 {
     struct sfd_session *session = NULL;
@@ -142,13 +142,12 @@ static void open_and_train(const struct bytes *artifact, const struct bytes *sta
     uint8_t *arena = allocate(arena_bytes);
     int code;
 
-    code = sfd_open(artifact->data, artifact->size, state->data, state->size, batch, options, arena,
-                    arena_bytes - 1, &session, &problem);
+    code =
+        sfd_open(workspace, state->data, state->size, arena, arena_bytes - 1, &session, &problem);
     PROMISE(code == SFD_ERR_ARENA);
     PROMISE(problem.got == arena_bytes - 1 && problem.wanted == arena_bytes);
     sfd_arena_paint(arena, arena_bytes);
-    code = sfd_open(artifact->data, artifact->size, state->data, state->size, batch, options, arena,
-                    arena_bytes, &session, &problem);
+    code = sfd_open(workspace, state->data, state->size, arena, arena_bytes, &session, &problem);
     PROMISE(code == SFD_OK && session != NULL);
     train(session, artifact, state, batch, random, tally);
     PROMISE(sfd_arena_touched(arena, arena_bytes) <= arena_bytes);
@@ -199,11 +198,11 @@ static int run_model(const struct bytes *artifact, const struct bytes *state, ui
     if (code == SFD_OK) {
         check_buffers(workspace, &plan);
     }
-    free(workspace);
     if (code == SFD_OK && plan.arena_bytes <= MAX_ARENA_BYTES &&
         plan.step.forward + plan.step.d_input + plan.step.d_weight <= MAX_MULTIPLY_ADDS) {
-        open_and_train(artifact, state, batch, &options, (size_t)plan.arena_bytes, random, tally);
+        open_and_train(artifact, state, batch, workspace, (size_t)plan.arena_bytes, random, tally);
     }
+    free(workspace);
     return code;
 }
 

@@ -70,8 +70,8 @@ int main(int count, char **argument)
                  (size_t)workspace_bytes, &plan, NULL) != SFD_OK)
         return 4;
     arena = aligned((size_t)plan.arena_bytes);
-    if (sfd_open(artifact, artifact_bytes, state, state_bytes, batch, &options, arena,
-                 (size_t)plan.arena_bytes, &session, NULL) != SFD_OK)
+    if (sfd_open(workspace, state, state_bytes, arena, (size_t)plan.arena_bytes, &session, NULL) !=
+        SFD_OK)
         return 5;
     x = malloc((size_t)batch * (size + outputs) * sizeof *x); /* inputs, then wanted outputs */
     label = malloc((size_t)batch * sizeof *label);

@@ -11,8 +11,13 @@ from sparsyfed.edge_runtime.plan import plan
 from sparsyfed.edge_runtime.state import SparseTensor
 
 
+def least_arena(artifact: Artifact, density: float, batch_size: int) -> int:
+    state = evenly_spread_state(artifact, density)
+    return plan(artifact, state, batch_size, kernels="portable", memory="small").arena_bytes
+
+
 def test_each_pair_is_planned_and_compared(artifact: Artifact) -> None:
-    needed = plan(artifact, evenly_spread_state(artifact, 0.1), 8, kernels="portable").arena_bytes
+    needed = least_arena(artifact, 0.1, 8)
     board = replace(find_profile("cortex_m4f_256k"), memory_bytes=needed)
     host = find_profile("linux_host")
     on_board, on_host = feasibility(artifact, [board, host])
@@ -21,9 +26,10 @@ def test_each_pair_is_planned_and_compared(artifact: Artifact) -> None:
     ]
     for fit in on_board.fits:
         state = evenly_spread_state(artifact, fit.density)
-        planned = plan(artifact, state, fit.batch_size, kernels="portable")
+        assert fit.fits == (least_arena(artifact, fit.density, fit.batch_size) <= needed)
+        choice = {"arena_bytes": needed} if fit.fits else {"memory": "small"}
+        planned = plan(artifact, state, fit.batch_size, kernels="portable", **choice)
         assert fit.arena_bytes == planned.arena_bytes
-        assert fit.fits == (planned.arena_bytes <= needed)
         assert fit.estimated_seconds == planned.macs.total / 12_800_000
     assert on_board.largest_batch(0.1) == 8
     assert {fit.fits for fit in on_board.fits} == {True, False}
@@ -31,23 +37,22 @@ def test_each_pair_is_planned_and_compared(artifact: Artifact) -> None:
 
 
 def test_what_does_not_fit_is_planned_smaller() -> None:
-    model = random_model("residual", 8, 0.5)
-    state = evenly_spread_state(model.artifact, 0.5)
-    fast, small = (
-        plan(model.artifact, state, 8, kernels="portable", memory=memory).arena_bytes
-        for memory in ("fast", "small")
-    )
-    assert small < fast
+    artifact = random_model("residual", 8, 0.5).artifact
+    state = evenly_spread_state(artifact, 0.5)
     board = find_profile("cortex_m4f_256k")
-    devices = [replace(board, memory_bytes=size) for size in (fast, fast - 1, small, small - 1)]
-    found = feasibility(model.artifact, devices, batch_sizes=[8], densities=[0.5])
-    fits = [(fit.memory, fit.arena_bytes, fit.fits) for item in found for fit in item.fits]
-    assert fits == [
-        ("fast", fast, True),
-        ("small", small, True),
-        ("small", small, True),
-        ("small", small, False),
+    whole = plan(artifact, state, 8, kernels="portable", arena_bytes=1 << 30).arena_bytes
+    least = least_arena(artifact, 0.5, 8)
+    assert least < whole
+    sizes = (whole, whole - 1, least, least - 1)
+    devices = [replace(board, memory_bytes=size) for size in sizes]
+    found = [
+        item.fits[0] for item in feasibility(artifact, devices, batch_sizes=[8], densities=[0.5])
     ]
+    assert [fit.fits for fit in found] == [True, True, True, False]
+    assert all(fit.arena_bytes <= size for fit, size in zip(found[:3], sizes[:3], strict=True))
+    assert [fit.arena_bytes for fit in found[2:]] == [least, least]
+    assert found[0].computed_again == 0
+    assert found[2].computed_again > 0
 
 
 def test_nothing_fits_a_device_without_memory(artifact: Artifact) -> None:

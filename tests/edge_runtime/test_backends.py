@@ -207,7 +207,14 @@ def test_a_changed_file_is_refused(exported: Exported, tmp_path: Path) -> None:
         Session.open(tmp_path, state, backend="onnxruntime")
 
 
-@pytest.mark.parametrize(("backend", "package"), [("onnxruntime",) * 2, ("torchscript", "torch")])
+@pytest.mark.parametrize(
+    ("backend", "package"),
+    [
+        ("onnxruntime", "onnxruntime"),
+        ("onnxruntime-training", "onnxruntime"),
+        ("torchscript", "torch"),
+    ],
+)
 def test_an_engine_that_is_not_installed_is_named(
     backend: str, package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -216,6 +223,11 @@ def test_an_engine_that_is_not_installed_is_named(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(BackendError, match=rf"install sparsyfed-edge\[{backend}\]"):
         Session.open(tmp_path, state_at(compiled("mlp"), 0.5), backend=backend)
+
+
+def test_onnx_runtime_does_not_pass_for_its_training_package(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match=r"there is onnxruntime 1.* one environment can't hold"):
+        Session.open(tmp_path, state_at(compiled("mlp"), 0.5), backend="onnxruntime-training")
 
 
 def test_a_device_with_onnx_runtime_loads_no_torch(tmp_path: Path) -> None:

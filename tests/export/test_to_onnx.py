@@ -25,6 +25,7 @@ from engine_cases import (
     state_at,
     traced,
 )
+from onnx_faults import FAULTS
 from torch import Tensor
 from torch.fx import Graph, GraphModule
 
@@ -34,7 +35,6 @@ from sparsyfed.edge_runtime.errors import UnsupportedOperationError, Verificatio
 from sparsyfed.edge_runtime.kept_inputs import kept_inputs
 from sparsyfed.export import onnx_operations
 from sparsyfed.export.joint_graph import JointGraph, add_sgd, evaluation_graph
-from sparsyfed.export.onnx_graph import Lowering
 from sparsyfed.export.onnx_lowering import lowered
 from sparsyfed.export.powerprop import keep_largest
 from sparsyfed.export.states import dense_tensors
@@ -188,39 +188,7 @@ def test_any_exponent_passes_the_gate(beta: float, tmp_path: Path) -> None:
     assert record["verified"]["worst_gradient_error"] <= 1e-5
 
 
-def unpruned(low: Lowering, node: Any) -> str:
-    return low.name(node.args[0])
-
-
-BATCH_NORM = torch.ops.aten._native_batch_norm_legit_functional.default
-right_batch_norm = onnx_operations.RULES[BATCH_NORM]
-
-
-def evaluated(low: Lowering, node: Any) -> tuple[str, ...]:
-    """A batch norm that uses the running statistics."""
-    g, results = low.graph, right_batch_norm(low, node)
-    x, _, _, mean, variance = (low.name(source) for source in node.args[:5])
-    mean, variance = (g.reshape(name, [-1, 1, 1]) for name in (mean, variance))
-    deviation = g.call("Sqrt", g.add(variance, g.number(1e-5)))
-    return g.call("Div", g.sub(x, mean), deviation), *results[1:]
-
-
-def naive(low: Lowering, node: Any) -> str:
-    """β·|v|^β/|v|: 0/0 at v = 0."""
-    g, v, d_weight = low.graph, low.name(node.args[0]), low.name(node.args[1])
-    size = g.call("Abs", v)
-    slope = g.call("Div", g.call("Pow", size, g.number(node.args[2])), size)
-    return g.mul(g.mul(slope, g.number(node.args[2])), d_weight)
-
-
-@pytest.mark.parametrize(
-    ("operator", "rule", "message"),
-    [
-        (torch.ops.sparsyfed.prune.default, unpruned, "weight has a relative error"),
-        (BATCH_NORM, evaluated, "relative error"),
-        (torch.ops.sparsyfed.powerprop_backward.default, naive, "not finite"),
-    ],
-)
+@pytest.mark.parametrize(("operator", "rule", "message"), FAULTS)
 def test_a_fault_of_a_rule_stops_the_export(
     operator: Any, rule: Any, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -60,6 +60,14 @@ static uint64_t part_backward_bytes(const struct sfd_layer *layer, uint32_t left
     }
 }
 
+/* 0.6 ns against 0.025 with vectors of 64 bytes, where the tensor comes from memory. */
+#define FAST_ELEMENT_WORK 24u
+
+static int fast_skips_zeros(const struct sfd_layer *layer)
+{
+    return !fast_is_ordinary(layer);
+}
+
 /* A batch may be smaller than planned: each number of images from 1 on can be the rest. */
 static uint64_t fast_forward_scratch_bytes(const struct sfd_layer *layer, uint32_t n)
 {

@@ -3,7 +3,7 @@
 #ifndef SFD_FAST_PROGRAM_H
 #define SFD_FAST_PROGRAM_H
 
-#include "sfd_internal.h"
+#include "sfd_kernels.h"
 
 /* A strip of rows is so high that what it reads, all channels, fills this much of the second-level
  * cache. */

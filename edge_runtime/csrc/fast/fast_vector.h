@@ -4,7 +4,7 @@
 #ifndef SFD_FAST_VECTOR_H
 #define SFD_FAST_VECTOR_H
 
-#include "sfd_internal.h"
+#include "sfd_kernels.h"
 
 #ifndef SFD_LANES
 #error "define SFD_LANES, the floats of one vector register"

@@ -6,6 +6,12 @@
 #include "fast_tensors.h"
 
 const struct sfd_kernels sfd_kernels_avx512 = {
-    "avx512",     &fast_tensors, fast_forward_scratch_bytes, fast_backward_scratch_bytes,
-    fast_forward, fast_backward,
+    "avx512",
+    &fast_tensors,
+    FAST_ELEMENT_WORK,
+    fast_skips_zeros,
+    fast_forward_scratch_bytes,
+    fast_backward_scratch_bytes,
+    fast_forward,
+    fast_backward,
 };

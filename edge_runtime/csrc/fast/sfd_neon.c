@@ -4,6 +4,12 @@
 #include "fast_tensors.h"
 
 const struct sfd_kernels sfd_kernels_neon = {
-    "neon",       &fast_tensors, fast_forward_scratch_bytes, fast_backward_scratch_bytes,
-    fast_forward, fast_backward,
+    "neon",
+    &fast_tensors,
+    FAST_ELEMENT_WORK,
+    fast_skips_zeros,
+    fast_forward_scratch_bytes,
+    fast_backward_scratch_bytes,
+    fast_forward,
+    fast_backward,
 };

@@ -1,0 +1,57 @@
+/* Functions that give the same bits on every machine with IEEE-754 single precision and no
+ * contraction, and bits of a word. */
+#ifndef SFD_MATH_H
+#define SFD_MATH_H
+
+#include <math.h>
+#include <string.h>
+
+#include "sfd.h"
+
+#define SFD_INFINITY HUGE_VALF
+
+float sfd_exp(float x);
+float sfd_log(float x);
+float sfd_tanh(float x);
+float sfd_erf(float x);
+
+#define SFD_INVERSE_SQRT_2 0.70710678f
+#define SFD_INVERSE_SQRT_2_PI 0.39894228f
+#define SFD_SQRT_2_OVER_PI 0.79788456f
+#define SFD_GELU_CUBIC 0.044715f /* of the approximation by tanh */
+
+float sfd_power(float base, float exponent);
+void sfd_powerprop_forward(const float *v, float *w, uint32_t count, float beta);
+void sfd_powerprop_backward(const float *v, float *gradient, uint32_t count, float beta);
+int sfd_all_finite(const float *x, uint64_t count);
+
+static inline uint64_t sfd_minimum(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+static inline uint64_t sfd_maximum(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Bits of |x|: floats order as their bit patterns once the sign is gone. */
+static inline uint32_t sfd_magnitude(float x)
+{
+    uint32_t bits;
+
+    memcpy(&bits, &x, sizeof bits);
+    return bits & 0x7fffffffu;
+}
+
+/* Bit j of a mask word; a table instead of a shift lets the compiler use vectors everywhere. */
+extern const uint32_t sfd_mask_bit[32];
+
+/* Place of the lowest set bit, by a De Bruijn sequence: C99 has no instruction for it. */
+extern const uint8_t sfd_bit_place[32];
+static inline uint32_t sfd_lowest_bit(uint32_t bits)
+{
+    return sfd_bit_place[((bits & (0u - bits)) * UINT32_C(0x077cb531)) >> 27];
+}
+
+#endif

@@ -1,0 +1,44 @@
+/* The threads of a session. */
+#ifndef SFD_THREADS_H
+#define SFD_THREADS_H
+
+#include "sfd.h"
+
+struct sfd_team;
+
+/* A task runs once on each of the `count` threads of the team, on the calling one with index 0; it
+ * is done when sfd_team_run returns. A team that is NULL is the calling thread alone. Each number is
+ * computed by one thread, in the order in which one thread would: the bits do not depend on the
+ * threads. */
+typedef void (*sfd_task)(void *context, uint32_t index, uint32_t count);
+void sfd_team_run(struct sfd_team *team, sfd_task task, void *context);
+uint32_t sfd_team_count(const struct sfd_team *team);
+
+/* The most threads that this build can have. */
+uint32_t sfd_threads_limit(void);
+
+/* Bytes of the team, a multiple of SFD_ALIGNMENT; none for one thread. */
+uint64_t sfd_team_bytes(uint32_t threads);
+
+/* Start the threads of a team in `memory`; *started is NULL for one thread. */
+int sfd_team_start(void *memory, uint32_t threads, struct sfd_team **started);
+
+/* End the threads of a team, which may be NULL. */
+void sfd_team_end(struct sfd_team *team);
+
+/* Where the share of thread `index` of `count` begins; that of the next one is its end. */
+static inline uint32_t sfd_share(uint32_t total, uint32_t index, uint32_t count)
+{
+    return (uint32_t)((uint64_t)total * index / count);
+}
+
+/* The same in runs of 64, so that the ends of vectors do not depend on the threads. */
+static inline uint32_t sfd_run_share(uint32_t total, uint32_t index, uint32_t count)
+{
+    return index == count ? total : sfd_share(total / 64u, index, count) * 64u;
+}
+
+/* Passes over fewer floats than these take no longer than to call other threads. */
+#define SFD_SHARED_LEAST 8192u
+
+#endif
