@@ -172,7 +172,7 @@ def compile_training(folder: Path, flags: list[str]) -> Path:
     sources = [ROOT / "tests" / "c" / "train_steps.c", *sorted(CORE.glob("*.c"))]
     if platform.machine() == "x86_64":
         flags = [*flags, "-DSFD_WITH_SSE2"]
-        sources += [CORE / "fast" / name for name in ("sfd_sse2.c", "fast_program.c")]
+        sources += [CORE / "fast" / "sfd_sse2.c", *sorted((CORE / "fast").glob("fast_*.c"))]
     program = folder / "train_steps"
     command = [COMPILER, "-std=c99", "-O1", "-g", *flags, f"-I{CORE}", *map(str, sources), "-lm"]
     subprocess.run([*command, "-o", str(program)], check=True, timeout=600)
