@@ -4,7 +4,6 @@ import math
 from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +11,10 @@ from numpy.typing import NDArray
 from sparsyfed.edge_runtime import SparseUpdate, State
 from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.budget import keep_counts
-from sparsyfed.edge_runtime.container import DenseTensor, SparseTensor, Tensor, column_type
+from sparsyfed.edge_runtime.container import DenseTensor, SparseTensor, Tensor
 from sparsyfed.edge_runtime.errors import InputError, MismatchError
 from sparsyfed.edge_runtime.format import ParameterKind
+from sparsyfed.edge_runtime.sparse_arrays import entry_positions, selected
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,45 +122,15 @@ class FederatedAverage:
         for total, base in zip(self.sums, self.base.tensors, strict=True):
             mean = (total / self.examples).astype(np.float32)
             if isinstance(base, SparseTensor):
-                tensors.append(_compact(base, mean))
+                tensors.append(selected(base, mean, mean != 0))
             else:
-                tensors.append(DenseTensor(base.name, base.kind, _array("f", mean)))
+                tensors.append(DenseTensor(base.name, base.kind, array("f", mean.tobytes())))
         return State(tuple(tensors), self.base.round + 1)
-
-
-def _positions(tensor: SparseTensor) -> NDArray[np.int64]:
-    """Position, row * columns + column, of each stored entry, rising."""
-    pointer = np.asarray(tensor.row_pointer, dtype=np.int64)
-    rows = np.repeat(np.arange(tensor.rows), np.diff(pointer))
-    return rows * tensor.columns + np.asarray(tensor.column, dtype=np.int64)
 
 
 def _places(base: SparseTensor, part: SparseTensor) -> NDArray[np.int64]:
     """Where the entries of `part` lie in the value array of `base`, whose support holds them."""
-    positions = _positions(part)
+    positions = entry_positions(part)
     if base.count == base.rows * base.columns:
         return positions
-    return np.searchsorted(_positions(base), positions)
-
-
-def _compact(base: SparseTensor, value: NDArray[np.float32]) -> SparseTensor:
-    """The tensor with the support of `base` less the zeros of `value`."""
-    kept = value != 0
-    before = np.concatenate(([0], np.cumsum(kept)))
-    row_pointer = before[np.asarray(base.row_pointer)]
-    code = column_type(base.columns)
-    column = np.asarray(base.column)[kept]
-    return SparseTensor(
-        base.name,
-        base.rows,
-        base.columns,
-        _array("I", row_pointer.astype(np.uint32)),
-        _array(code, column.astype(np.uint16 if code == "H" else np.uint32)),
-        _array("f", value[kept]),
-    )
-
-
-def _array(code: str, values: NDArray[Any]) -> "array[Any]":
-    result: array[Any] = array(code)
-    result.frombytes(values.tobytes())
-    return result
+    return np.searchsorted(entry_positions(base), positions)

@@ -23,7 +23,6 @@ BUILD_ADVICE = (
     "install the package with `pip install .` where a C compiler is, or set SPARSYFED_LIBRARY to "
     "the path of a built libsfd.so"
 )
-DIVERGED_ADVICE = "lower the learning rate, or check that the inputs are normalised"
 
 
 class ErrorCode(enum.IntEnum):
@@ -221,6 +220,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "sfd_artifact_check": (ctypes.c_int, (*_BYTES, _PROBLEM)),
     "sfd_container_check": (ctypes.c_int, (*_BYTES, _PROBLEM)),
     "sfd_update_check": (ctypes.c_int, (*_BYTES, *_BYTES, _PROBLEM)),
+    "sfd_state_check": (ctypes.c_int, (*_BYTES, *_BYTES, _PROBLEM)),
     "sfd_workspace_bytes": (ctypes.c_int, (*_BYTES, ctypes.POINTER(ctypes.c_uint64), _PROBLEM)),
     "sfd_plan": (
         ctypes.c_int,
@@ -282,7 +282,7 @@ def raise_error(code: int, subject: str, problem: Problem | None = None) -> NoRe
         case ErrorCode.ERR_MISMATCH | ErrorCode.ERR_SUPPORT:
             raise MismatchError(message)
         case ErrorCode.ERR_DIVERGED:
-            raise DivergedError(f"{message}; {DIVERGED_ADVICE}")
+            raise DivergedError(message)
         case (
             ErrorCode.ERR_ARGUMENT
             | ErrorCode.ERR_INPUT

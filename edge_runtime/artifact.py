@@ -193,15 +193,30 @@ class Artifact:
 
     @classmethod
     def load(cls, path: str | Path) -> Artifact:
-        """Artifact of a `.sfd` file."""
+        """Artifact of a `.sfd` file.
+
+        Raises FormatError on anything malformed, a folder too, OSError for a path that can't be read.
+        """
+        if Path(path).is_dir():
+            raise FormatError(
+                f"{path} is a folder, wanted an artifact, by convention .sfd: "
+                "a folder may be an export for another backend"
+            )
         return cls.decode(Path(path).read_bytes())
 
     @classmethod
     def of(cls, source: str | Path | bytes | Artifact) -> Artifact:
-        """Artifact of a path, of bytes, or itself."""
+        """Artifact of a path, of bytes, or itself. Raises InputError for anything else."""
         if isinstance(source, Artifact):
             return source
-        return cls.load(source) if isinstance(source, str | Path) else cls.decode(source)
+        if isinstance(source, str | Path):
+            return cls.load(source)
+        if isinstance(source, bytes | bytearray | memoryview):
+            return cls.decode(source)
+        raise InputError(
+            f"got an artifact of type {type(source).__name__}, wanted a path, bytes or an Artifact: "
+            "of what export.compile returns, pass .native"
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the artifact to a `.sfd` file; a reader sees the old file or the new one."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -42,6 +41,42 @@ def check_batch(
             "the session is planned for that"
         )
     return batch
+
+
+DIVERGENCE = {
+    "step": "the loss, a gradient or a new value is not finite; the step was not applied: lower the "
+    "learning rate, or check that the inputs are normalised",
+    "gradients": "the loss or a gradient is not finite: check that the inputs are normalised",
+    "evaluation": "the loss is not finite: check that the inputs are normalised",
+}
+
+
+def divergence(action: str) -> str:
+    """What a DivergedError says, on every engine."""
+    return f"{action}: {DIVERGENCE[action]}"
+
+
+def refuse_values(artifact: Artifact, batch: Batch, action: str) -> None:
+    """Raise InputError for the first value of a checked batch that no model, or not this one, takes."""
+    values = [("x", batch.x)]
+    if artifact.loss is Loss.MEAN_SQUARED_ERROR:
+        values.append(("y", batch.y))
+    for name, view in values:
+        size = view.nbytes // FLOAT_BYTES // batch.examples
+        for place, value in enumerate(view.cast("B").cast("f")):
+            if not math.isfinite(value):
+                raise InputError(
+                    f"{action}: got {name} with a value that is not finite: {value} in example "
+                    f"{place // size}"
+                )
+    if artifact.loss is Loss.CROSS_ENTROPY:
+        classes = artifact.tensors[artifact.output].size
+        for place, label in enumerate(batch.y):
+            if not 0 <= label < classes:
+                raise InputError(
+                    f"{action}: got y with a label outside 0 to {classes - 1}: {label} for example "
+                    f"{place}"
+                )
 
 
 def _check_buffers(artifact: Artifact, x: BufferLike, y: BufferLike) -> Batch:
@@ -89,9 +124,3 @@ def inputs(x: BufferLike, tensor: Tensor) -> tuple[memoryview, int]:
             f"{tensor.size} values for each example, and at least one example"
         )
     return view, examples
-
-
-def require_rate(name: str, rate: float) -> None:
-    """Raise InputError unless a rate is finite in float32 and not negative."""
-    if not (math.isfinite(ctypes.c_float(rate).value) and rate >= 0):
-        raise InputError(f"got {name} {rate}, wanted a finite float32, 0 or more")

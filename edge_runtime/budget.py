@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
+from sparsyfed.edge_runtime.arguments import check_sparsity
 from sparsyfed.edge_runtime.artifact import Parameter
 from sparsyfed.edge_runtime.errors import InputError
 from sparsyfed.edge_runtime.format import ParameterKind
@@ -27,8 +28,7 @@ def keep_counts(
     Raises InputError for a sparsity outside [0, 1), one that keeps nothing, and a budget that can't
     be met.
     """
-    if not 0.0 <= sparsity < 1.0:
-        raise InputError(f"got sparsity {sparsity}, wanted at least 0 and less than 1")
+    sparsity = check_sparsity(sparsity)
     layers = [parameter for parameter in parameters if parameter.kind is ParameterKind.WEIGHT]
     positions = sum(layer.count for layer in layers)
     kept = positions - round(sparsity * positions)

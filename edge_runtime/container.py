@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsyfed.edge_runtime import _native
 from sparsyfed.edge_runtime import format as layout
+from sparsyfed.edge_runtime.arguments import check_round
 from sparsyfed.edge_runtime.buffers import contiguous, described
 from sparsyfed.edge_runtime.errors import FormatError, InputError
 
@@ -189,8 +190,7 @@ def require_valid(tensors: Sequence[Tensor], number: int) -> None:
     """Raise InputError unless tensors and round number fit a container."""
     if not 1 <= len(tensors) <= layout.MAX_RECORDS:
         raise InputError(f"got {len(tensors)} tensors, wanted 1 to {layout.MAX_RECORDS}")
-    if not 0 <= number <= MAX_U32:
-        raise InputError(f"got round {number}, wanted 0 to {MAX_U32}")
+    check_round(number)
     if positions(tensors) > MAX_U32:
         raise InputError(f"got {positions(tensors)} positions, wanted {MAX_U32} at most")
     repeated = layout.first_repeated([tensor.name for tensor in tensors])

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from sparsyfed.edge_runtime import _native
+from sparsyfed.edge_runtime.arguments import check_arena_bytes, check_threads
 from sparsyfed.edge_runtime.errors import InputError
 from sparsyfed.edge_runtime.kernels import find_kernels
 
-MAX_THREADS = 16
 MEMORY_CHOICES = ("fast", "small")
-MAX_U64 = 2**64 - 1
+NO_LIMIT = 0
 
 
 def session_options(
     kernels: str | None, threads: int, memory: str, arena_bytes: int | None
 ) -> _native.Options:
     """Options of the core. Raises InputError for a value that is out of range."""
-    if type(threads) is not int or not 1 <= threads <= MAX_THREADS:  # True is an int too
-        raise InputError(f"got threads {threads!r}, wanted 1 to {MAX_THREADS}")
     if memory not in MEMORY_CHOICES:
         raise InputError(f"got memory {memory!r}, wanted one of: {', '.join(MEMORY_CHOICES)}")
     return _native.Options(
         kernels=find_kernels(kernels),
-        threads=threads,
+        threads=check_threads(threads),
         memory=_native.MemoryChoice[memory.upper()],
-        # The core takes 0 for no limit: an arena of nothing is one byte, which is too little too.
-        arena_bytes=0 if arena_bytes is None else min(max(arena_bytes, 1), MAX_U64),
+        arena_bytes=NO_LIMIT if arena_bytes is None else check_arena_bytes(arena_bytes),
     )

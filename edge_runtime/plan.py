@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from sparsyfed.edge_runtime import _native
+from sparsyfed.edge_runtime.arguments import check_batch_size
 from sparsyfed.edge_runtime.artifact import Artifact
-from sparsyfed.edge_runtime.container import MAX_U32
 from sparsyfed.edge_runtime.errors import ArenaError, InputError
 from sparsyfed.edge_runtime.format import NONE
+from sparsyfed.edge_runtime.match import raise_state_error
 from sparsyfed.edge_runtime.options import session_options
-from sparsyfed.edge_runtime.state import State
+from sparsyfed.edge_runtime.state import State, encoded_state
 
 PERSISTENT_KINDS = ("tables", "index", "weight", "working_weight", "dense")
 
@@ -179,18 +180,16 @@ def plan(
     all take the same memory, the portable one has scratch of its own: "portable" plans for a
     microboard.
 
-    Raises FormatError for a malformed artifact or state, MismatchError when they don't belong
-    together, ArenaError when no plan fits `arena_bytes`, InputError for a batch size out of range
-    or one whose arena would pass 4 GiB, for an unknown choice of memory, and for kernels or threads
-    that are not available.
+    Raises FormatError for a malformed artifact or state, OSError for a path that can't be read,
+    MismatchError when they don't belong together, ArenaError when no plan fits `arena_bytes`,
+    InputError for an argument of another type or out of range, for a batch size whose arena would
+    pass 4 GiB, for an unknown choice of memory, and for kernels or threads that are not available.
     """
     model = Artifact.of(artifact)
     options = session_options(kernels, threads, memory, arena_bytes)
-    state_bytes = state.encode() if isinstance(state, State) else state
-    with planned_workspace(model.encode(), state_bytes, batch_size, options) as (
-        workspace,
-        planned,
-    ):
+    batch_size = check_batch_size(batch_size)
+    encoded = encoded_state(state)
+    with planned_workspace(model, encoded, batch_size, options) as (workspace, planned):
         steps = tuple(planned_step(workspace, i, model) for i in range(planned.step_count))
         buffers = tuple(planned_buffer(workspace, i, model) for i in range(planned.buffer_count))
     return MemoryPlan(
@@ -208,7 +207,7 @@ def plan(
 
 @contextmanager
 def planned_workspace(
-    artifact: bytes, state: bytes, batch_size: int, options: _native.Options
+    artifact: Artifact, state: bytes, batch_size: int, options: _native.Options
 ) -> Iterator[tuple[_native.Memory, _native.Plan]]:
     """The workspace that holds a plan, from which a session can be opened, and the plan's numbers.
 
@@ -216,7 +215,8 @@ def planned_workspace(
     """
     core = _native.library()
     problem = _native.Problem()
-    place = (_native.address(memoryview(artifact)), len(artifact))
+    structure = artifact.encode()
+    place = (_native.address(memoryview(structure)), len(structure))
     size = ctypes.c_uint64()
     code = core.sfd_workspace_bytes(*place, size, problem)
     if code:
@@ -225,22 +225,21 @@ def planned_workspace(
     try:
         planned = _native.Plan()
         state_place = (_native.address(memoryview(state)), len(state))
-        examples = min(max(batch_size, 0), MAX_U32)
         code = core.sfd_plan(
-            *(*place, *state_place, examples, options),
+            *(*place, *state_place, batch_size, options),
             *(workspace.address, workspace.size, planned, problem),
         )
         if code:
-            raise_plan_error(code, batch_size, problem)
+            raise_plan_error(code, artifact, batch_size, problem)
         yield workspace, planned
     finally:
         workspace.close()
 
 
-def raise_plan_error(code: int, batch_size: int, problem: _native.Problem) -> NoReturn:
+def raise_plan_error(
+    code: int, artifact: Artifact, batch_size: int, problem: _native.Problem
+) -> NoReturn:
     """Raise the exception of a plan that failed."""
-    if code == _native.ErrorCode.ERR_BATCH:
-        raise InputError(f"got batch size {batch_size}, wanted 1 to {problem.wanted}")
     # The limits of a file name a place in it; that of the arena has none.
     if code == _native.ErrorCode.ERR_LIMIT and not problem.wanted:
         raise InputError(
@@ -253,7 +252,7 @@ def raise_plan_error(code: int, batch_size: int, problem: _native.Problem) -> No
             got=problem.got,
             wanted=problem.wanted,
         )
-    _native.raise_error(code, "plan", problem)
+    raise_state_error(code, artifact, problem)
 
 
 def planned_step(workspace: _native.Memory, index: int, artifact: Artifact) -> PlannedStep:

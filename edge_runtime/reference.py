@@ -5,7 +5,6 @@ otherwise. The chain of checks is torch autograd -> this module -> the C kernels
 in `reference_operations`.
 """
 
-import itertools
 from array import array
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from sparsyfed.edge_runtime.artifact import Artifact, Operation, Parameter
 from sparsyfed.edge_runtime.errors import InputError, MismatchError
 from sparsyfed.edge_runtime.format import Loss, OperationKind, ParameterKind
+from sparsyfed.edge_runtime.kept_inputs import keep_count
 from sparsyfed.edge_runtime.reference_operations import (
     OPERATIONS,
     Array,
@@ -24,6 +24,7 @@ from sparsyfed.edge_runtime.reference_operations import (
     Result,
     top_k,
 )
+from sparsyfed.edge_runtime.sparse_arrays import entry_positions
 from sparsyfed.edge_runtime.state import DenseTensor, SparseTensor, State
 
 
@@ -143,13 +144,10 @@ class ReferenceModel:
         return np.asarray(np.sign(v) * np.abs(v) ** self.artifact.beta)
 
     def keep_count(self, index: int, elements: int) -> int:
-        """Return how many of a batch's inputs are kept for the gradient of weight `index`.
-
-        ceil(elements * support / positions), in integers.
-        """
+        """Return how many of a batch's inputs are kept for the gradient of weight `index`."""
         support = self.supports[index]
         assert support is not None
-        return -(-int(support.sum()) * elements // support.size)
+        return keep_count(int(support.sum()), support.size, elements)
 
     def _shape(self, tensor: int, batch: int) -> tuple[int, int, int, int]:
         record = self.artifact.tensors[tensor]
@@ -227,9 +225,8 @@ def _dense(parameter: Parameter, tensor: SparseTensor | DenseTensor) -> tuple[Ar
     shape = (tensor.rows, tensor.columns)
     if parameter.kind != ParameterKind.WEIGHT or shape != (parameter.rows, parameter.columns):
         raise MismatchError(f"{parameter.name}: got a sparse tensor of {shape}, wanted {parameter}")
-    counts = [end - start for start, end in itertools.pairwise(tensor.row_pointer)]
-    row = np.repeat(np.arange(tensor.rows), counts)
     value, support = np.zeros(shape), np.zeros(shape, bool)
-    value[row, np.asarray(tensor.column)] = np.asarray(tensor.value)
-    support[row, np.asarray(tensor.column)] = True
+    positions = entry_positions(tensor)
+    value.flat[positions] = np.asarray(tensor.value)
+    support.flat[positions] = True
     return value, support

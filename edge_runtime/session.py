@@ -9,20 +9,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, overload
 
 from sparsyfed.edge_runtime import _native, container
+from sparsyfed.edge_runtime.arguments import (
+    check_batch_size,
+    check_round,
+    check_threads,
+    require_rate,
+)
 from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.backends import ENGINES, open_engine
-from sparsyfed.edge_runtime.batches import check_batch, require_rate
+from sparsyfed.edge_runtime.batches import Batch, check_batch, divergence, refuse_values
 from sparsyfed.edge_runtime.budget import keep_counts
 from sparsyfed.edge_runtime.container import column_type
-from sparsyfed.edge_runtime.errors import ArenaError, BackendError, InputError
+from sparsyfed.edge_runtime.errors import ArenaError, BackendError, DivergedError, InputError
 from sparsyfed.edge_runtime.format import CONTAINER_HEADER, Content, Loss, ParameterKind
 from sparsyfed.edge_runtime.kernels import kernels_name
 from sparsyfed.edge_runtime.options import session_options
 from sparsyfed.edge_runtime.plan import planned_workspace
-from sparsyfed.edge_runtime.state import DenseTensor, SparseTensor, State
+from sparsyfed.edge_runtime.state import DenseTensor, SparseTensor, State, encoded_state
 from sparsyfed.edge_runtime.update import SparseUpdate
 
 if TYPE_CHECKING:
@@ -162,7 +168,8 @@ class Session:
         one that library and processor have.
 
         `threads` is how many threads compute, with the calling one, 1 to 16. The vectorised kernels
-        share their work out; the result is the same to the bit. `close` ends them.
+        share their work out; the result is the same to the bit. `close` ends them. With "torchscript"
+        it is PyTorch's number for the whole process while a method runs, and afterwards what it was.
 
         `backend` names the engine: "native" is the C core; "onnxruntime" takes the folder of
         `export.to_onnx`, "onnxruntime-training" one that was written with `training`, "torchscript"
@@ -170,13 +177,15 @@ class Session:
         arguments but `threads` besides. Their sessions have the same methods; what the engine does
         not tell is None (see `backends`).
 
-        Raises FormatError for a malformed artifact or state, MismatchError when they don't belong
-        together, ArenaError when the arena is smaller than planned or the system does not give it,
-        BackendError when the backend is not there, InputError for kernels or threads that are not
-        available.
+        Raises FormatError for a malformed artifact, export or state, OSError for a path that can't
+        be read, MismatchError when they don't belong together, ArenaError when the arena is smaller
+        than planned or the system does not give it, BackendError when the backend is not there,
+        InputError for an argument of another type or out of range, and for kernels or threads that
+        are not available.
         """
         if backend not in BACKENDS:
             raise BackendError(f"got backend {backend!r}, available: {', '.join(BACKENDS)}")
+        batch_size, threads = check_batch_size(batch_size), check_threads(threads)
         if backend != "native":
             if not isinstance(artifact, str | Path):
                 raise InputError(f"backend {backend!r} takes the path of an export")
@@ -187,10 +196,9 @@ class Session:
                 )
             return open_engine(backend, artifact, state, batch_size, threads)
         structure = Artifact.of(artifact)
-        state_bytes = state.encode() if isinstance(state, State) else state
+        encoded = encoded_state(state)
         options = session_options(kernels, threads, memory, arena_bytes)
-        encoded = structure.encode()
-        with planned_workspace(encoded, state_bytes, batch_size, options) as (workspace, planned):
+        with planned_workspace(structure, encoded, batch_size, options) as (workspace, planned):
             wanted = planned.arena_bytes
             if arena_bytes is None and wanted > DEFAULT_ARENA_LIMIT:
                 raise ArenaError(
@@ -200,7 +208,7 @@ class Session:
                     wanted=wanted,
                 )
             return cls(
-                *(structure, state_bytes, batch_size, options),
+                *(structure, encoded, batch_size, options),
                 workspace=workspace,
                 arena_bytes=wanted,
             )
@@ -247,7 +255,7 @@ class Session:
             *(batch.examples, learning_rate, weight_decay, self._loss),
         )
         if code:
-            _native.raise_error(code, "step")
+            self._refuse(code, "step", batch)
         return self._loss.value
 
     def gradients(self, x: BufferLike, y: BufferLike) -> tuple[float, dict[str, array[float]]]:
@@ -265,7 +273,7 @@ class Session:
             *(batch.examples, self._loss),
         )
         if code:
-            _native.raise_error(code, "gradients")
+            self._refuse(code, "gradients", batch)
         gradients = {}
         for index, parameter in enumerate(self.artifact.parameters):
             if parameter.kind is not ParameterKind.STATISTIC:
@@ -292,8 +300,7 @@ class Session:
                 *(examples, self._loss, right),
             )
             if code:
-                last = start + examples - 1
-                _native.raise_error(code, f"evaluation of examples {start} to {last}")
+                self._refuse(code, "evaluation", batch)
             total += self._loss.value * examples
             correct += right.value
         loss = total / batch.examples
@@ -311,9 +318,7 @@ class Session:
         never kept.
         """
         handle = self._open_handle()
-        number = self._round if round is None else round
-        if not 0 <= number <= container.MAX_U32:
-            raise InputError(f"got round {number}, wanted 0 to {container.MAX_U32}")
+        number = self._round if round is None else check_round(round)
         counts = array("I", keep_counts(self.artifact.parameters, sparsity, budget))
         keep = (_native.address(memoryview(counts)), len(counts))
         size = ctypes.c_size_t()
@@ -367,6 +372,13 @@ class Session:
         if self._handle is None:
             raise InputError("the session is closed: open another one")
         return self._handle
+
+    def _refuse(self, code: int, action: str, batch: Batch) -> NoReturn:
+        """Raise the exception of a batch that the core did not take, or not to its end."""
+        if code == _native.ErrorCode.ERR_DIVERGED:
+            raise DivergedError(divergence(action))
+        refuse_values(self.artifact, batch, action)
+        _native.raise_error(code, action)
 
     def _view(self, index: int) -> _native.ParameterView:
         view = _native.ParameterView()

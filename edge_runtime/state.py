@@ -102,3 +102,15 @@ class State(SparseModel):
         state = State(tensors, self.round if round is None else round)
         object.__setattr__(state, "_support_id", self._support_id)
         return state
+
+
+def encoded_state(state: State | bytes) -> bytes:
+    """The bytes of a state, which may be such bytes. Raises InputError for anything else."""
+    if isinstance(state, State):
+        return state.encode()
+    if isinstance(state, bytes | bytearray | memoryview):
+        return bytes(state)
+    raise InputError(
+        f"got a state of type {type(state).__name__}, wanted a State or the bytes of one: "
+        "State.load(path) reads a file"
+    )

@@ -15,7 +15,8 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from sparsyfed.edge_runtime.errors import UnsupportedOperationError
-from sparsyfed.export.joint_graph import STATE, JointGraph
+from sparsyfed.edge_runtime.graph_names import STATE
+from sparsyfed.export.joint_graph import JointGraph
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """One rule for each ATen operator that the core computes: a call of the core's operator in its place.
 
-What PyTorch saves for the backward of a norm is our moments in both places, and an unwanted gradient may be empty.
+What PyTorch saves second for the backward of a norm is our moments, and an unwanted gradient may be empty.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ def _batch_norm(  # noqa: PLR0917 - the signature of the operator that it replac
     y, moments, *statistics = _OWN.batch_norm.default(
         *(x, weight, bias, mean, variance, momentum, epsilon)
     )
-    return y, moments, moments, *statistics
+    return y, moments[: x.shape[1]], moments, *statistics
 
 
 def _batch_norm_evaluated(  # noqa: PLR0917 - likewise
@@ -52,13 +52,13 @@ def _batch_norm_backward(  # noqa: PLR0917 - likewise
     weight: Tensor | None,
     mean: Tensor,
     variance: Tensor,
+    batch_mean: Tensor,
     moments: Tensor,
-    also_moments: Tensor,
     training: bool,
     epsilon: float,
     wanted: Sequence[bool],
 ) -> Any:
-    del mean, variance, also_moments, training, wanted
+    del mean, variance, batch_mean, training, wanted
     return _OWN.batch_norm_backward.default(d_y, x, weight, moments, epsilon)
 
 

@@ -340,6 +340,8 @@ PLAIN: frozenset[Any] = frozenset(
         _ATEN.mul.Tensor,
         _ATEN.div.Scalar,
         _ATEN.eq.Tensor,
+        _ATEN.eq.Scalar,
+        _ATEN.where.self,
         _ATEN._log_softmax.default,  # noqa: SLF001 - likewise
         _ATEN._log_softmax_backward_data.default,  # noqa: SLF001 - likewise
         _ATEN.argmax.default,

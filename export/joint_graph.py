@@ -25,6 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sparsyfed.edge_runtime.artifact import Artifact, Parameter
 from sparsyfed.edge_runtime.errors import UnsupportedOperationError
 from sparsyfed.edge_runtime.format import ParameterKind
+from sparsyfed.edge_runtime.graph_names import GRADIENT, NEW_STATE, STATE
 from sparsyfed.export import operators
 from sparsyfed.export.powerprop import method_of, reference
 from sparsyfed.export.training_artifact import TrainingArtifact
@@ -32,9 +33,6 @@ from sparsyfed.export.training_artifact import TrainingArtifact
 _ATEN = torch.ops.aten
 PruneSite = Callable[[Tensor, Tensor], Tensor]
 _COPIES = {_ATEN.detach.default, _ATEN.clone.default, _ATEN.alias.default}
-
-STATE, NEW_STATE, GRADIENT = "state.", "new_state.", "gradient."
-"""Prefixes of a parameter's name in the names of inputs and outputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +63,7 @@ class JointGraph:
         return dict(zip(self.inputs, nodes, strict=True))
 
 
+@torch.inference_mode(False)  # whatever the caller is in: gradients are traced
 def joint_graph(artifact: TrainingArtifact) -> JointGraph:
     """Return the training graph of a compiled model.
 
@@ -151,6 +150,7 @@ def add_sgd(graph: JointGraph) -> JointGraph:
     )
 
 
+@torch.inference_mode(False)
 def evaluation_graph(artifact: TrainingArtifact) -> JointGraph:
     """Return the graph of a batch in evaluation mode; it has no input `keep`.
 
@@ -224,8 +224,18 @@ def _batch_norm(  # noqa: PLR0917 - the signature of the operator that it replac
         x, weight, bias, mean, variance, training, momentum, epsilon
     )
     mean.copy_(results[3])
-    variance.copy_(results[4])
-    return results[0], results[1], results[2]
+    if x.shape[2:].numel() > 1:
+        variance.copy_(results[4])
+        return results[0], results[1], results[2]
+    # A batch of one has one value for each channel. Its unbiased variance is 0/0: devices take the plain one, 0.
+    # And the operator's x·a - mean·a is only near to the 0 that (x - mean)·a is.
+    channels = [1, -1, *x.shape[2:]]
+    count = torch.ones_like(x).sum([0, *range(2, x.dim())])  # the trace knows no size of one
+    variance.copy_(torch.where(count == 1, variance * (1 - momentum), results[4]))
+    shifted = x - results[1].view(channels)
+    shifted = shifted if bias is None else shifted + bias.view(channels)
+    output = torch.where((count == 1).view(channels), shifted, results[0])
+    return output, results[1], results[2]
 
 
 def _trace(
@@ -258,9 +268,9 @@ def _fake_inputs(artifact: TrainingArtifact, more: Sequence[Tensor]) -> list[Ten
     """Tensors without data: only the batch size is open. 3 is a size that PyTorch gives no special treatment."""
     mode = FakeTensorMode(shape_env=ShapeEnv())
     native = artifact.native
-    x = torch.empty(3, *artifact.input_shape)
+    x = torch.empty(3, *artifact.input_shape, dtype=torch.float32)
     if artifact.loss == "mse":
-        y = torch.empty(3, *native.tensors[native.output].shape)
+        y = torch.empty(3, *native.tensors[native.output].shape, dtype=torch.float32)
     else:
         y = torch.empty(3, dtype=torch.int64)
 
@@ -272,7 +282,7 @@ def _fake_inputs(artifact: TrainingArtifact, more: Sequence[Tensor]) -> list[Ten
 
     values = artifact.model.state_dict()
     shapes = [values[parameter.name].shape for parameter in native.parameters]
-    static = [fake(torch.empty(shape), DimDynamic.STATIC) for shape in shapes]
+    static = [fake(torch.empty(shape, dtype=torch.float32), DimDynamic.STATIC) for shape in shapes]
     batched = [fake(tensor, DimDynamic.DYNAMIC) for tensor in (x, y)]
     return [*static, *batched, *(fake(tensor, DimDynamic.STATIC) for tensor in more)]
 
@@ -307,7 +317,8 @@ def _with_scalar(graph: JointGraph, name: str) -> JointGraph:
     module = copy.deepcopy(graph.module)
     copied = JointGraph(module, graph.inputs, graph.outputs, graph.layers)
     with module.graph.inserting_after(copied.placeholders[graph.inputs[-1]]):
-        module.graph.placeholder(name).meta["val"] = torch.empty((), device="meta")
+        value = torch.empty((), dtype=torch.float32, device="meta")
+        module.graph.placeholder(name).meta["val"] = value
     return JointGraph(module, (*graph.inputs, name), graph.outputs, graph.layers)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsyfed.edge_runtime.graph_names import GRADIENT, NEW_STATE, STATE
 from sparsyfed.edge_runtime.kept_inputs import input_sizes
 from sparsyfed.export.gate import Verification
 from sparsyfed.export.joint_graph import JointGraph
@@ -16,12 +18,31 @@ FORMAT = 1
 """Version of the manifest; it changes when a field changes its meaning."""
 
 
+KEEP_RULE = "ceil(stored * batch * input_elements / positions)"
+"""How many inputs a layer keeps, in exact integers; see `kept_inputs.keep_count`."""
+
+_PARAMETER_ROLES = {
+    STATE: "value",
+    NEW_STATE: "new value",
+    GRADIENT: "gradient",
+}
+_ROLES = {
+    "x": "examples",
+    "y": "labels or targets",
+    "keep": "inputs kept by each layer",
+    "learning_rate": "learning rate",
+    "weight_decay": "weight decay",
+    "loss": "mean loss of the batch",
+    "correct": "right answers",
+}
+
+
 def manifest(artifact: TrainingArtifact, target: str, engine: dict[str, str]) -> dict[str, Any]:
     """Return the description of an export, without its files and before it is verified.
 
     `engine` maps the packages that the target was written with to their versions. `layers` lists the prunable weights
-    in the order of the input `keep`: of a batch of n examples, a layer with `stored` nonzeros keeps
-    ceil(stored · n · input_elements / positions) of its inputs.
+    in the order of the input `keep`, whose `rule` says how many inputs of a batch each of them keeps; `stored` is the
+    number of entries that the state has of the layer's weight.
     """
     return {
         "format": FORMAT,
@@ -49,7 +70,7 @@ def interface(artifact: TrainingArtifact) -> dict[str, Any]:
             "type": "int64" if cross_entropy else "float32",
             "shape": ["batch"] if cross_entropy else ["batch", *output.shape],
         },
-        "keep": {"type": "int64", "shape": [len(layers)]},
+        "keep": {"type": "int64", "shape": [len(layers)], "rule": KEEP_RULE},
         "parameters": [
             {
                 "name": parameter.name,
@@ -63,6 +84,18 @@ def interface(artifact: TrainingArtifact) -> dict[str, Any]:
             for layer, size in zip(layers, input_sizes(native), strict=True)
         ],
     }
+
+
+def signature(inputs: Sequence[str], outputs: Sequence[str]) -> dict[str, list[dict[str, str]]]:
+    """Return names and roles of what a graph or method takes and gives, in order, for the field `graphs`."""
+    return {"inputs": list(map(_port, inputs)), "outputs": list(map(_port, outputs))}
+
+
+def _port(name: str) -> dict[str, str]:
+    for prefix, role in _PARAMETER_ROLES.items():
+        if name.startswith(prefix):
+            return {"name": name, "role": role, "parameter": name.removeprefix(prefix)}
+    return {"name": name, "role": _ROLES[name]}
 
 
 def verification_record(verified: Verification) -> dict[str, float | str]:

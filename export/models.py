@@ -202,7 +202,7 @@ BUILT_IN = {
 
 def example_input(name: str) -> Tensor:
     """Return a batch of one example, zeros, for a built-in model with its default arguments."""
-    return torch.zeros(1, *_built_in(name).input_shape)
+    return torch.zeros(1, *_built_in(name).input_shape, dtype=torch.float32)
 
 
 def load_model(name: str, **arguments: Any) -> nn.Module:

@@ -314,9 +314,9 @@ def average_pool_backward(low: Lowering, node: Node) -> str:
     geometry = _pool_geometry(arguments)
     kernel, stride, pads = (geometry[key] for key in ("kernel_shape", "strides", "pads"))
     outputs = spatial_shape(arguments["grad_output"])
-    ones = torch.ones(1, 1, *shape[2:])
+    ones = torch.ones(1, 1, *shape[2:], dtype=torch.float32)
     if arguments["count_include_pad"]:
-        counts = torch.full((1, 1, *outputs), float(math.prod(kernel)))
+        counts = torch.full((1, 1, *outputs), math.prod(kernel), dtype=torch.float32)
     else:
         filled = torch.nn.functional.avg_pool2d(ones, kernel, stride, pads[:2])
         counts = (filled * math.prod(kernel)).round()

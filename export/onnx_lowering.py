@@ -11,7 +11,8 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from sparsyfed.edge_runtime.errors import UnsupportedOperationError
-from sparsyfed.export.joint_graph import STATE, JointGraph
+from sparsyfed.edge_runtime.graph_names import STATE
+from sparsyfed.export.joint_graph import JointGraph
 from sparsyfed.export.onnx_graph import IR_VERSION, OPSET, Lowering, OnnxGraph, value_info
 from sparsyfed.export.onnx_operations import RULES
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from onnx import numpy_helper
 from torch.fx import Node
 
 from sparsyfed.edge_runtime.errors import UnsupportedOperationError
@@ -209,7 +210,17 @@ def _transposed(low: Lowering, node: Node) -> str:
 
 
 def _ones(low: Lowering, node: Node) -> str:
-    return low.graph.constant(np.ones(shape_of(node), np.float32))
+    shape = shape_of(node)
+    if -1 not in shape:
+        return low.graph.constant(np.ones(shape, np.float32))
+    one = numpy_helper.from_array(np.ones(1, np.float32))
+    return low.graph.call(
+        "ConstantOfShape", low.graph.call("Shape", low.name(node.args[0])), value=one
+    )
+
+
+def _where(low: Lowering, node: Node) -> str:
+    return low.graph.call("Where", *map(low.name, node.args))
 
 
 def _log_softmax(low: Lowering, node: Node) -> str:
@@ -305,6 +316,8 @@ RULES: dict[Any, Rule] = {
     _ATEN.mul.Tensor: _binary("Mul"),
     _ATEN.div.Scalar: _binary("Div"),
     _ATEN.eq.Tensor: _binary("Equal"),
+    _ATEN.eq.Scalar: _binary("Equal"),
+    _ATEN.where.self: _where,
     _ATEN._log_softmax.default: _log_softmax,  # noqa: SLF001 - an operator's name
     _ATEN._log_softmax_backward_data.default: _log_softmax_backward,  # noqa: SLF001 - likewise
     _ATEN.nll_loss_forward.default: _negative_log_likelihood,

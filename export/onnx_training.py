@@ -20,11 +20,9 @@ from torch import Tensor
 
 from sparsyfed.edge_runtime.errors import VerificationError
 from sparsyfed.edge_runtime.format import ParameterKind
+from sparsyfed.edge_runtime.graph_names import GRADIENT, NEW_STATE, STATE
 from sparsyfed.export import gate
 from sparsyfed.export.joint_graph import (
-    GRADIENT,
-    NEW_STATE,
-    STATE,
     JointGraph,
     add_weight_decay,
 )

@@ -12,8 +12,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsyfed.edge_runtime.errors import InputError, UnsupportedOperationError
+from sparsyfed.edge_runtime.kept_inputs import keep_count
+from sparsyfed.export.batch_norm import DeviceBatchNorm
 from sparsyfed.export.parameters import model_tensors
 
 _DROPOUTS = (
@@ -45,14 +48,6 @@ def powerprop(v: Tensor, beta: float) -> Tensor:
     pruned. (Schwarz et al., "Powerpropagation: a sparsity inducing weight reparameterisation", 2021.)
     """
     return cast("Tensor", _PowerProp.apply(v, beta))  # type: ignore[no-untyped-call]
-
-
-def keep_count(nonzeros: int, positions: int, elements: int) -> int:
-    """Return how many of a layer input's `elements` are kept: ceil(nonzeros · elements / positions).
-
-    `nonzeros` of the weight's `positions` are in its support. All are exact integers.
-    """
-    return -(-nonzeros * elements // positions)
 
 
 def keep_largest(x: Tensor, count: int) -> Tensor:
@@ -146,8 +141,9 @@ def reference(model: nn.Module, beta: float = 1.25) -> nn.Module:
     """Return a copy of `model` that computes as a training device does, its weights taken as v.
 
     Each Conv1d, Conv2d and Linear (grouped ones included) becomes its pruned form; names in the state dict stay.
-    Dropout modules get probability 0, because devices do not drop out. The mode (train or eval) is kept. The density
-    of a layer is that of its nonzeros; a device counts what its state stores, zeros too if a state stores any.
+    Dropout modules get probability 0, because devices do not drop out; batch norms train on a single value for each
+    channel, too. The mode (train or eval) is kept. The density of a layer is that of its nonzeros; a device counts what
+    its state stores, zeros too if a state stores any.
 
     Raises UnsupportedOperationError for shared or frozen parameters, for subclasses of these layers and for padding
     modes other than "zeros".
@@ -166,6 +162,8 @@ def method_of(model: nn.Module, weight: str) -> Method:
 def _replace(module: nn.Module, beta: float, path: str) -> nn.Module:
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
         return _pruned(module, beta, path)
+    if isinstance(module, _BatchNorm):
+        return DeviceBatchNorm(module).train(module.training)
     if isinstance(module, _DROPOUTS):
         module.p = 0.0
     for name, child in module.named_children():

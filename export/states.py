@@ -107,7 +107,8 @@ def to_inference(model: nn.Module, state: State, beta: float = 1.25) -> nn.Modul
 
 def _draw(shape: torch.Size, beta: float, generator: torch.Generator) -> Tensor:
     std = math.sqrt(1 / math.prod(shape[1:])) / _TRUNCATED_STD
-    u = nn.init.trunc_normal_(torch.empty(shape), 0.0, std, -2 * std, 2 * std, generator=generator)
+    u = torch.empty(shape, dtype=torch.float32)
+    nn.init.trunc_normal_(u, 0.0, std, -2 * std, 2 * std, generator=generator)
     return u.sign() * u.abs().pow(1 / beta)
 
 
@@ -173,7 +174,7 @@ def _dense(stored: SparseTensor | DenseTensor) -> Tensor:
     bounds = _tensor(stored.row_pointer, torch.uint32).long()
     rows = torch.repeat_interleave(torch.arange(stored.rows), bounds.diff())
     width = torch.uint16 if stored.column.typecode == "H" else torch.uint32
-    dense = torch.zeros(stored.rows, stored.columns)
+    dense = torch.zeros(stored.rows, stored.columns, dtype=torch.float32)
     dense[rows, _tensor(stored.column, width).long()] = values
     return dense
 

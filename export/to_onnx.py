@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsyfed.edge_runtime.errors import BackendError, InputError
+from sparsyfed.edge_runtime.errors import BackendError
 from sparsyfed.edge_runtime.files import write_atomic
 from sparsyfed.edge_runtime.state import State
 from sparsyfed.export import gate
@@ -24,14 +24,19 @@ from sparsyfed.export.manifest import (
     file_record,
     manifest,
     operators,
+    signature,
     verification_record,
 )
-from sparsyfed.export.states import dense_tensors
+from sparsyfed.export.states import dense_tensors, initial_state
 from sparsyfed.export.training_artifact import TrainingArtifact
 from sparsyfed.export.training_worker import training_worker
 
 if TYPE_CHECKING:
     import onnxruntime
+
+
+TRAINING_FILES = ("training_model.onnx", "eval_model.onnx", "optimizer_model.onnx", "checkpoint")
+"""What an export holds for onnxruntime-training alone."""
 
 
 def to_onnx(
@@ -48,11 +53,11 @@ def to_onnx(
       outputs `loss` and `new_state.<parameter>`, to be fed as `state.<parameter>` next.
     * `gradients.onnx`: the same without rates; outputs `loss`, `gradient.<parameter>`, `new_state.<statistic>`.
     * `evaluate.onnx`: inputs `state.<parameter>`, `x`, `y`; outputs `loss` and, for cross-entropy, `correct`.
-    * `parameters.onnx` with `parameters.bin`, if a `state` is given: a graph without inputs whose outputs are
-      `state.<parameter>`, large tensors as external data.
-    * `training_model.onnx`, `eval_model.onnx`, `optimizer_model.onnx` and `checkpoint`, if `training`, which needs a
-      `state`: artifacts for onnxruntime-training 1.19.2. A training step takes `x`, `y`, `keep` and `weight_decay`, the
-      optimizer is SGD, and the parameters in the checkpoint are called `state.<parameter>`.
+    * `parameters.onnx` with `parameters.bin`: a graph without inputs whose outputs are `state.<parameter>`, the values
+      of `state` (by default `initial_state` of the model), large tensors as external data.
+    * `training_model.onnx`, `eval_model.onnx`, `optimizer_model.onnx` and `checkpoint`, if `training`: artifacts for
+      onnxruntime-training 1.19.2. A training step takes `x`, `y`, `keep` and `weight_decay`, the optimizer is SGD, and
+      the parameters in the checkpoint are called `state.<parameter>`. Without it those of an older export go.
     * `model.sfd` and `manifest.json`, which is written last.
 
     x is float32 (batch, ...), y int64 labels or float32 targets, `keep` int64 with one count for each prunable weight,
@@ -64,33 +69,40 @@ def to_onnx(
     the environment variable SPARSYFED_ONNXRUNTIME_TRAINING_PYTHON names, since one environment can't hold it and
     onnxruntime. Raises BackendError where it is not there.
     """
-    if training and state is None:
-        raise InputError("training artifacts hold the parameters: give to_onnx a state")
     try:
         # The other targets need no onnx.
         from sparsyfed.export import onnx_lowering, onnx_training  # noqa: PLC0415
     except ImportError as error:
         raise BackendError(f"cannot write ONNX: {error}; install sparsyfed-edge[onnx]") from error
     record = manifest(artifact, "onnx", {**onnx_lowering.VERSIONS, "torch": torch.__version__})
+    if state is None:
+        state = initial_state(artifact.model, artifact.beta)
+    values = dense_tensors(artifact.model, state)
     cases = gate.Cases(artifact) if verify else None
     with training_worker() if training else nullcontext() as worker:
         graph = joint_graph(artifact)
         record["operators"] = operators(graph)
-        graphs = {"train": add_sgd(graph), "gradients": graph}
-        files = onnx_lowering.model_files(graphs | {"evaluate": evaluation_graph(artifact)})
+        graphs = {
+            "train": add_sgd(graph),
+            "gradients": graph,
+            "evaluate": evaluation_graph(artifact),
+        }
+        record["graphs"] = {
+            f"{name}.onnx": signature(source.inputs, source.outputs)
+            for name, source in graphs.items()
+        }
+        files = onnx_lowering.model_files(graphs)
         if cases:
             verified = _verified(artifact, cases, files, record["engine"])
             record["verified"] = verification_record(verified)
-        if state is not None:
-            values = dense_tensors(artifact.model, state)
-            files |= onnx_lowering.parameter_files(values)
-            if worker:
-                files |= onnx_training.training_files(artifact, graph, files, values, worker)
-                record["engine"]["onnxruntime-training"] = worker.version
-                record["verified_training"] = None
-                if cases:
-                    verified = onnx_training.verify_training(artifact, cases, values, worker)
-                    record["verified_training"] = verification_record(verified)
+        files |= onnx_lowering.parameter_files(values)
+        if worker:
+            files |= onnx_training.training_files(artifact, graph, files, values, worker)
+            record["engine"]["onnxruntime-training"] = worker.version
+            record["verified_training"] = None
+            if cases:
+                verified = onnx_training.verify_training(artifact, cases, values, worker)
+                record["verified_training"] = verification_record(verified)
     files["model.sfd"] = artifact.encode()
     _write(Path(directory), files, record)
     return record
@@ -116,6 +128,9 @@ def _write(folder: Path, files: Mapping[str, bytes], record: dict[str, Any]) -> 
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         write_atomic(folder / name, data)
+    for name in TRAINING_FILES:
+        if name not in files:
+            (folder / name).unlink(missing_ok=True)
     record["files"] = [file_record(folder / name) for name in sorted(files)]
     write_atomic(folder / "manifest.json", encode(record))
 

@@ -13,23 +13,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Node
+from torch.jit._recursive import wrap_cpp_module
 from torch.jit._script import RecursiveScriptModule
 
 from sparsyfed.edge_runtime.errors import UnsupportedOperationError
 from sparsyfed.edge_runtime.files import write_atomic
+from sparsyfed.edge_runtime.graph_names import NEW_STATE, STATE
 from sparsyfed.edge_runtime.state import State
 from sparsyfed.export import gate
 from sparsyfed.export.joint_graph import (
-    NEW_STATE,
-    STATE,
     JointGraph,
     add_sgd,
     evaluation_graph,
     joint_graph,
 )
-from sparsyfed.export.manifest import encode, manifest, operators, verification_record
+from sparsyfed.export.manifest import (
+    encode,
+    manifest,
+    operators,
+    signature,
+    verification_record,
+)
 from sparsyfed.export.states import dense_tensors, initial_state
 from sparsyfed.export.training_artifact import TrainingArtifact
 
@@ -66,6 +72,7 @@ def powerprop_backward(self, v: Tensor, d_weight: Tensor, beta: float) -> Tensor
 )
 """What the operators of `operators` are in TorchScript."""
 
+_BATCH = ("x", "y", "keep")
 _ARITHMETIC = {
     operator.add: "+",
     operator.sub: "-",
@@ -99,15 +106,20 @@ def to_torchscript(
     the rates are floats. Beside the code lie the extra files `manifest.json` and `model.sfd`.
 
     With `verify` the written file is read again and run through the gate, which raises VerificationError; without it a
-    fault of the exporter or of this libtorch would be found by the devices. Either way the same file is written, whole
-    or not at all.
+    fault of the exporter or of this libtorch would be found by the devices. The step is the same either way, and the
+    manifest says which it was. The file is written whole or not at all, and the same model gives the same bytes.
     """
-    graph = joint_graph(artifact)
+    graph, evaluation = joint_graph(artifact), evaluation_graph(artifact)
     if state is None:
         state = initial_state(artifact.model, artifact.beta)
-    module = _scripted(artifact, graph, dense_tensors(artifact.model, state))
+    module = _scripted(graph, evaluation, dense_tensors(artifact.model, state))
     record = manifest(artifact, "torchscript", {"torch": torch.__version__})
     record["operators"] = operators(graph)
+    record["graphs"] = {
+        "train_step": signature((*_BATCH, "learning_rate", "weight_decay"), ["loss"]),
+        "gradients": signature(_BATCH, graph.outputs),
+        "evaluate": signature(_BATCH[:2], evaluation.outputs),
+    }
     if verify:
         checked = _verified(artifact, _loaded(_bytes(module, {})))
         record["verified"] = verification_record(checked)
@@ -161,23 +173,29 @@ def _without_deprecation() -> Iterator[None]:
         yield
 
 
-def _scripted(
-    artifact: TrainingArtifact, graph: JointGraph, state: dict[str, Tensor]
-) -> RecursiveScriptModule:
-    # A class of its own for each export, since methods are added to the class.
-    class Step(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.state = state
+def _empty_module(state: dict[str, Tensor]) -> RecursiveScriptModule:
+    """A module with attributes and no methods.
 
-    with _without_deprecation():
-        module: RecursiveScriptModule = torch.jit.script(Step())
+    torch.jit.script numbers its classes by how many the process has made, and the numbers are in the file. So this
+    one is made where there are no others, for which PyTorch has no public way.
+    """
+    library: Any = torch._C  # noqa: SLF001 - see above
+    step = library.ScriptModule("__torch__.Step", library.CompilationUnit(), False)
+    parameters = library.DictType(library.StringType.get(), library.TensorType.get())
+    step._register_attribute("state", parameters, state)  # noqa: SLF001 - likewise
+    step._register_attribute("training", library.BoolType.get(), True)  # noqa: SLF001 - for `eval`
+    module: RecursiveScriptModule = wrap_cpp_module(step)  # type: ignore[no-untyped-call]
+    return module
+
+
+def _scripted(
+    graph: JointGraph, evaluation: JointGraph, state: dict[str, Tensor]
+) -> RecursiveScriptModule:
+    module = _empty_module(state)
     for source in METHODS:
         module.define(source)
     module.define(_dictionary_method("gradients", "x: Tensor, y: Tensor, keep: Tensor", graph))
-    module.define(
-        _dictionary_method("evaluate", "x: Tensor, y: Tensor", evaluation_graph(artifact))
-    )
+    module.define(_dictionary_method("evaluate", "x: Tensor, y: Tensor", evaluation))
     module.define(_training_method(add_sgd(graph)))
     return module
 

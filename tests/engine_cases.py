@@ -67,6 +67,20 @@ def signal_net() -> nn.Module:
     )
 
 
+def narrow_net() -> nn.Module:
+    """Batch norms over one value for each channel of an example, so that a batch of one has one."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 4, bias=False),
+        nn.BatchNorm2d(8, momentum=0.3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8, 12),
+        nn.BatchNorm1d(12, affine=False),
+        nn.SiLU(),
+        nn.Linear(12, 4),
+    )
+
+
 def small_resnet18(norm: models.NormName) -> nn.Module:
     """ResNet-18 with an eighth of its channels."""
     return models.ResNet(10, (8, 16, 32, 64), 2, models._norm(norm))
@@ -81,6 +95,7 @@ BUILDERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "mlp": (models.mlp, (1, 28, 28), "cross_entropy"),
     "odd_net": (OddNet, (2, 21, 15), "cross_entropy"),
     "signal_net": (signal_net, (3, 45), "mse"),
+    "narrow_net": (narrow_net, (3, 4, 4), "cross_entropy"),
 }
 DENSITIES = (1.0, 0.1, 0.02)
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional, grad
 
-from sparsyfed.export.powerprop import Method, keep_count, reference
+from sparsyfed.edge_runtime.kept_inputs import keep_count
+from sparsyfed.export.powerprop import Method, reference
 from sparsyfed.tools.bench_session import LEARNING_RATE, WEIGHT_DECAY
 from sparsyfed.tools.bench_timing import Side
 

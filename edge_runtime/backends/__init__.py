@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from sparsyfed.edge_runtime import _native
 from sparsyfed.edge_runtime.errors import BackendError
-from sparsyfed.edge_runtime.plan import plan
-from sparsyfed.edge_runtime.state import State
+from sparsyfed.edge_runtime.match import require_match
+from sparsyfed.edge_runtime.state import State, encoded_state
 
 if TYPE_CHECKING:
     from sparsyfed.edge_runtime.backends.engine_session import EngineSession
@@ -30,12 +30,15 @@ def open_engine(
     """Session on an exported step: the folder of `export.to_onnx`, the file of another target.
 
     Raises BackendError when the engine is not installed or does not take the file, FormatError for
-    malformed files, MismatchError when export and state don't belong together.
+    malformed files, OSError for a path that is not there, MismatchError when export and state don't
+    belong together, InputError for a state that is none.
     """
     engine_session, module = _modules(backend)
+    Path(path).stat()  # no such path is the system's error, as it is for native sessions
+    encoded = encoded_state(state)
     engine = module.load(Path(path), threads)
-    state = state if isinstance(state, State) else State.decode(state)
-    plan(engine.artifact, state.encode(), 1)  # raises where they don't belong together
+    require_match(engine.artifact, encoded)
+    state = state if isinstance(state, State) else State.decode(encoded)
     session: EngineSession = engine_session.EngineSession(engine, state, batch_size)
     return session
 

@@ -6,21 +6,22 @@ import itertools
 import math
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsyfed.edge_runtime import container
+from sparsyfed.edge_runtime.arguments import check_round, require_rate
 from sparsyfed.edge_runtime.artifact import Artifact
-from sparsyfed.edge_runtime.batches import Batch, check_batch, require_rate
+from sparsyfed.edge_runtime.batches import Batch, check_batch, divergence, refuse_values
 from sparsyfed.edge_runtime.budget import keep_counts
 from sparsyfed.edge_runtime.errors import DivergedError, InputError
 from sparsyfed.edge_runtime.format import Loss, ParameterKind
 from sparsyfed.edge_runtime.kept_inputs import kept_inputs
 from sparsyfed.edge_runtime.process_memory import peak_rss_bytes
+from sparsyfed.edge_runtime.sparse_arrays import entry_positions, largest, selected
 from sparsyfed.edge_runtime.state import DenseTensor, SparseTensor, State
 from sparsyfed.edge_runtime.update import SparseUpdate
 
@@ -92,8 +93,6 @@ class EngineSession:
     """
 
     def __init__(self, engine: Engine, state: State, batch_size: int) -> None:
-        if batch_size < 1:
-            raise InputError(f"got batch size {batch_size}, wanted at least 1")
         if engine.batch_limit is not None and batch_size > engine.batch_limit:
             raise InputError(
                 f"got batch size {batch_size}, this export takes {engine.batch_limit} at most: "
@@ -107,7 +106,9 @@ class EngineSession:
         """Threads that compute, with the one that calls."""
         self._engine: Engine | None = engine
         self._state = state
-        self._places = {t.name: _places(t) for t in state.tensors if isinstance(t, SparseTensor)}
+        self._places = {
+            t.name: entry_positions(t) for t in state.tensors if isinstance(t, SparseTensor)
+        }
         self._steps = 0
         engine.load({tensor.name: self._dense(tensor) for tensor in state.tensors})
 
@@ -141,22 +142,21 @@ class EngineSession:
         require_rate("weight_decay", weight_decay)
         engine, batch = self._open_engine(), check_batch(self.artifact, x, y, self.batch_size)
         loss = engine.train(
-            *self._arrays(batch), self._keep(batch.examples), learning_rate, weight_decay
+            *self._arrays(batch, "step"), self._keep(batch.examples), learning_rate, weight_decay
         )
         if not math.isfinite(loss):
-            raise DivergedError(
-                "step: the loss, a gradient or a new value is not finite; the step was not applied: "
-                "lower the learning rate"
-            )
+            raise DivergedError(divergence("step"))
         self._steps += 1
         return loss
 
     def gradients(self, x: BufferLike, y: BufferLike) -> tuple[float, dict[str, array[float]]]:
         """Mean loss of the batch in training mode and all gradients; see `Session.gradients`."""
         engine, batch = self._open_engine(), check_batch(self.artifact, x, y, self.batch_size)
-        loss, dense = engine.gradients(*self._arrays(batch), self._keep(batch.examples))
+        loss, dense = engine.gradients(
+            *self._arrays(batch, "gradients"), self._keep(batch.examples)
+        )
         if not math.isfinite(loss) or not all(np.isfinite(g).all() for g in dense.values()):
-            raise DivergedError("gradients: the loss or a gradient is not finite")
+            raise DivergedError(divergence("gradients"))
         return loss, {
             parameter.name: self._stored(parameter.name, dense[parameter.name])
             for parameter in self.artifact.parameters
@@ -166,7 +166,7 @@ class EngineSession:
     def evaluate(self, x: BufferLike, y: BufferLike) -> tuple[float, int | None]:
         """Mean loss and number of right answers in evaluation mode; see `Session.evaluate`."""
         engine, batch = self._open_engine(), check_batch(self.artifact, x, y)
-        inputs, targets = self._arrays(batch)
+        inputs, targets = self._arrays(batch, "evaluation")
         total, correct = 0.0, 0
         for start in range(0, batch.examples, self.batch_size):
             part = slice(start, start + self.batch_size)
@@ -174,7 +174,7 @@ class EngineSession:
             total += loss * len(inputs[part])
             correct += right
         if not math.isfinite(total):
-            raise DivergedError("evaluation: the loss is not finite")
+            raise DivergedError(divergence("evaluation"))
         squared = self.artifact.loss is Loss.MEAN_SQUARED_ERROR
         return total / batch.examples, None if squared else correct
 
@@ -185,6 +185,7 @@ class EngineSession:
         round: int | None = None,
     ) -> SparseUpdate:
         """The largest |v|, as `budget.keep_counts` says, and the dense tensors; see `Session.update`."""
+        number = self._state.round if round is None else check_round(round)
         counts = keep_counts(self.artifact.parameters, sparsity, budget)
         state = self.state()
         weights = [tensor for tensor in state.tensors if isinstance(tensor, SparseTensor)]
@@ -195,12 +196,14 @@ class EngineSession:
             kept = [counts[index] for index in self.artifact.prunable]
         pruned = {}
         for group, count in zip(groups, kept, strict=True):
-            masks = largest(np.concatenate([np.asarray(t.value) for t in group]), count)
+            values = np.concatenate([np.asarray(tensor.value, np.float32) for tensor in group])
+            chosen = largest(values, count)
             ends = itertools.accumulate(tensor.count for tensor in group)
             for tensor, end in zip(group, ends, strict=True):
-                pruned[tensor.name] = select(tensor, masks[end - tensor.count : end])
+                part = slice(end - tensor.count, end)
+                pruned[tensor.name] = selected(tensor, values[part], chosen[part])
         tensors = tuple(pruned.get(tensor.name, tensor) for tensor in state.tensors)
-        return SparseUpdate(tensors, state.round if round is None else round, state.support_id)
+        return SparseUpdate(tensors, number, state.support_id)
 
     def state(self) -> State:
         """Copy of the model as trained so far, with support and round of the state it began as."""
@@ -229,23 +232,19 @@ class EngineSession:
     def _keep(self, examples: int) -> Integers:
         return np.array(kept_inputs(self.artifact, self._state, examples), np.int64)
 
-    def _arrays(self, batch: Batch) -> tuple[Floats, NDArray[Any]]:
+    def _arrays(self, batch: Batch, action: str) -> tuple[Floats, NDArray[Any]]:
         """Inputs and targets in the model's shapes. Raises InputError for values it can't take."""
         shape = (batch.examples, *self.artifact.tensors[0].shape)
         x = np.frombuffer(batch.x, np.float32).reshape(shape)
         output = self.artifact.tensors[self.artifact.output]
         if self.artifact.loss is Loss.MEAN_SQUARED_ERROR:
             y = np.frombuffer(batch.y, np.float32).reshape(batch.examples, *output.shape)
-            bad = not np.isfinite(y).all()
+            good = bool(np.isfinite(y).all())
         else:
             y = np.asarray(batch.y).astype(np.int64)
-            bad = bool(((y < 0) | (y >= output.size)).any())
-        if bad:
-            raise InputError(
-                f"got y with a value that is not finite, or a label outside 0 to {output.size - 1}"
-            )
-        if not np.isfinite(x).all():
-            raise InputError("got x with a value that is not finite")
+            good = bool(((y >= 0) & (y < output.size)).all())
+        if not good or not np.isfinite(x).all():
+            refuse_values(self.artifact, batch, action)
         return x, y
 
     def _dense(self, tensor: SparseTensor | DenseTensor) -> Floats:
@@ -260,36 +259,3 @@ class EngineSession:
         places = self._places.get(name)
         values = dense if places is None else dense[places]
         return array("f", values.tobytes())
-
-
-def _places(tensor: SparseTensor) -> Integers:
-    """The position of each stored entry in the dense weight."""
-    bounds = np.asarray(tensor.row_pointer, np.int64)
-    rows = np.repeat(np.arange(tensor.rows, dtype=np.int64), bounds[1:] - bounds[:-1])
-    return rows * tensor.columns + np.asarray(tensor.column, np.int64)
-
-
-def largest(values: Floats, count: int) -> NDArray[np.bool_]:
-    """Mark the `count` largest |value|, ties at the lower place first, exact zeros never."""
-    size = np.abs(values)
-    chosen: NDArray[np.bool_] = size > 0
-    if count >= np.count_nonzero(chosen):
-        return chosen
-    threshold = np.partition(size, len(size) - count)[len(size) - count]
-    chosen = size > threshold
-    equal = np.flatnonzero(size == threshold)
-    chosen[equal[: count - np.count_nonzero(chosen)]] = True
-    return chosen
-
-
-def select(tensor: SparseTensor, chosen: NDArray[np.bool_]) -> SparseTensor:
-    """The tensor with the chosen entries of its support alone."""
-    before = np.concatenate([[0], np.cumsum(chosen)])
-    row_pointer = before[np.asarray(tensor.row_pointer)].astype(np.uint32)
-    code = container.column_type(tensor.columns)
-    return replace(
-        tensor,
-        row_pointer=array("I", row_pointer.tobytes()),
-        column=array(code, np.asarray(tensor.column)[chosen].tobytes()),
-        value=array("f", np.asarray(tensor.value, np.float32)[chosen].tobytes()),
-    )

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.backends.export_folder import ExportFolder
 from sparsyfed.edge_runtime.errors import BackendError
+from sparsyfed.edge_runtime.graph_names import GRADIENT, NEW_STATE, STATE
 
 Floats = NDArray[np.float32]
-STATE, NEW_STATE, GRADIENT = "state.", "new_state.", "gradient."
 
 
 def load(path: Path, threads: int) -> OnnxEngine:

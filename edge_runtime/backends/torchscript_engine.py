@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,13 @@ from numpy.typing import NDArray
 
 from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.errors import BackendError, FormatError
+from sparsyfed.edge_runtime.graph_names import GRADIENT
 
 Floats = NDArray[np.float32]
-GRADIENT = "gradient."
 
 
 def load(path: Path, threads: int) -> TorchScriptEngine:
-    """Engine of an export. Raises FormatError where the file is none.
-
-    PyTorch has one number of threads for the whole process: it is set to `threads`.
-    """
+    """Engine of an export. Raises FormatError where the file is none."""
     extra: dict[str, Any] = {"model.sfd": ""}
     try:
         with warnings.catch_warnings():
@@ -33,8 +31,18 @@ def load(path: Path, threads: int) -> TorchScriptEngine:
         raise FormatError(f"{path} is no TorchScript file: {error}") from error
     if not extra["model.sfd"] or not hasattr(module, "train_step"):
         raise FormatError(f"{path} is TorchScript, but no training step: export it again")
-    torch.set_num_threads(threads)
     return TorchScriptEngine(module, Artifact.decode(extra["model.sfd"]), threads)
+
+
+@contextmanager
+def process_threads(threads: int) -> Iterator[None]:
+    """PyTorch has one number of threads for the whole process: for a while it is `threads`."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class TorchScriptEngine:
@@ -92,6 +100,7 @@ class TorchScriptEngine:
             for value in arguments
         ]
         try:
-            return method(*tensors)
+            with process_threads(self.threads):
+                return method(*tensors)
         except RuntimeError as error:
             raise BackendError(f"{self.name}: {error}") from error

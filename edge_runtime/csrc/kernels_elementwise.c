@@ -62,18 +62,13 @@ void sfd_rectifier_backward(const uint32_t *mask, const float *dy, uint32_t coun
         mask_word(mask[i / 32u], count - i, dx + i);
 }
 
-#define INVERSE_SQRT_2 0.70710678f
-#define INVERSE_SQRT_2_PI 0.39894228f
-#define SQRT_2_OVER_PI 0.79788456f
-#define GELU_CUBIC 0.044715f
-
 static float smooth_value(const struct sfd_operation *operation, float x)
 {
     if (operation->kind == SFD_OPERATION_SILU)
         return x / (1.0f + sfd_exp(-x));
     if (operation->flags & SFD_FLAG_GELU_TANH)
-        return 0.5f * x * (1.0f + sfd_tanh(SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x)));
-    return 0.5f * x * (1.0f + sfd_erf(x * INVERSE_SQRT_2));
+        return 0.5f * x * (1.0f + sfd_tanh(SFD_SQRT_2_OVER_PI * (x + SFD_GELU_CUBIC * x * x * x)));
+    return 0.5f * x * (1.0f + sfd_erf(x * SFD_INVERSE_SQRT_2));
 }
 
 static float smooth_slope(const struct sfd_operation *operation, float x)
@@ -83,12 +78,12 @@ static float smooth_slope(const struct sfd_operation *operation, float x)
         return s * (1.0f + x * (1.0f - s));
     }
     if (operation->flags & SFD_FLAG_GELU_TANH) {
-        float t = sfd_tanh(SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x));
-        float inner = SQRT_2_OVER_PI * (1.0f + 3.0f * GELU_CUBIC * x * x);
+        float t = sfd_tanh(SFD_SQRT_2_OVER_PI * (x + SFD_GELU_CUBIC * x * x * x));
+        float inner = SFD_SQRT_2_OVER_PI * (1.0f + 3.0f * SFD_GELU_CUBIC * x * x);
         return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * inner;
     }
-    return 0.5f * (1.0f + sfd_erf(x * INVERSE_SQRT_2)) +
-           x * INVERSE_SQRT_2_PI * sfd_exp(-0.5f * x * x);
+    return 0.5f * (1.0f + sfd_erf(x * SFD_INVERSE_SQRT_2)) +
+           x * SFD_INVERSE_SQRT_2_PI * sfd_exp(-0.5f * x * x);
 }
 
 void sfd_smooth_forward(const struct sfd_operation *operation, const float *x, uint32_t count,

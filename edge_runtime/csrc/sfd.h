@@ -214,6 +214,11 @@ SFD_API int sfd_container_check(const uint8_t *data, size_t data_bytes,
 SFD_API int sfd_update_check(const uint8_t *update, size_t update_bytes, const uint8_t *base,
                              size_t base_bytes, struct sfd_problem *problem);
 
+/* Check an artifact and a state as above, and that the state's tensors are the artifact's
+ * parameters (else SFD_ERR_MISMATCH). */
+SFD_API int sfd_state_check(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *state,
+                            size_t state_bytes, struct sfd_problem *problem);
+
 /* Bytes of workspace that sfd_plan takes for this artifact. Checks the artifact. */
 SFD_API int sfd_workspace_bytes(const uint8_t *artifact, size_t artifact_bytes, uint64_t *bytes,
                                 struct sfd_problem *problem);

@@ -48,8 +48,7 @@ static void sparse_backward(struct sfd_session *session, const struct sfd_step *
     kernels->backward(&layer, working, &saved, dy, dx, node->delivery0 == SFD_DELIVER_ACCUMULATE,
                       working, n, sfd_working_data(session, step->scratch),
                       &session->counters.done);
-    kernels->tensors->powerprop_backward(sfd_region_data(session, slot->value), working,
-                                         slot->count, session->beta);
+    sfd_powerprop_slot(session, slot, kernels->tensors->powerprop_backward);
 }
 
 /* The operations that are fused with the norm, and the norm. */

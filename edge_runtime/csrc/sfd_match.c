@@ -55,6 +55,20 @@ int sfd_state_matches(const struct sfd_artifact_view *artifact,
     return error;
 }
 
+int sfd_state_check(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *state,
+                    size_t state_bytes, struct sfd_problem *problem)
+{
+    struct sfd_artifact_view structure;
+    struct sfd_container_view values;
+    int error = sfd_artifact_open(artifact, artifact_bytes, &structure, problem);
+
+    if (error == SFD_OK)
+        error = sfd_container_open(state, state_bytes, &values, problem);
+    if (error == SFD_OK)
+        error = sfd_state_matches(&structure, &values, problem);
+    return error;
+}
+
 /* Each column of a row of the update is one of the same row of the base: both rise strictly. */
 static int check_support(const uint8_t *update, const struct sfd_entry *part, const uint8_t *base,
                          const struct sfd_entry *whole, struct sfd_problem *problem)

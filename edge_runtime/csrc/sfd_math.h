@@ -14,6 +14,12 @@ float sfd_exp(float x);
 float sfd_log(float x);
 float sfd_tanh(float x);
 float sfd_erf(float x);
+
+#define SFD_INVERSE_SQRT_2 0.70710678f
+#define SFD_INVERSE_SQRT_2_PI 0.39894228f
+#define SFD_SQRT_2_OVER_PI 0.79788456f
+#define SFD_GELU_CUBIC 0.044715f /* of the approximation by tanh */
+
 float sfd_power(float base, float exponent);
 void sfd_powerprop_forward(const float *v, float *w, uint32_t count, float beta);
 void sfd_powerprop_backward(const float *v, float *gradient, uint32_t count, float beta);

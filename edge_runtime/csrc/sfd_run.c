@@ -76,6 +76,33 @@ static void pack_input(struct sfd_session *session, const struct sfd_node *node,
                                         session->team);
 }
 
+struct powerprop_work {
+    sfd_powerprop pass;
+    const float *v;
+    float *working;
+    uint32_t count;
+    float beta;
+};
+
+static void powerprop_share(void *context, uint32_t index, uint32_t count)
+{
+    const struct powerprop_work *work = context;
+    const uint32_t first = sfd_run_share(work->count, index, count);
+    const uint32_t last = sfd_run_share(work->count, index + 1u, count);
+
+    work->pass(work->v + first, work->working + first, last - first, work->beta);
+}
+
+void sfd_powerprop_slot(struct sfd_session *session, const struct sfd_slot *slot,
+                        sfd_powerprop pass)
+{
+    struct powerprop_work work = {pass, sfd_region_data(session, slot->value),
+                                  sfd_region_data(session, slot->working), slot->count,
+                                  session->beta};
+
+    sfd_team_run(slot->count < SFD_SHARED_LEAST ? NULL : session->team, powerprop_share, &work);
+}
+
 /* The working copy of a weight holds w from the forward until the layer's backward. */
 static void sparse_forward(struct sfd_session *session, const struct sfd_step *step, uint32_t n,
                            int training)
@@ -90,8 +117,7 @@ static void sparse_forward(struct sfd_session *session, const struct sfd_step *s
 
     sfd_slot_support(session, slot, &layer.support);
     if (step->action == SFD_ACTION_FORWARD)
-        session->kernels->tensors->powerprop_forward(sfd_region_data(session, slot->value), w,
-                                                     slot->count, session->beta);
+        sfd_powerprop_slot(session, slot, session->kernels->tensors->powerprop_forward);
     done = session->kernels->forward(&layer, w, bias, x, sfd_tensor_data(session, step->output), n,
                                      sfd_working_data(session, step->scratch));
     if (!training)

@@ -212,33 +212,94 @@ static int running_statistics(struct sfd_session *session, uint32_t n, int apply
 
 #define STEP_RUN 64u
 
-/* They do not where a gradient is not finite: whatever it is multiplied by, no number comes out. */
-static int parameters_stay_finite(const struct sfd_session *session, float learning_rate,
-                                  float weight_decay)
-{
-    uint32_t i, start, k;
+/* An update of the parameters, as threads share it: first they all look whether everything stays
+ * finite. It does not where a gradient is not: whatever that is multiplied by, no number comes
+ * out. */
+struct update_work {
+    struct sfd_session *session;
+    float learning_rate, weight_decay;
+    int diverges[SFD_MAX_THREADS];
+};
 
-    for (i = 0u; i < session->parameter_count; ++i) {
-        const struct sfd_slot *slot = &session->slots[i];
-        const float *gradient = sfd_slot_gradient(session, slot);
-        const float *value = sfd_region_data(session, slot->value);
-        for (start = 0u; gradient != NULL && start < slot->count; start += STEP_RUN) {
-            uint32_t run = slot->count - start < STEP_RUN ? slot->count - start : STEP_RUN;
-            float next[STEP_RUN];
-            for (k = 0u; k < run; ++k)
-                next[k] =
-                    stepped(value[start + k], gradient[start + k], learning_rate, weight_decay);
-            if (!sfd_all_finite(next, run))
-                return 0;
-        }
+static int stays_finite(const float *value, const float *gradient, uint32_t count,
+                        float learning_rate, float weight_decay)
+{
+    uint32_t start, k;
+
+    for (start = 0u; start < count; start += STEP_RUN, value += STEP_RUN, gradient += STEP_RUN) {
+        const uint32_t run = count - start < STEP_RUN ? count - start : STEP_RUN;
+        float next[STEP_RUN];
+        for (k = 0u; k < run; ++k)
+            next[k] = stepped(value[k], gradient[k], learning_rate, weight_decay);
+        if (!sfd_all_finite(next, run))
+            return 0;
     }
     return 1;
+}
+
+static void check_share(void *context, uint32_t index, uint32_t count)
+{
+    struct update_work *work = context;
+    uint32_t i;
+
+    for (i = 0u; i < work->session->parameter_count && !work->diverges[index]; ++i) {
+        const struct sfd_slot *slot = &work->session->slots[i];
+        const float *gradient = sfd_slot_gradient(work->session, slot);
+        const float *value = sfd_region_data(work->session, slot->value);
+        const uint32_t first = sfd_run_share(slot->count, index, count);
+        const uint32_t last = sfd_run_share(slot->count, index + 1u, count);
+        if (gradient != NULL)
+            work->diverges[index] = !stays_finite(value + first, gradient + first, last - first,
+                                                  work->learning_rate, work->weight_decay);
+    }
+}
+
+static void apply_step(float *value, const float *gradient, uint32_t count, float learning_rate,
+                       float weight_decay)
+{
+    uint32_t k;
+
+    for (k = 0u; k < count; ++k)
+        value[k] = stepped(value[k], gradient[k], learning_rate, weight_decay);
+}
+
+static void update_share(void *context, uint32_t index, uint32_t count)
+{
+    const struct update_work *work = context;
+    uint32_t i;
+
+    for (i = 0u; i < work->session->parameter_count; ++i) {
+        const struct sfd_slot *slot = &work->session->slots[i];
+        const float *gradient = sfd_slot_gradient(work->session, slot);
+        float *value = sfd_region_data(work->session, slot->value);
+        const uint32_t first = sfd_run_share(slot->count, index, count);
+        const uint32_t last = sfd_run_share(slot->count, index + 1u, count);
+        if (gradient != NULL)
+            apply_step(value + first, gradient + first, last - first, work->learning_rate,
+                       work->weight_decay);
+    }
+}
+
+/* SFD_ERR_DIVERGED, and nothing has changed, where a number would not stay finite. */
+static int update(struct sfd_session *session, uint32_t n, float learning_rate, float weight_decay)
+{
+    struct update_work work = {session, learning_rate, weight_decay, {0}};
+    uint32_t i;
+
+    sfd_team_run(session->team, check_share, &work);
+    for (i = 0u; i < SFD_MAX_THREADS; ++i)
+        if (work.diverges[i])
+            return SFD_ERR_DIVERGED;
+    if (!running_statistics(session, n, 0))
+        return SFD_ERR_DIVERGED;
+    sfd_team_run(session->team, update_share, &work);
+    running_statistics(session, n, 1);
+    return SFD_OK;
 }
 
 int sfd_step(struct sfd_session *session, const float *x, const void *y, enum sfd_target target,
              uint32_t n, float learning_rate, float weight_decay, float *loss)
 {
-    uint32_t i, k;
     int error;
 
     if (!(learning_rate >= 0.0f && learning_rate < SFD_INFINITY) ||
@@ -247,17 +308,9 @@ int sfd_step(struct sfd_session *session, const float *x, const void *y, enum sf
     error = compute_gradients(session, x, y, target, n, loss);
     if (error != SFD_OK)
         return error;
-    if (!parameters_stay_finite(session, learning_rate, weight_decay) ||
-        !running_statistics(session, n, 0))
-        return SFD_ERR_DIVERGED;
-    for (i = 0u; i < session->parameter_count; ++i) {
-        const struct sfd_slot *slot = &session->slots[i];
-        const float *gradient = sfd_slot_gradient(session, slot);
-        float *value = sfd_region_data(session, slot->value);
-        for (k = 0u; gradient != NULL && k < slot->count; ++k)
-            value[k] = stepped(value[k], gradient[k], learning_rate, weight_decay);
-    }
-    running_statistics(session, n, 1);
+    error = update(session, n, learning_rate, weight_decay);
+    if (error != SFD_OK)
+        return error;
     ++session->counters.steps;
     return SFD_OK;
 }

@@ -32,4 +32,13 @@ static inline uint32_t sfd_share(uint32_t total, uint32_t index, uint32_t count)
     return (uint32_t)((uint64_t)total * index / count);
 }
 
+/* The same in runs of 64, so that the ends of vectors do not depend on the threads. */
+static inline uint32_t sfd_run_share(uint32_t total, uint32_t index, uint32_t count)
+{
+    return index == count ? total : sfd_share(total / 64u, index, count) * 64u;
+}
+
+/* Passes over fewer floats than these take no longer than to call other threads. */
+#define SFD_SHARED_LEAST 8192u
+
 #endif

@@ -106,7 +106,7 @@ static int random_shape(struct sfd_layer *layer)
                                       shape->padding_h, shape->dilation_h);
     layer->out_width = output_length(layer->in_width, shape->kernel_w, shape->stride_w,
                                      shape->padding_w, shape->dilation_w);
-    layer->support.rows = shape->groups * (1u + below(6u));
+    layer->support.rows = shape->groups * (1u + below(below(4u) == 0u ? 24u : 6u));
     layer->support.columns = layer->in_channels / shape->groups * shape->kernel_h * shape->kernel_w;
     return 1;
 }

@@ -230,6 +230,9 @@ static int run_state(const struct bytes *files, uint64_t *random, struct tally *
 
     check_problem(code, &problem, state->size);
     PROMISE(code == SFD_OK || run == code);
+    fit = sfd_state_check(files[ARTIFACT].data, files[ARTIFACT].size, state->data, state->size,
+                          &problem);
+    PROMISE(code == SFD_OK ? fit == SFD_OK || fit == run : fit == code);
     fit = sfd_update_check(files[UPDATE].data, files[UPDATE].size, state->data, state->size,
                            &problem);
     PROMISE(code == SFD_OK || fit == code);

@@ -109,6 +109,7 @@ static void test_missing_data(void)
     EXPECT(problem.got == 0 && problem.wanted == SFD_ARTIFACT_HEADER_BYTES);
     EXPECT(sfd_container_check(NULL, 0, NULL) == SFD_ERR_LENGTH);
     EXPECT(sfd_update_check(NULL, 0, NULL, 0, NULL) == SFD_ERR_LENGTH);
+    EXPECT(sfd_state_check(NULL, 0, NULL, 0, NULL) == SFD_ERR_LENGTH);
 }
 
 int main(void)

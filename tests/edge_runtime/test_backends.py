@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from engine_cases import batch, compiled, state_at
 
 from sparsyfed import export
@@ -160,6 +162,21 @@ def test_a_layer_without_a_nonzero_trains_and_stays_empty(backend: str, exported
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_batch_of_one_value_for_each_norm_trains(backend: str, exported: Exported) -> None:
+    state = state_at(compiled("narrow_net"), 0.5)
+    x, y = (tensor.numpy() for tensor in batch(compiled("narrow_net"), 7, seed=0))
+    with (
+        opened(exported, "narrow_net", backend, state) as session,
+        native("narrow_net", state) as core,
+    ):
+        for part in (slice(0, 6), slice(6, 7)):  # an epoch in batches of six
+            loss = session.step(x[part], y[part], learning_rate=0.1)
+            assert loss == pytest.approx(core.step(x[part], y[part], learning_rate=0.1))
+        for one, other in zip(session.state().tensors, core.state().tensors, strict=True):
+            assert distance(one.value, other.value) <= 1e-5, one.name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_step_that_diverges_leaves_the_model(backend: str, exported: Exported) -> None:
     state = state_at(compiled("signal_net"), 0.5)
     x, y = (tensor.numpy() for tensor in batch(compiled("signal_net"), 5, seed=0))
@@ -174,18 +191,47 @@ def test_a_step_that_diverges_leaves_the_model(backend: str, exported: Exported)
         assert session.counters.steps == 1
 
 
+def test_a_torchscript_session_leaves_the_threads_of_pytorch(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = state_at(compiled("mlp"), 0.5)
+    x, y = (tensor.numpy() for tensor in batch(compiled("mlp"), 5, seed=0))
+    before, used = torch.get_num_threads(), []
+    set_threads = torch.set_num_threads
+
+    def noted(threads: int) -> None:
+        used.append(threads)
+        set_threads(threads)
+
+    monkeypatch.setattr(torch, "set_num_threads", noted)
+    path = exported("mlp", "torchscript")
+    with pytest.raises(MismatchError):
+        opened(exported, "mlp", "torchscript", state_at(compiled("signal_net"), 0.5))
+    assert torch.get_num_threads() == before
+    with Session.open(path, state, 6, "torchscript", threads=before + 1) as session:
+        assert torch.get_num_threads() == before
+        session.step(x, y, learning_rate=0.1)
+        assert used == [before + 1, before]
+        assert torch.get_num_threads() == before
+        assert session.threads == before + 1
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bad_batches_and_states_are_refused(backend: str, exported: Exported) -> None:
     state = state_at(compiled("mlp"), 0.5)
     x, y = (tensor.numpy() for tensor in batch(compiled("mlp"), 7, seed=0))
-    with pytest.raises(MismatchError):
+    with pytest.raises(MismatchError, match=r"^state: "):
         opened(exported, "mlp", backend, state_at(compiled("signal_net"), 0.5))
     session = opened(exported, "mlp", backend, state)
     with pytest.raises(InputError, match="6 at most"):
         session.step(x, y, learning_rate=0.1)
-    with pytest.raises(InputError, match="label outside 0 to 9"):
+    with pytest.raises(
+        InputError, match="step: got y with a label outside 0 to 9: 10 for example 1"
+    ):
         session.step(x[:2], np.array([3, 10], np.int32), learning_rate=0.1)
-    with pytest.raises(InputError, match="x with a value that is not finite"):
+    with pytest.raises(
+        InputError, match="step: got x with a value that is not finite: nan in example 0"
+    ):
         session.step(x[:2] * np.float32(np.nan), y[:2], learning_rate=0.1)
     with pytest.raises(InputError, match="learning_rate"):
         session.step(x[:2], y[:2], learning_rate=-1.0)
@@ -198,12 +244,31 @@ def test_bad_batches_and_states_are_refused(backend: str, exported: Exported) ->
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_numbers_are_checked_as_in_native_sessions(backend: str, exported: Exported) -> None:
+    state = state_at(compiled("mlp"), 0.5)
+    wrong: list[dict[str, Any]] = [
+        *({"threads": threads} for threads in (0, 17, None, 1.0)),
+        *({"batch_size": size} for size in (0, 2.5, "4", 10**20)),
+    ]
+    for arguments in wrong:
+        for name, path in (("native", compiled("mlp").native), (backend, exported("mlp", backend))):
+            with pytest.raises(InputError, match=r"got (threads|batch size) .*, wanted 1 to \d+"):
+                Session.open(path, state, backend=name, **arguments)
+    with opened(exported, "mlp", backend, state) as session:
+        for number in (1.5, -1, 2**32):
+            with pytest.raises(InputError, match=f"got round {number}, wanted 0 to"):
+                session.update(0.5, round=number)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_path_without_an_export_is_refused(backend: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"nothing")
     state = state_at(compiled("mlp"), 0.5)
-    for path in (tmp_path, tmp_path / "file", tmp_path / "missing"):
+    for path in (tmp_path, tmp_path / "file"):
         with pytest.raises(FormatError):
             Session.open(path, state, backend=backend)
+    with pytest.raises(FileNotFoundError):
+        Session.open(tmp_path / "missing", state, backend=backend)
     with pytest.raises(InputError, match="path of an export"):
         Session.open(compiled("mlp").native, state, backend=backend)
 

@@ -35,7 +35,7 @@ def build(compiler: list[str], sets: dict[str, list[str]], folder: Path) -> Path
             check=True,
             timeout=600,
         )
-    sources = [*sorted(CORE.glob("*.c")), CORE / "fast" / "fast_program.c"]
+    sources = [*sorted(CORE.glob("*.c")), *sorted((CORE / "fast").glob("fast_*.c"))]
     for program in (LAYERS, FUNCTIONS):
         subprocess.run(
             [

@@ -11,6 +11,7 @@ import pytest
 from sparsyfed.edge_runtime.artifact import Artifact, Operation, Parameter, Tensor
 from sparsyfed.edge_runtime.errors import FormatError, MismatchError
 from sparsyfed.edge_runtime.format import Loss, OperationKind, ParameterKind
+from sparsyfed.edge_runtime.match import require_match
 from sparsyfed.edge_runtime.plan import plan
 from sparsyfed.edge_runtime.state import DenseTensor, SparseTensor, State
 from sparsyfed.edge_runtime.update import SparseUpdate
@@ -70,6 +71,18 @@ def test_a_state_of_other_tensors_does_not_fit_the_artifact(
     with pytest.raises(MismatchError) as caught:
         plan(ARTIFACT, State(tensors), 1)
     assert position(caught) == field
+    assert str(caught.value).startswith("state: ")
+    if field > TENSORS:
+        assert ("'w'" if field < SECOND else "'b'") in str(caught.value)
+    with pytest.raises(MismatchError) as checked:
+        require_match(ARTIFACT, State(tensors).encode())
+    assert str(checked.value) == str(caught.value)
+
+
+def test_bytes_that_are_no_state_do_not_fit_the_artifact() -> None:
+    require_match(ARTIFACT, STATE.encode())
+    with pytest.raises(FormatError, match="state: "):
+        require_match(ARTIFACT, b"junk")
 
 
 def test_a_state_with_any_support_fits_the_artifact() -> None:

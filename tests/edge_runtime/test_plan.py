@@ -1,10 +1,12 @@
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from model_strategies import ModelBuilder, random_state
 
+from sparsyfed.edge_runtime.arguments import MAX_BATCH_SIZE
 from sparsyfed.edge_runtime.artifact import Artifact, Tensor
 from sparsyfed.edge_runtime.errors import InputError
 from sparsyfed.edge_runtime.plan import MemoryPlan, plan
@@ -83,6 +85,30 @@ def test_batch_size_out_of_range_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=f"got batch size {batch_size}, wanted 1 to 65535"):
         plan(classifier, sparse_state, batch_size)
+
+
+@pytest.mark.parametrize("batch_size", [2.5, "4", True, None])
+def test_batch_size_that_is_no_whole_number_is_refused(
+    classifier: Artifact, sparse_state: State, batch_size: Any
+) -> None:
+    message = f"got batch size {batch_size!r}, wanted 1 to 65535, a whole number"
+    with pytest.raises(InputError, match=message):
+        plan(classifier, sparse_state, batch_size)
+
+
+def test_integers_of_numpy_are_whole_numbers(classifier: Artifact, sparse_state: State) -> None:
+    wanted = plan(classifier, sparse_state, 3, threads=2)
+    examples: Any = np.int64(3)
+    threads: Any = np.uint8(2)
+    assert plan(classifier, sparse_state, examples, threads=threads) == wanted
+
+
+def test_the_core_has_the_same_limit_of_the_batch_size(
+    monkeypatch: pytest.MonkeyPatch, classifier: Artifact, sparse_state: State
+) -> None:
+    monkeypatch.setattr("sparsyfed.edge_runtime.arguments.MAX_BATCH_SIZE", 2**31)
+    with pytest.raises(InputError, match=rf"\(got {MAX_BATCH_SIZE + 1}, wanted {MAX_BATCH_SIZE}\)"):
+        plan(classifier, sparse_state, MAX_BATCH_SIZE + 1)
 
 
 def test_batch_size_whose_arena_has_no_addresses_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from sparsyfed.edge_runtime.errors import (
     ArenaError,
     BackendError,
     DivergedError,
+    FormatError,
     InputError,
     MismatchError,
 )
@@ -110,13 +112,13 @@ def test_bad_targets_are_refused(
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
-@pytest.mark.parametrize("rate", [-0.1, math.nan, math.inf, 1e39])
+@pytest.mark.parametrize("rate", [-0.1, math.nan, math.inf, 1e39, "a", None])
 def test_rates_out_of_range_are_refused(
-    classifier: Artifact, sparse_state: State, name: str, rate: float
+    classifier: Artifact, sparse_state: State, name: str, rate: Any
 ) -> None:
     rates: dict[str, Any] = {"learning_rate": 0.1, "weight_decay": 0.0, name: rate}
     with Session.open(classifier, sparse_state, batch_size=4) as session:
-        with pytest.raises(InputError, match=re.escape(f"got {name} {rate}")):
+        with pytest.raises(InputError, match=re.escape(f"got {name} {rate!r}")):
             session.step(*images(4), **rates)
         assert session.state() == sparse_state
 
@@ -156,12 +158,19 @@ def test_a_step_whose_statistics_overflow_changes_nothing(
 
 @pytest.mark.parametrize(
     ("sparsity", "budget", "number"),
-    [(1.0, "global", 0), (0.5, "layers", 0), (0.5, {"none": 1}, 0), (0.5, "global", -1)],
+    [
+        (1.0, "global", 0),
+        ("a", "global", 0),
+        (None, "global", 0),
+        (0.5, "layers", 0),
+        (0.5, {"none": 1}, 0),
+        (0.5, "global", -1),
+    ],
 )
 def test_bad_update_arguments_are_refused(
     classifier: Artifact,
     sparse_state: State,
-    sparsity: float,
+    sparsity: Any,
     budget: str | dict[str, int],
     number: int,
 ) -> None:
@@ -180,12 +189,69 @@ def test_smaller_arena_is_refused(classifier: Artifact, sparse_state: State) -> 
     assert (caught.value.got, caught.value.wanted) == (planned - 1, planned)
 
 
-@pytest.mark.parametrize("limit", [0, -5])
-def test_an_arena_of_no_bytes_is_refused(
-    classifier: Artifact, sparse_state: State, limit: int
+@pytest.mark.parametrize("limit", [0, -5, 3e5, "300000", True])
+def test_a_limit_that_is_no_number_of_bytes_is_refused(
+    classifier: Artifact, sparse_state: State, limit: Any
 ) -> None:
-    with pytest.raises(ArenaError, match="got an arena of"):
-        Session.open(classifier, sparse_state, batch_size=4, arena_bytes=limit)
+    for use in (plan, Session.open):
+        with pytest.raises(InputError, match=f"got arena_bytes {limit!r}, wanted 1 to"):
+            use(classifier, sparse_state, batch_size=4, arena_bytes=limit)
+
+
+def test_an_arena_of_one_byte_is_too_small(classifier: Artifact, sparse_state: State) -> None:
+    with pytest.raises(ArenaError, match="got an arena of 1 bytes"):
+        Session.open(classifier, sparse_state, batch_size=4, arena_bytes=1)
+
+
+class Compiled:
+    """As what `export.compile` returns holds an artifact."""
+
+    native = "an artifact"
+
+
+def test_what_is_no_artifact_or_state_is_refused_with_what_to_pass(
+    classifier: Artifact, sparse_state: State, tmp_path: Path
+) -> None:
+    wrong: Any
+    for use in (plan, Session.open):
+        for wrong in (Compiled(), None):
+            with pytest.raises(InputError, match=r"wanted a path, bytes or an Artifact.*\.native"):
+                use(wrong, sparse_state, 4)
+        for wrong in (tmp_path / "trained.sfs", "trained.sfs", None):
+            with pytest.raises(InputError, match=r"got a state of type .*State\.load\(path\)"):
+                use(classifier, wrong, 4)
+        with pytest.raises(FileNotFoundError):
+            use(tmp_path / "missing", sparse_state, 4)
+        with pytest.raises(FormatError, match="is a folder, wanted an artifact"):
+            use(tmp_path, sparse_state, 4)
+
+
+def test_evaluation_and_gradients_that_diverge_advise_no_other_rate(
+    regression: Artifact, regression_state: State
+) -> None:
+    x, y = points(4)
+    x = x * np.float32(1e30)
+    with Session.open(regression, regression_state, batch_size=4) as session:
+        for name, use in (("evaluation", session.evaluate), ("gradients", session.gradients)):
+            with pytest.raises(DivergedError, match=f"^{name}: the loss") as caught:
+                use(x, y)
+            assert "learning rate" not in str(caught.value)
+
+
+def test_a_value_that_is_refused_is_named_with_its_example(
+    classifier: Artifact, sparse_state: State
+) -> None:
+    x, y = images(4)
+    bad, labels = x.copy(), np.array([0, 2, 1, 3], np.int64)
+    bad[2, 0, 1, 1] = np.nan
+    with Session.open(classifier, sparse_state, batch_size=4) as session:
+        with pytest.raises(InputError, match=r"^step: got x .* not finite: nan in example 2"):
+            session.step(bad, y, learning_rate=0.1)
+        with pytest.raises(InputError, match=r"^gradients: .* outside 0 to 2: 3 for example 3"):
+            session.gradients(x, labels)
+        many = np.concatenate([x, x]), np.concatenate([y, labels.astype(y.dtype)])
+        with pytest.raises(InputError, match=r"^evaluation: .*: 3 for example 7"):
+            session.evaluate(*many)
 
 
 def test_unknown_choice_of_memory_is_refused(classifier: Artifact, sparse_state: State) -> None:

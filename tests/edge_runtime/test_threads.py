@@ -142,7 +142,7 @@ def test_other_numbers_are_refused(classifier: Artifact, sparse_state: State, th
 def test_the_core_refuses_too_many(
     monkeypatch: pytest.MonkeyPatch, classifier: Artifact, sparse_state: State
 ) -> None:
-    monkeypatch.setattr("sparsyfed.edge_runtime.options.MAX_THREADS", 99)
+    monkeypatch.setattr("sparsyfed.edge_runtime.arguments.MAX_THREADS", 99)
     with pytest.raises(InputError, match=r"so many threads \(got 17, wanted 16\)"):
         plan(classifier, sparse_state, 4, threads=17)
 
@@ -172,7 +172,7 @@ def compile_training(folder: Path, flags: list[str]) -> Path:
     sources = [ROOT / "tests" / "c" / "train_steps.c", *sorted(CORE.glob("*.c"))]
     if platform.machine() == "x86_64":
         flags = [*flags, "-DSFD_WITH_SSE2"]
-        sources += [CORE / "fast" / name for name in ("sfd_sse2.c", "fast_program.c")]
+        sources += [CORE / "fast" / "sfd_sse2.c", *sorted((CORE / "fast").glob("fast_*.c"))]
     program = folder / "train_steps"
     command = [COMPILER, "-std=c99", "-O1", "-g", *flags, f"-I{CORE}", *map(str, sources), "-lm"]
     subprocess.run([*command, "-o", str(program)], check=True, timeout=600)

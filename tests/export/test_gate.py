@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from sparsyfed.edge_runtime.errors import VerificationError
+from sparsyfed.edge_runtime.kept_inputs import input_sizes
 from sparsyfed.export import gate
 from sparsyfed.export import joint_graph as joint
+from sparsyfed.export.batch_norm import DeviceBatchNorm
 from sparsyfed.export.joint_graph import JointGraph, add_sgd
 
 
@@ -76,6 +78,33 @@ def test_swapped_counts_of_two_layers_are_caught() -> None:
         gate.verify(gate_cases("resnet8"), swapped, "graph")
 
 
+@pytest.mark.parametrize(("place", "layer"), [(0, "1.weight"), (-1, "5.weight")])
+def test_counts_of_none_and_of_all_taken_for_each_other_are_caught(place: int, layer: str) -> None:
+    step = runner(traced("mlp"))
+    sizes = input_sizes(compiled("mlp").native)
+
+    def mistaken(inputs: Any) -> Any:
+        keep, whole = inputs["keep"].clone(), len(inputs["x"]) * sizes[place]
+        keep[place] = {0: whole, whole: 0}.get(int(keep[place]), int(keep[place]))
+        return step({**inputs, "keep": keep})
+
+    with pytest.raises(VerificationError, match=f"gradient.{layer}"):
+        gate.verify(gate_cases("mlp"), mistaken, "graph")
+
+
+def test_a_step_that_is_wrong_for_one_example_is_caught() -> None:
+    step = runner(traced("narrow_net"))
+    name = "new_state.1.running_var"
+
+    def unbiased(inputs: Any) -> Any:
+        results, count = dict(step(inputs)), torch.tensor(float(len(inputs["x"])))
+        results[name] = results[name] * (count - 1) / (count - 1)
+        return results
+
+    with pytest.raises(VerificationError, match="not finite"):
+        gate.verify(gate_cases("narrow_net"), unbiased, "graph")
+
+
 def test_swapped_gradients_of_two_layers_are_caught() -> None:
     step = runner(traced("resnet8"))
     one, other = "gradient.layer1.0.conv1.weight", "gradient.layer1.0.conv2.weight"
@@ -92,7 +121,7 @@ def test_swapped_gradients_of_two_layers_are_caught() -> None:
 def test_a_batch_norm_in_inference_mode_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(
-            nn.BatchNorm2d, "train", lambda self, _mode=True: nn.Module.train(self, False)
+            DeviceBatchNorm, "train", lambda self, _mode=True: nn.Module.train(self, False)
         )
         step = runner(joint.joint_graph(compiled("odd_net")))
     with pytest.raises(VerificationError, match="relative error"):

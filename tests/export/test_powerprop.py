@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sparsyfed.edge_runtime.errors import InputError, UnsupportedOperationError
+from sparsyfed.edge_runtime.kept_inputs import keep_count
 from sparsyfed.export.powerprop import (
     PrunedConv2d,
     PrunedLinear,
-    keep_count,
     keep_largest,
     powerprop,
     reference,

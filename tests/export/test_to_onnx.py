@@ -219,11 +219,36 @@ def test_the_same_model_gives_the_same_files_described_by_the_manifest(tmp_path:
         assert one == other, name
     assert record["batch"] == "any"
     assert record["x"] == {"type": "float32", "shape": ["batch", 3, 45]}
+    assert record["keep"]["rule"] == "ceil(stored * batch * input_elements / positions)"
+    for file, graph in record["graphs"].items():
+        declared = onnx.load(tmp_path / "one" / file).graph
+        assert [port["name"] for port in graph["inputs"]] == [v.name for v in declared.input]
+        assert [port["name"] for port in graph["outputs"]] == [v.name for v in declared.output]
+    assert record["graphs"].keys() == {"train.onnx", "gradients.onnx", "evaluate.onnx"}
+    parameter = record["graphs"]["train.onnx"]["outputs"][1]
+    assert parameter == {"name": "new_state.0.weight", "role": "new value", "parameter": "0.weight"}
     model = onnx.load(tmp_path / "one" / "train.onnx")
     assert {node.domain for node in model.graph.node} == {""}
     assert [value.name for value in model.graph.input][-5:] == [
         *("x", "y", "keep", "learning_rate", "weight_decay")
     ]
+
+
+def test_an_export_over_an_older_one_leaves_nothing_of_it(tmp_path: Path) -> None:
+    """Nothing but what the manifest has: the parameters are those of the initial state then."""
+    artifact, folder = compiled("signal_net"), tmp_path / "out"
+    export.to_onnx(artifact, folder, state_at(artifact, 0.1), verify=False)
+    for name in target.TRAINING_FILES:
+        (folder / name).write_bytes(b"of an older export")
+    record = export.to_onnx(artifact, folder, verify=False)
+    assert {path.name for path in folder.iterdir()} == {
+        "manifest.json",
+        *(file["name"] for file in record["files"]),
+    }
+    state = export.initial_state(artifact.model, artifact.beta)
+    export.to_onnx(artifact, tmp_path / "other", state, verify=False)
+    for path in folder.iterdir():
+        assert path.read_bytes() == (tmp_path / "other" / path.name).read_bytes(), path.name
 
 
 def test_large_parameters_lie_outside_the_model_file(tmp_path: Path) -> None:

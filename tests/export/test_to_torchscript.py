@@ -133,6 +133,17 @@ def test_a_fault_of_the_exporter_stops_the_export(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_same_model_gives_the_same_file(tmp_path: Path) -> None:
+    artifact = compiled("signal_net")
+    for name in ("one.pt", "other.pt"):
+        export.to_torchscript(artifact, tmp_path / name)
+        export.to_torchscript(compiled("mlp"), tmp_path / "between.pt", verify=False)
+    assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "other.pt").read_bytes()
+    module = target._loaded((tmp_path / "one.pt").read_bytes())
+    assert module.training
+    assert not module.eval().training
+
+
 def test_the_file_describes_itself(tmp_path: Path) -> None:
     artifact = compiled("watch_cnn")
     record = export.to_torchscript(artifact, tmp_path / "m.pt", verify=False)
@@ -148,6 +159,15 @@ def test_the_file_describes_itself(tmp_path: Path) -> None:
         "input_elements": 1024,
     }
     assert described["operators"]["sparsyfed.prune.default"] == 5
+    arguments = ["x", "y", "keep", "learning_rate", "weight_decay"]
+    assert [port["name"] for port in described["graphs"]["train_step"]["inputs"]] == arguments
+    module = target._loaded((tmp_path / "m.pt").read_bytes())
+    x, y = batch(artifact, 3, seed=0)
+    keep = torch.ones(5, dtype=torch.int64)
+    results = {"gradients": module.gradients(x, y, keep), "evaluate": module.evaluate(x, y)}
+    for method, got in results.items():
+        ports = described["graphs"][method]["outputs"]
+        assert [port["name"] for port in ports] == list(got)
     assert described["verified"] is None
 
 

@@ -4,15 +4,22 @@
 
 #include "fast_pair.h"
 #include "fast_part.h"
+#include "fast_window.h"
 
-/* A forward over whole blocks of 16 images, as its threads share it. */
+/* What a window of the input holds at most. */
+#define WINDOW_BYTES (768u * 1024u)
+
+/* It pays from so many multiply-adds for each pixel on. Large tiles load little again: with them it
+ * only does where blocks of input channels stay in the first-level cache. */
+#define WINDOW_MULTIPLY_ADDS (TILE_PIXELS >= 16u ? 192u : 24u)
+
+/* A forward over a strip of rows of one block of 16 images, as its threads share it. */
 struct gather_work {
     const struct sfd_layer *layer;
-    const struct fast_program *program;
-    struct fast_images images; /* the first block, all channels */
-    size_t x_block, y_block;   /* from block to block */
+    struct fast_program program;
+    struct fast_window window;
+    struct fast_images images; /* all channels */
     const float *bias;
-    uint32_t blocks;
     uint8_t *runs; /* of all threads */
     uint64_t done[SFD_MAX_THREADS];
 };
@@ -27,61 +34,124 @@ static void gather_share(void *context, uint32_t index, uint32_t count)
 {
     struct gather_work *work = context;
     const struct sfd_support *support = &work->layer->support;
-    const uint32_t taps = work->program->taps;
+    const uint32_t taps = work->program.taps;
     struct fast_run *runs = (void *)(work->runs + index * gather_runs_bytes(work->layer));
     struct fast_images images = work->images;
-    uint32_t block;
 
     images.first_channel = fast_share(support->row_pointer, 1u, support->rows, taps, index, count);
     images.last_channel =
         fast_share(support->row_pointer, 1u, support->rows, taps, index + 1u, count);
-    work->done[index] = 0u;
-    for (block = 0u; block < work->blocks; ++block) {
-        work->done[index] += gather_images(work->program, &images, runs, work->bias) * SFD_BLOCK;
-        images.x += work->x_block;
-        images.y += work->y_block;
+    work->done[index] += gather_images(&work->program, &images, runs, work->bias) * SFD_BLOCK;
+}
+
+/* Rows of the input that `rows` rows of the output read. */
+static uint64_t input_rows(const struct sfd_layer *layer, uint32_t rows)
+{
+    const struct sfd_convolution *shape = &layer->shape;
+    const uint64_t reach = (uint64_t)(shape->kernel_h - 1u) * shape->dilation_h;
+
+    return sfd_minimum((rows - 1u) * (uint64_t)shape->stride_h + reach + 1u, layer->in_height);
+}
+
+static struct fast_map forward_map(const struct sfd_layer *layer)
+{
+    struct fast_map map;
+
+    map.height = layer->out_height;
+    map.width = layer->out_width;
+    map.in_height = layer->in_height;
+    map.in_width = layer->in_width;
+    map.step_y = layer->shape.stride_h;
+    map.step_x = layer->shape.stride_w;
+    return map;
+}
+
+/* Rows of the output for each window of the input, a multiple of a tile's; 0 where no window pays:
+ * where the channels do not crowd any set, where a pixel is read seldom, or where no rows fit. */
+static uint32_t forward_rows(const struct sfd_layer *layer)
+{
+    const uint32_t plane = layer->in_height * layer->in_width;
+    const uint64_t work = (uint64_t)layer->support.count * layer->out_height * layer->out_width;
+    const uint32_t columns = fast_tile_columns(layer->out_width, 0u, TILE_PIXELS);
+    const uint32_t step = fast_tile_rows(layer->out_height, 0u, columns, TILE_PIXELS);
+    const uint64_t row_bytes = (uint64_t)layer->in_channels * layer->in_width * PIXEL * 4u;
+    uint32_t rows = 0u;
+
+    if (plane < CACHE_SETS || plane % 8u > 0u ||
+        work / plane / layer->in_channels < WINDOW_MULTIPLY_ADDS)
+        return 0u;
+    while (rows < layer->out_height && input_rows(layer, rows + step) * row_bytes <= WINDOW_BYTES)
+        rows += step;
+    return rows < layer->out_height ? rows : layer->out_height;
+}
+
+/* Lay the working memory of the forward out. Returns its bytes; with scratch NULL only counts. */
+static uint64_t forward_lay(struct gather_work *work, const struct sfd_layer *layer,
+                            uint8_t *scratch)
+{
+    const uint32_t rows = forward_rows(layer);
+    const uint64_t runs_bytes = layer->threads * gather_runs_bytes(layer);
+    const uint64_t plane = (uint64_t)layer->in_height * layer->in_width;
+    const uint64_t pixels = rows > 0u ? (input_rows(layer, rows) * layer->in_width) | 1u : 0u;
+
+    if (scratch != NULL) {
+        work->runs = fast_program_lay(&work->program, layer, scratch);
+        work->window.copy = rows > 0u ? (void *)(work->runs + runs_bytes) : NULL;
+        work->window.channel = PIXEL * (size_t)(rows > 0u ? pixels : plane);
     }
+    return fast_program_bytes(layer) + runs_bytes + layer->in_channels * pixels * PIXEL * 4u;
 }
 
 static uint64_t blocks_forward_bytes(const struct sfd_layer *layer)
 {
-    return fast_program_bytes(layer) + layer->threads * gather_runs_bytes(layer);
+    return forward_lay(NULL, layer, NULL);
+}
+
+/* One block, strip by strip where its input is copied. */
+static void forward_block(struct gather_work *work)
+{
+    const struct sfd_layer *layer = work->layer;
+    const uint32_t height = layer->out_height;
+    const uint32_t rows = work->window.copy ? forward_rows(layer) : height;
+    struct fast_images *images = &work->images;
+
+    for (images->first_row = 0u; images->first_row < height; images->first_row += rows) {
+        images->last_row = (uint32_t)sfd_minimum(height, (uint64_t)images->first_row + rows);
+        window_move(&work->window, layer->team, &work->program, images->first_row, images->last_row,
+                    layer->shape.stride_h);
+        images->x = window_data(&work->window);
+        images->x_first_row = work->window.first_row;
+        sfd_team_run(layer->team, gather_share, work);
+    }
 }
 
 static uint64_t blocks_forward(const struct sfd_layer *layer, const float *w, const float *bias,
                                const float *x, float *y, uint32_t count, uint8_t *scratch)
 {
-    const size_t in_row = (size_t)layer->in_width * PIXEL, in_plane = layer->in_height * in_row;
-    const size_t out_row = (size_t)layer->out_width * PIXEL;
-    struct fast_program program;
-    struct gather_work work = {.layer = layer, .program = &program, .bias = bias};
+    const size_t in_row = (size_t)layer->in_width * PIXEL;
+    struct gather_work work = {.layer = layer, .bias = bias};
     struct fast_images *images = &work.images;
     uint64_t done = 0u;
     uint32_t i;
 
-    work.blocks = count / SFD_BLOCK;
-    work.runs = fast_program_lay(&program, layer, scratch);
-    fast_taps_forward(&program, layer);
-    fast_taps_place(&program, in_row, PIXEL);
-    images->map.height = layer->out_height;
-    images->map.width = layer->out_width;
-    images->map.in_height = layer->in_height;
-    images->map.in_width = layer->in_width;
-    images->map.step_y = layer->shape.stride_h;
-    images->map.step_x = layer->shape.stride_w;
-    images->x = x;
-    images->x_row = in_row;
+    (void)forward_lay(&work, layer, scratch);
+    fast_taps_forward(&work.program, layer);
+    fast_taps_place(&work.program, in_row, PIXEL);
+    images->map = forward_map(layer);
+    images->x_row = work.window.row = in_row;
     images->x_pixel = PIXEL;
-    images->y = y;
-    images->y_channel = layer->out_height * out_row;
-    images->y_row = out_row;
-    images->y_pixel = PIXEL;
-    work.x_block = layer->in_channels * in_plane;
-    work.y_block = layer->support.rows * images->y_channel;
-    fast_program_forward(&program, layer, in_plane,
+    images->y_row = (size_t)layer->out_width * PIXEL;
+    images->y_channel = layer->out_height * images->y_row;
+    work.window.channels = layer->in_channels;
+    work.window.height = layer->in_height;
+    fast_program_forward(&work.program, layer, work.window.channel,
                          gather_window(&images->map, layer->shape.kernel_h, layer->shape.kernel_w),
                          gather_changes(&images->map), w);
-    sfd_team_run(layer->team, gather_share, &work);
+    for (i = 0u; i < count; i += SFD_BLOCK) {
+        work.window.images = x + i * sfd_in_elements(layer);
+        images->y = y + i * sfd_out_elements(layer);
+        forward_block(&work);
+    }
     for (i = 0u; i < SFD_MAX_THREADS; ++i)
         done += work.done[i];
     return done;
@@ -111,6 +181,9 @@ static uint64_t window_rows(const struct sfd_layer *layer, uint32_t rows)
 
     return sfd_minimum(rows + around, layer->out_height);
 }
+
+/* A window of dy pays from so many nonzeros of an output channel on. */
+#define WINDOW_NONZEROS 24u
 
 /* From one channel of a window of dy to the next, in pixels: 0 where no window pays. A copy costs as
  * much as a few nonzeros, and images smaller than the sets of a first-level cache do not crowd any.
@@ -166,7 +239,7 @@ static uint64_t backward_lay(struct fast_backward *backward, const struct sfd_la
         backward->runs_bytes = (size_t)runs_bytes;
         backward->partial_bytes = (size_t)partial_bytes;
         backward->rows = rows;
-        backward->dy_window.rows = pixels > 0u ? backward->window + input_bytes / 4u : NULL;
+        backward->dy_window.copy = pixels > 0u ? backward->window + input_bytes / 4u : NULL;
         backward->dy_window.channel =
             PIXEL * (size_t)(pixels > 0u ? pixels : layer->out_height * layer->out_width);
     }
@@ -194,12 +267,6 @@ static void backward_phase(struct fast_backward *backward, struct fast_strip *st
             (void *)(backward->partial + index * backward->partial_bytes), &backward->done[index]);
 }
 
-/* dy of the block. */
-static const float *backward_dy(const struct fast_backward *backward)
-{
-    return backward->part->dy + backward->first * sfd_out_elements(backward->layer);
-}
-
 /* What does not change over the phases of a strip. */
 static struct fast_strip backward_strip(const struct fast_backward *backward)
 {
@@ -211,12 +278,9 @@ static struct fast_strip backward_strip(const struct fast_backward *backward)
     strip.map.in_height = layer->out_height;
     strip.map.in_width = layer->out_width;
     strip.map.step_y = strip.map.step_x = 1u;
-    strip.dy = backward_dy(backward);
-    if (backward->dy_window.rows) {
-        strip.dy = backward->dy_window.rows;
-        strip.dy_first_row = backward->dy_window.first_row;
-    }
-    strip.dy_row = (size_t)layer->out_width * PIXEL;
+    strip.dy = window_data(&backward->dy_window);
+    strip.dy_first_row = backward->dy_window.first_row;
+    strip.dy_row = backward->dy_window.row;
     strip.x_channel =
         backward->part->x ? in_plane : backward->rows * layer->shape.stride_h * in_row;
     strip.x_row = strip.dx_row = layer->shape.stride_h * in_row;
@@ -257,37 +321,6 @@ static void backward_share(void *context, uint32_t index, uint32_t count)
         }
 }
 
-/* The channels of dy that one thread copies for the strip. */
-static void window_share(void *context, uint32_t index, uint32_t count)
-{
-    const struct fast_backward *backward = context;
-    const struct sfd_layer *layer = backward->layer;
-    const size_t row = (size_t)layer->out_width * PIXEL;
-
-    window_copy(&backward->dy_window, backward_dy(backward), row, layer->out_height * row,
-                sfd_share(layer->support.rows, index, count),
-                sfd_share(layer->support.rows, index + 1u, count));
-}
-
-/* Which rows of dy the strip reads: where its taps lie. */
-static void window_find(struct fast_backward *backward)
-{
-    const struct sfd_layer *layer = backward->layer;
-    const struct fast_program *program = &backward->program;
-    struct fast_window *window = &backward->dy_window;
-    int64_t low = layer->out_height, high = 0;
-    uint32_t t;
-
-    for (t = 0u; t < program->taps; ++t) {
-        const int64_t at = (int64_t)backward->top + program->tap[t].shift_y;
-        low = at < low ? at : low;
-        high = at + backward->rows > high ? at + backward->rows : high;
-    }
-    high = high < layer->out_height ? high : layer->out_height;
-    window->first_row = (uint32_t)(low > 0 ? low : 0);
-    window->last_row = high > window->first_row ? (uint32_t)high : window->first_row;
-}
-
 /* One block, strip by strip. */
 static void backward_block(struct fast_backward *backward)
 {
@@ -295,10 +328,8 @@ static void backward_block(struct fast_backward *backward)
 
     for (backward->top = 0u; backward->top * layer->shape.stride_h < layer->in_height;
          backward->top += backward->rows) {
-        if (backward->dy_window.rows) {
-            window_find(backward);
-            sfd_team_run(layer->team, window_share, backward);
-        }
+        window_move(&backward->dy_window, layer->team, &backward->program, backward->top,
+                    backward->top + backward->rows, 1u);
         sfd_team_run(layer->team, backward_share, backward);
     }
 }
@@ -311,16 +342,19 @@ static uint64_t blocks_backward_bytes(const struct sfd_layer *layer)
 static void blocks_backward(const struct sfd_layer *layer, const struct fast_part *part,
                             uint8_t *scratch, struct sfd_multiply_adds *done)
 {
-    const size_t out_row = (size_t)layer->out_width * PIXEL;
     struct fast_backward backward = {.layer = layer, .part = part};
     uint32_t i;
 
     (void)backward_lay(&backward, layer, scratch);
     fast_taps_backward(&backward.program, layer);
-    fast_taps_place(&backward.program, out_row, PIXEL);
+    backward.dy_window.row = (size_t)layer->out_width * PIXEL;
+    backward.dy_window.channels = layer->support.rows;
+    backward.dy_window.height = layer->out_height;
+    fast_taps_place(&backward.program, backward.dy_window.row, PIXEL);
     fast_program_backward(&backward.program, layer, backward.dy_window.channel, part->w);
     memset(backward.program.gradient, 0, layer->support.count * sizeof *part->gradient);
     for (; backward.first < part->images; backward.first += SFD_BLOCK) {
+        backward.dy_window.images = part->dy + backward.first * sfd_out_elements(layer);
         if (!part->x)
             unpacking_begin(part->unpacking, layer->team, SFD_BLOCK);
         backward_block(&backward);

@@ -6,10 +6,10 @@
 #ifndef SFD_FAST_COLUMNS_H
 #define SFD_FAST_COLUMNS_H
 
+#include "fast_full.h"
 #include "fast_part.h"
 #include "fast_unroll.h"
 
-#define COLUMN_PIXELS 4u        /* most pixels of 16 floats in an unrolled row */
 #define COLUMN_BYTES (2u << 20) /* most bytes of the unrolled input */
 #define COLUMN_BLOCK_BYTES (320u << 10)
 
@@ -22,7 +22,8 @@ static uint32_t column_pixels(const struct sfd_layer *layer, uint32_t images)
 
     while (pixels * PIXEL < floats)
         pixels *= 2u;
-    return pixels <= COLUMN_PIXELS && rows * pixels * PIXEL * 4u <= COLUMN_BYTES ? pixels : 0u;
+    return pixels * PIXEL <= UNROLLED_FLOATS && rows * pixels * PIXEL * 4u <= COLUMN_BYTES ? pixels
+                                                                                           : 0u;
 }
 
 /* A pass over the nonzeros, and where its working memory lies. They are taken block of columns by
@@ -107,10 +108,10 @@ SFD_INLINE void columns_forward(const struct fast_columns *columns, const float 
 
     for (first = 0u; first < support->columns; first += block)
         for (row = 0u; row < support->rows; ++row) {
-            const uint32_t k = first == 0u ? support->row_pointer[row] : columns->cursor[row];
+            const uint32_t k = columns->cursor[row];
             const uint32_t end = block_end(support, row, k, first + block);
             const size_t group = (size_t)(row / rows_per_group) * support->columns * pixels * PIXEL;
-            float out[COLUMN_PIXELS * PIXEL];
+            float out[UNROLLED_FLOATS];
             vector sum[16];
             for (u = 0u; u < floats && first == 0u; ++u)
                 out[u] = bias ? bias[row] : 0.0f;
@@ -186,13 +187,13 @@ SFD_INLINE void columns_backward(const struct fast_columns *columns, const struc
     const uint32_t rows_per_group = support->rows / columns->layer->shape.groups;
     const uint32_t vectors = pixels * PIXEL_VECTORS, floats = columns->floats;
     const uint32_t block = column_block(2u * pixels);
-    float in[COLUMN_PIXELS * PIXEL];
+    float in[UNROLLED_FLOATS];
     uint32_t first, row, u;
 
     memset(in, 0, sizeof in);
     for (first = 0u; first < support->columns; first += block)
         for (row = 0u; row < support->rows; ++row) {
-            const uint32_t k = first == 0u ? support->row_pointer[row] : columns->cursor[row];
+            const uint32_t k = columns->cursor[row];
             const uint32_t end = block_end(support, row, k, first + block);
             const size_t group = (size_t)(row / rows_per_group) * support->columns * pixels * PIXEL;
             vector value[16];
@@ -253,7 +254,7 @@ static struct fast_columns columns_begin(const struct sfd_layer *layer, const fl
     columns.unrolling.images = images;
     columns.unrolling.width = columns.pixels * PIXEL;
     scratch += cells_bytes(layer);
-    columns.cursor = (void *)scratch;
+    columns.cursor = memcpy(scratch, layer->support.row_pointer, layer->support.rows * 4u);
     scratch += cursor_bytes(layer);
     columns.unrolled = (void *)scratch;
     columns.du = columns.unrolled + columns.bytes / 4u;
@@ -267,6 +268,18 @@ static float *channel_rows(const struct fast_columns *columns, float *unrolled, 
     return unrolled + (size_t)channel * sfd_kernel_area(columns->layer) * columns->unrolling.width;
 }
 
+static void columns_forward_full(const struct fast_columns *columns, const float *bias, float *y)
+{
+    const uint32_t width = columns->unrolling.width;
+
+    if (width == SFD_LANES)
+        full_forward(columns->layer, columns->w, bias, columns->unrolled, width, y, columns->floats,
+                     1u);
+    else
+        full_forward(columns->layer, columns->w, bias, columns->unrolled, width, y, columns->floats,
+                     FULL_VECTORS);
+}
+
 static void columns_forward_part(const struct sfd_layer *layer, const float *w, const float *bias,
                                  const float *x, float *y, uint32_t images, uint8_t *scratch)
 {
@@ -277,7 +290,9 @@ static void columns_forward_part(const struct sfd_layer *layer, const float *w, 
     for (c = 0u; c < layer->in_channels; ++c)
         unroll_channel(&columns.unrolling, x + c * plane,
                        channel_rows(&columns, columns.unrolled, c));
-    if (columns.pixels == 1u)
+    if (keeps_all(layer))
+        columns_forward_full(&columns, bias, y);
+    else if (columns.pixels == 1u)
         columns_forward(&columns, bias, y, 1u);
     else if (columns.pixels == 2u)
         columns_forward(&columns, bias, y, 2u);
@@ -302,6 +317,23 @@ static void unroll_saved(const struct fast_columns *columns, const struct fast_p
     }
 }
 
+/* Whole panels of columns; those that are left over have their nonzeros still to come. */
+static void columns_backward_full(const struct fast_columns *columns, const struct fast_part *part)
+{
+    const struct sfd_layer *layer = columns->layer;
+    const uint32_t width = columns->unrolling.width, count = layer->support.columns;
+    float *du = part->dx ? columns->du : NULL;
+    uint32_t row;
+
+    full_turn(columns->unrolled, count, width);
+    if (width == SFD_LANES)
+        full_backward(layer, part, columns->unrolled, du, width, columns->floats, 1u);
+    else
+        full_backward(layer, part, columns->unrolled, du, width, columns->floats, FULL_VECTORS);
+    for (row = 0u; row < layer->support.rows; ++row)
+        columns->cursor[row] += count - count % SFD_LANES;
+}
+
 /* dx, or the sum of it and what is there, from the gradient of the unrolled input. */
 static void roll_up(const struct fast_columns *columns, const struct fast_part *part)
 {
@@ -324,6 +356,8 @@ static void columns_backward_part(const struct sfd_layer *layer, const struct fa
     if (part->dx)
         memset(columns.du, 0, columns.bytes);
     unroll_saved(&columns, part);
+    if (keeps_all(layer))
+        columns_backward_full(&columns, part);
     if (columns.pixels == 1u)
         columns_backward(&columns, part, 1u);
     else if (columns.pixels == 2u)

@@ -139,30 +139,56 @@ static void fast_powerprop_forward(const float *v, float *w, uint32_t count, flo
         powerprop_forward_any(v, w, count, beta);
 }
 
-/* dL/dv = beta |v|^(beta - 1) dL/dw; a zero of v stays a zero whatever its gradient is. */
-static void fast_powerprop_backward(const float *v, float *gradient, uint32_t count, float beta)
+#define SLOPES 64u
+
+/* beta |v|^(beta - 1), for those beta that take square roots alone. Without a branch: the compiler
+ * makes vectors of these as well. */
+static void powerprop_slopes(const float *v, float *slope, uint32_t count, float beta)
 {
     uint32_t i;
 
     if (beta == 1.25f)
-        for (i = 0u; i < count; ++i) {
-            float slope = 1.25f * sqrtf(sqrtf(fabsf(v[i])));
-            gradient[i] = slope > 0.0f ? gradient[i] * slope : 0.0f;
-        }
+        for (i = 0u; i < count; ++i)
+            slope[i] = 1.25f * sqrtf(sqrtf(fabsf(v[i])));
     else if (beta == 1.5f)
-        for (i = 0u; i < count; ++i) {
-            float slope = 1.5f * sqrtf(fabsf(v[i]));
-            gradient[i] = slope > 0.0f ? gradient[i] * slope : 0.0f;
-        }
-    else if (beta == 2.0f)
-        for (i = 0u; i < count; ++i) {
-            float slope = 2.0f * fabsf(v[i]);
-            gradient[i] = slope > 0.0f ? gradient[i] * slope : 0.0f;
-        }
-    else if (beta != 1.0f)
+        for (i = 0u; i < count; ++i)
+            slope[i] = 1.5f * sqrtf(fabsf(v[i]));
+    else
+        for (i = 0u; i < count; ++i)
+            slope[i] = 2.0f * fabsf(v[i]);
+}
+
+/* gradient *= slope; where the slope is zero so is the product, whatever the gradient is. */
+static void slopes_apply(const float *slope, uint32_t count, float *gradient)
+{
+    const vector zero = {0.0f};
+    uint32_t i;
+
+    for (i = 0u; i + SFD_LANES <= count; i += SFD_LANES) {
+        const vector by = vector_load(slope + i);
+        vector_store(gradient + i,
+                     lanes_select(lanes_at_most(by, zero), zero, by * vector_load(gradient + i)));
+    }
+    for (; i < count; ++i)
+        gradient[i] = slope[i] > 0.0f ? gradient[i] * slope[i] : 0.0f;
+}
+
+/* dL/dv = beta |v|^(beta - 1) dL/dw; a zero of v stays a zero whatever its gradient is. */
+static void fast_powerprop_backward(const float *v, float *gradient, uint32_t count, float beta)
+{
+    float slope[SLOPES];
+    uint32_t start;
+
+    if (beta == 1.0f)
+        sfd_powerprop_backward(v, gradient, count, beta);
+    else if (beta != 1.25f && beta != 1.5f && beta != 2.0f)
         powerprop_backward_any(v, gradient, count, beta);
     else
-        sfd_powerprop_backward(v, gradient, count, beta);
+        for (start = 0u; start < count; start += SLOPES) {
+            const uint32_t run = count - start < SLOPES ? count - start : SLOPES;
+            powerprop_slopes(v + start, slope, run, beta);
+            slopes_apply(slope, run, gradient + start);
+        }
 }
 
 #endif

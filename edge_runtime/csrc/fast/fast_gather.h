@@ -24,7 +24,7 @@ struct fast_gather {
     size_t x_row,
         x_pixel; /* from an output pixel's input to that of the next row, the next pixel */
     float *y;
-    size_t y_channel, y_row, y_pixel;
+    size_t y_channel, y_row;
     const float *bias; /* NULL: none */
     int accumulate;
     uint32_t first_channel, last_channel;
@@ -84,12 +84,11 @@ SFD_INLINE void gather_pixel(vector *sum, const struct fast_entry *entry,
 }
 
 /* Runs whose pixels no pattern describes: pixel by pixel, on the stored result. */
-static uint64_t gather_irregular(const struct fast_gather *gather, uint32_t channel)
+static void gather_irregular(const struct fast_gather *gather, uint32_t channel)
 {
     const struct fast_program *program = gather->program;
     const struct fast_tile *tile = gather->tile;
     const uint32_t *start = gather->start + (size_t)channel * program->taps;
-    uint64_t done = 0u;
     uint32_t r, i, j, u;
 
     for (r = 0u; r < tile->run_count; ++r) {
@@ -100,8 +99,7 @@ static uint64_t gather_irregular(const struct fast_gather *gather, uint32_t chan
             continue;
         for (i = run->top; i < run->bottom; ++i)
             for (j = run->left; j < run->right; ++j) {
-                float *y = gather->y + channel * gather->y_channel + i * gather->y_row +
-                           j * gather->y_pixel;
+                float *y = gather->y + channel * gather->y_channel + i * gather->y_row + j * PIXEL;
                 vector sum[PIXEL_VECTORS];
                 for (u = 0u; u < PIXEL_VECTORS; ++u)
                     sum[u] = vector_load(y + u * SFD_LANES);
@@ -109,9 +107,7 @@ static uint64_t gather_irregular(const struct fast_gather *gather, uint32_t chan
                 for (u = 0u; u < PIXEL_VECTORS; ++u)
                     vector_store(y + u * SFD_LANES, sum[u]);
             }
-        done += (uint64_t)(end - entry) * (run->bottom - run->top) * (run->right - run->left);
     }
-    return done;
 }
 
 /* Copies of one loop, for each pattern a tile of this shape can have. */
@@ -122,65 +118,77 @@ static uint64_t gather_irregular(const struct fast_gather *gather, uint32_t chan
                    (COLUMNS) - ((COLUMN_EDGE) == FAST_BUT_LAST));                             \
         break;
 
-SFD_INLINE uint64_t gather_tile(const struct fast_gather *gather, const uint32_t rows,
-                                const uint32_t columns, size_t x_pixel)
+/* Add the nonzeros of one output channel to the sums. Returns their multiply-adds for one image,
+ * with those of irregular runs, which are left out. */
+SFD_INLINE uint64_t gather_runs(const struct fast_gather *gather, uint32_t channel, vector *sum,
+                                const uint32_t rows, const uint32_t columns, size_t x_pixel)
 {
-    const struct fast_program *program = gather->program;
-    const struct fast_tile *tile = gather->tile;
+    const struct fast_entry *entries = gather->program->entry;
+    const uint32_t *start = gather->start + (size_t)channel * gather->program->taps;
+    const struct fast_run *run = gather->tile->run, *last = run + gather->tile->run_count;
     const float *x = gather->x;
     const size_t x_row = gather->x_row;
     uint64_t done = 0u;
-    uint32_t channel, r;
+
+    for (; run != last; ++run) {
+        const struct fast_entry *entry = entries + start[run->first];
+        const struct fast_entry *end = entries + start[run->last];
+        done += (uint64_t)(end - entry) * run->pixels;
+        switch (run->pattern) {
+            GATHER_CASE(rows, columns, FAST_ALL, FAST_ALL)
+            GATHER_CASE(rows, columns, FAST_ALL, FAST_BUT_FIRST)
+            GATHER_CASE(rows, columns, FAST_ALL, FAST_BUT_LAST)
+            GATHER_CASE(rows, columns, FAST_BUT_FIRST, FAST_ALL)
+            GATHER_CASE(rows, columns, FAST_BUT_FIRST, FAST_BUT_FIRST)
+            GATHER_CASE(rows, columns, FAST_BUT_FIRST, FAST_BUT_LAST)
+            GATHER_CASE(rows, columns, FAST_BUT_LAST, FAST_ALL)
+            GATHER_CASE(rows, columns, FAST_BUT_LAST, FAST_BUT_FIRST)
+            GATHER_CASE(rows, columns, FAST_BUT_LAST, FAST_BUT_LAST)
+        }
+    }
+    return done;
+}
+
+/* The sums to where they belong, or added to what is there. */
+SFD_INLINE void tile_store(const vector *sum, float *to, const size_t row, const size_t pixel,
+                           const uint32_t rows, const uint32_t columns, const int accumulate)
+{
     uint32_t i, j, u;
 
-    for (channel = gather->first_channel; channel < gather->last_channel; ++channel) {
-        const uint32_t *start = gather->start + (size_t)channel * program->taps;
+#pragma GCC unroll 4
+    for (i = 0; i < rows; ++i)
+#pragma GCC unroll 16
+        for (j = 0; j < columns; ++j)
+#pragma GCC unroll 4
+            for (u = 0; u < PIXEL_VECTORS; ++u) {
+                float *at = to + i * row + j * pixel + u * SFD_LANES;
+                vector value = sum[(i * columns + j) * PIXEL_VECTORS + u];
+                vector_store(at, accumulate ? vector_load(at) + value : value);
+            }
+}
+
+SFD_INLINE uint64_t gather_tile(const struct fast_gather *gather, const uint32_t rows,
+                                const uint32_t columns, size_t x_pixel)
+{
+    const uint32_t last = gather->last_channel;
+    uint64_t done = 0u;
+    uint32_t channel, u;
+
+    for (channel = gather->first_channel; channel < last; ++channel) {
         float *y = gather->y + channel * gather->y_channel;
         const float first = gather->bias ? gather->bias[channel] : 0.0f;
         vector sum[16 * PIXEL_VECTORS];
-        int irregular = 0;
 
-#pragma GCC unroll 4
-        for (i = 0; i < rows; ++i)
 #pragma GCC unroll 16
-            for (j = 0; j < columns; ++j)
-#pragma GCC unroll 4
-                for (u = 0; u < PIXEL_VECTORS; ++u)
-                    sum[(i * columns + j) * PIXEL_VECTORS + u] = vector_all(first);
-        for (r = 0u; r < tile->run_count; ++r) {
-            const struct fast_run *run = &tile->run[r];
-            const struct fast_entry *entry = program->entry + start[run->first];
-            const struct fast_entry *end = program->entry + start[run->last];
-            if (run->pattern != FAST_IRREGULAR)
-                done += (uint64_t)(end - entry) * (uint32_t)(run->bottom - run->top) *
-                        (uint32_t)(run->right - run->left);
-            switch (run->pattern) {
-                GATHER_CASE(rows, columns, FAST_ALL, FAST_ALL)
-                GATHER_CASE(rows, columns, FAST_ALL, FAST_BUT_FIRST)
-                GATHER_CASE(rows, columns, FAST_ALL, FAST_BUT_LAST)
-                GATHER_CASE(rows, columns, FAST_BUT_FIRST, FAST_ALL)
-                GATHER_CASE(rows, columns, FAST_BUT_FIRST, FAST_BUT_FIRST)
-                GATHER_CASE(rows, columns, FAST_BUT_FIRST, FAST_BUT_LAST)
-                GATHER_CASE(rows, columns, FAST_BUT_LAST, FAST_ALL)
-                GATHER_CASE(rows, columns, FAST_BUT_LAST, FAST_BUT_FIRST)
-                GATHER_CASE(rows, columns, FAST_BUT_LAST, FAST_BUT_LAST)
-            default:
-                irregular = 1;
-            }
-        }
-#pragma GCC unroll 4
-        for (i = 0; i < rows; ++i)
-#pragma GCC unroll 16
-            for (j = 0; j < columns; ++j)
-#pragma GCC unroll 4
-                for (u = 0; u < PIXEL_VECTORS; ++u) {
-                    float *to =
-                        y + (size_t)i * gather->y_row + (size_t)j * gather->y_pixel + u * SFD_LANES;
-                    vector value = sum[(i * columns + j) * PIXEL_VECTORS + u];
-                    vector_store(to, gather->accumulate ? vector_load(to) + value : value);
-                }
-        if (irregular)
-            done += gather_irregular(gather, channel);
+        for (u = 0; u < rows * columns * PIXEL_VECTORS; ++u)
+            sum[u] = vector_all(first);
+        done += gather_runs(gather, channel, sum, rows, columns, x_pixel);
+        if (gather->accumulate)
+            tile_store(sum, y, gather->y_row, PIXEL, rows, columns, 1);
+        else
+            tile_store(sum, y, gather->y_row, PIXEL, rows, columns, 0);
+        if (gather->tile->irregular)
+            gather_irregular(gather, channel);
     }
     return done;
 }
@@ -205,14 +213,15 @@ FOR_TILE_SHAPES(GATHER_FUNCTIONS)
 static const gather_function gather_neighbours[TILE_SHAPES] = {FOR_TILE_SHAPES(GATHER_NEIGHBOURS)};
 static const gather_function gather_apart[TILE_SHAPES] = {FOR_TILE_SHAPES(GATHER_APART)};
 
-/* Images of one block, and the channels of the output that are wanted. */
+/* Images of one block, and the channels and rows of the output that are wanted. */
 struct fast_images {
-    uint32_t first_channel, last_channel;
+    uint32_t first_channel, last_channel, first_row, last_row;
     struct fast_map map;
-    const float *x;
+    const float *x; /* begins with row x_first_row */
+    uint32_t x_first_row;
     size_t x_row, x_pixel; /* of the input */
     float *y;
-    size_t y_channel, y_row, y_pixel;
+    size_t y_channel, y_row;
 };
 
 /* Bytes that a tile touches of each channel of the input. */
@@ -252,20 +261,20 @@ static uint64_t gather_images(const struct fast_program *program, const struct f
     gather.x_pixel = images->x_pixel * map->step_x;
     gather.y_channel = images->y_channel;
     gather.y_row = images->y_row;
-    gather.y_pixel = images->y_pixel;
     gather.first_channel = images->first_channel;
     gather.last_channel = images->last_channel;
     tile.run = runs;
-    for (tile.y = 0u; tile.y < map->height; tile.y += tile.rows) {
+    for (tile.y = images->first_row; tile.y < images->last_row; tile.y += tile.rows) {
+        const float *x = images->x + (tile.y * map->step_y - images->x_first_row) * images->x_row;
         tile.columns = fast_tile_columns(map->width, 0u, TILE_PIXELS);
-        tile.rows = fast_tile_rows(map->height, tile.y, tile.columns, TILE_PIXELS);
+        tile.rows = fast_tile_rows(images->last_row, tile.y, tile.columns, TILE_PIXELS);
         for (tile.x = 0u; tile.x < map->width; tile.x += tile.columns) {
             uint32_t shape, block;
             tile.columns = fast_tile_columns(map->width, tile.x, TILE_PIXELS);
             shape = TILE_INDEX(tile.rows, tile.columns);
             fast_tile_runs(&tile, map, program->tap, 0u, program->taps);
-            gather.x = images->x + tile.y * gather.x_row + tile.x * gather.x_pixel;
-            gather.y = images->y + tile.y * gather.y_row + tile.x * gather.y_pixel;
+            gather.x = x + tile.x * gather.x_pixel;
+            gather.y = images->y + tile.y * gather.y_row + (size_t)tile.x * PIXEL;
             for (block = 0u; block < program->blocks; ++block) {
                 gather.start = program->start + (size_t)block * program->channels * program->taps;
                 gather.bias = block == 0u ? bias : NULL;

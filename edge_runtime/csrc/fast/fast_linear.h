@@ -179,6 +179,7 @@ SFD_INLINE void linear_backward_image(const struct sfd_layer *layer, const struc
     for (row = 0u; row < support->rows; ++row) {
         const uint32_t end = support->row_pointer[row + 1u];
         const float value = part->dy[row];
+#pragma GCC unroll 4
         for (k = support->row_pointer[row]; k < end; ++k) {
             const uint32_t at = sfd_column_at(column, k, index_width);
             const float product = value * x[at];

@@ -102,56 +102,18 @@ static void pair_irregular(const struct fast_pair *pair, int wanted)
     }
 }
 
-/* Multiply-adds of one pass over the tile. */
-static uint64_t pair_work(const struct fast_pair *pair)
-{
-    const uint32_t *start = pair->program->start + (size_t)pair->channel * pair->program->taps;
-    uint64_t work = 0u;
-    uint32_t r;
-
-    for (r = 0u; r < pair->tile->run_count; ++r) {
-        const struct fast_run *run = &pair->tile->run[r];
-        work += (uint64_t)(start[run->last] - start[run->first]) *
-                (uint32_t)(run->bottom - run->top) * (uint32_t)(run->right - run->left);
-    }
-    return work;
-}
-
 #define PAIR_CASE(ROWS, COLUMNS, ROW_EDGE, COLUMN_EDGE)                                          \
     case FAST_PATTERN(ROW_EDGE, COLUMN_EDGE):                                                    \
-        pair_run(sum, x, entry, end, partial, pair->dy, dy_row, wanted, COLUMNS,                 \
+        pair_run(sum, x, entry, end, partial, dy, dy_row, wanted, COLUMNS,                       \
                  (ROW_EDGE) == FAST_BUT_FIRST, (ROWS) - ((ROW_EDGE) == FAST_BUT_LAST),           \
                  (COLUMN_EDGE) == FAST_BUT_FIRST, (COLUMNS) - ((COLUMN_EDGE) == FAST_BUT_LAST)); \
         break;
 
-SFD_INLINE void pair_store(const struct fast_pair *pair, const vector *sum, const uint32_t rows,
-                           const uint32_t columns)
+/* Begin with sums of zero, and the pixels of x. */
+SFD_INLINE void pair_begin(const struct fast_pair *pair, vector *sum, vector *x,
+                           const uint32_t rows, const uint32_t columns, const int wanted)
 {
     uint32_t i, j, u;
-
-#pragma GCC unroll 4
-    for (i = 0; i < rows; ++i)
-#pragma GCC unroll 8
-        for (j = 0; j < columns; ++j)
-#pragma GCC unroll 4
-            for (u = 0; u < PIXEL_VECTORS; ++u) {
-                float *to = pair->dx + (size_t)i * pair->dx_row + (size_t)j * pair->dx_pixel +
-                            u * SFD_LANES;
-                vector value = sum[(i * columns + j) * PIXEL_VECTORS + u];
-                vector_store(to, pair->accumulate ? vector_load(to) + value : value);
-            }
-}
-
-SFD_INLINE void pair_tile(const struct fast_pair *pair, const uint32_t rows, const uint32_t columns,
-                          const int wanted)
-{
-    const struct fast_program *program = pair->program;
-    const uint32_t *start = program->start + (size_t)pair->channel * program->taps;
-    const size_t dy_row = pair->dy_row;
-    vector sum[8 * PIXEL_VECTORS], x[8 * PIXEL_VECTORS];
-    int irregular = 0;
-    uint32_t i, j, u;
-    uint32_t r;
 
 #pragma GCC unroll 4
     for (i = 0; i < rows; ++i)
@@ -165,11 +127,27 @@ SFD_INLINE void pair_tile(const struct fast_pair *pair, const uint32_t rows, con
                     x[at] = vector_load(pair->x + (size_t)i * pair->x_row +
                                         (size_t)j * pair->x_pixel + u * SFD_LANES);
             }
-    for (r = 0u; r < pair->tile->run_count; ++r) {
-        const struct fast_run *run = &pair->tile->run[r];
-        const struct fast_entry *entry = program->entry + start[run->first];
-        const struct fast_entry *end = program->entry + start[run->last];
-        vector *partial = pair->partial + (start[run->first] - start[pair->first_tap]);
+}
+
+/* Returns the multiply-adds of either gradient for one image. */
+SFD_INLINE uint64_t pair_tile(const struct fast_pair *pair, const uint32_t rows,
+                              const uint32_t columns, const int wanted)
+{
+    const struct fast_entry *entries = pair->program->entry;
+    const uint32_t *start = pair->program->start + (size_t)pair->channel * pair->program->taps;
+    const struct fast_run *run = pair->tile->run, *last = run + pair->tile->run_count;
+    const uint32_t first = start[pair->first_tap];
+    const float *dy = pair->dy;
+    const size_t dy_row = pair->dy_row;
+    vector sum[8 * PIXEL_VECTORS], x[8 * PIXEL_VECTORS];
+    uint64_t done = 0u;
+
+    pair_begin(pair, sum, x, rows, columns, wanted);
+    for (; run != last; ++run) {
+        const struct fast_entry *entry = entries + start[run->first];
+        const struct fast_entry *end = entries + start[run->last];
+        vector *partial = pair->partial + (start[run->first] - first);
+        done += (uint64_t)(end - entry) * run->pixels;
         switch (run->pattern) {
             PAIR_CASE(rows, columns, FAST_ALL, FAST_ALL)
             PAIR_CASE(rows, columns, FAST_ALL, FAST_BUT_FIRST)
@@ -180,30 +158,31 @@ SFD_INLINE void pair_tile(const struct fast_pair *pair, const uint32_t rows, con
             PAIR_CASE(rows, columns, FAST_BUT_LAST, FAST_ALL)
             PAIR_CASE(rows, columns, FAST_BUT_LAST, FAST_BUT_FIRST)
             PAIR_CASE(rows, columns, FAST_BUT_LAST, FAST_BUT_LAST)
-        default:
-            irregular = 1;
         }
     }
-    if (wanted & FAST_D_INPUT)
-        pair_store(pair, sum, rows, columns);
-    if (irregular)
+    if ((wanted & FAST_D_INPUT) && pair->accumulate)
+        tile_store(sum, pair->dx, pair->dx_row, pair->dx_pixel, rows, columns, 1);
+    else if (wanted & FAST_D_INPUT)
+        tile_store(sum, pair->dx, pair->dx_row, pair->dx_pixel, rows, columns, 0);
+    if (pair->tile->irregular)
         pair_irregular(pair, wanted);
+    return done;
 }
 
-typedef void (*pair_function)(const struct fast_pair *pair);
+typedef uint64_t (*pair_function)(const struct fast_pair *pair);
 
-#define PAIR_FUNCTIONS(ROWS, COLUMNS)                                          \
-    static void pair_both_##ROWS##x##COLUMNS(const struct fast_pair *pair)     \
-    {                                                                          \
-        pair_tile(pair, ROWS, COLUMNS, FAST_D_INPUT | FAST_D_WEIGHT);          \
-    }                                                                          \
-    static void pair_d_input_##ROWS##x##COLUMNS(const struct fast_pair *pair)  \
-    {                                                                          \
-        pair_tile(pair, ROWS, COLUMNS, FAST_D_INPUT);                          \
-    }                                                                          \
-    static void pair_d_weight_##ROWS##x##COLUMNS(const struct fast_pair *pair) \
-    {                                                                          \
-        pair_tile(pair, ROWS, COLUMNS, FAST_D_WEIGHT);                         \
+#define PAIR_FUNCTIONS(ROWS, COLUMNS)                                              \
+    static uint64_t pair_both_##ROWS##x##COLUMNS(const struct fast_pair *pair)     \
+    {                                                                              \
+        return pair_tile(pair, ROWS, COLUMNS, FAST_D_INPUT | FAST_D_WEIGHT);       \
+    }                                                                              \
+    static uint64_t pair_d_input_##ROWS##x##COLUMNS(const struct fast_pair *pair)  \
+    {                                                                              \
+        return pair_tile(pair, ROWS, COLUMNS, FAST_D_INPUT);                       \
+    }                                                                              \
+    static uint64_t pair_d_weight_##ROWS##x##COLUMNS(const struct fast_pair *pair) \
+    {                                                                              \
+        return pair_tile(pair, ROWS, COLUMNS, FAST_D_WEIGHT);                      \
     }
 FOR_PAIR_SHAPES(PAIR_FUNCTIONS)
 
@@ -261,32 +240,6 @@ static uint32_t strip_tiles(const struct fast_program *program, const struct fas
     return count;
 }
 
-/* Sets of a usual first-level cache, a line each: a pixel is one. */
-#define CACHE_SETS 64u
-
-/* A copy of dy pays from so many nonzeros of an output channel on. */
-#define WINDOW_NONZEROS 24u
-
-/* Rows of dy, copied for the channels of the input to come. Channels that lie a power of two apart
- * share a few sets of the first-level cache; those of a window lie an odd number of lines apart. And
- * they come from memory once, one after the other. */
-struct fast_window {
-    float *rows; /* NULL: dy is read where it lies */
-    size_t channel;
-    uint32_t first_row, last_row; /* that it holds */
-};
-
-/* Copy the window's rows of channels [first, last) of images with this row and channel stride. */
-static void window_copy(const struct fast_window *window, const float *from, size_t row,
-                        size_t channel, uint32_t first, uint32_t last)
-{
-    const size_t floats = (window->last_row - window->first_row) * row;
-
-    for (; first < last; ++first)
-        memcpy(window->rows + first * window->channel,
-               from + first * channel + window->first_row * row, floats * sizeof *from);
-}
-
 /* gradient[k] += the sum of partial[k]. */
 static void add_sums(vector *partial, uint32_t count, float *gradient)
 {
@@ -337,8 +290,8 @@ static void pair_strip(const struct fast_program *program, const struct fast_str
             if (wanted & FAST_D_INPUT)
                 pair.dx = strip->dx + channel * strip->dx_channel + tile->y * strip->dx_row +
                           tile->x * strip->dx_pixel;
-            pair_functions[wanted - 1][TILE_INDEX(tile->rows, tile->columns)](&pair);
-            work = pair_work(&pair) * SFD_BLOCK;
+            work = pair_functions[wanted - 1][TILE_INDEX(tile->rows, tile->columns)](&pair);
+            work *= SFD_BLOCK;
             done->d_input += wanted & FAST_D_INPUT ? work : 0u;
             done->d_weight += wanted & FAST_D_WEIGHT ? work : 0u;
         }

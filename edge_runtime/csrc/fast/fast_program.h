@@ -77,6 +77,7 @@ struct fast_run {
     uint32_t first, last;
     uint8_t pattern;
     uint8_t top, bottom, left, right;
+    uint16_t pixels; /* of those */
 };
 
 /* Patterns: which rows and columns of the tile a run reads, 3 * rows + columns, each all, all but
@@ -88,6 +89,7 @@ enum fast_edge { FAST_ALL, FAST_BUT_FIRST, FAST_BUT_LAST };
 struct fast_tile {
     uint32_t y, x;          /* its first pixel */
     uint32_t rows, columns; /* of pixels */
+    int irregular;          /* it has runs that are done pixel by pixel */
     uint32_t run_count;
     struct fast_run *run;
 };

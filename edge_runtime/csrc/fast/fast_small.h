@@ -46,13 +46,14 @@ static void small_forward(const struct sfd_layer *layer, const float *w, const f
                          layer->shape.kernel_h * gather_window(&strip.map, 1u, 2u), 1u, w);
     strip.first_channel = 0u;
     strip.last_channel = program.channels;
+    strip.first_row = strip.x_first_row = 0u;
+    strip.last_row = 1u;
     strip.x = copy;
     strip.x_row = 0u;
     strip.x_pixel = PIXEL;
     strip.y = result;
     strip.y_channel = lines.line;
     strip.y_row = 0u;
-    strip.y_pixel = PIXEL;
     for (top = 0u; top < layer->out_height; top += lines.rows) {
         const uint32_t rows =
             layer->out_height - top < lines.rows ? layer->out_height - top : lines.rows;

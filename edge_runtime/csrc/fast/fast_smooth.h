@@ -4,11 +4,6 @@
 
 #include "fast_math.h"
 
-#define INVERSE_SQRT_2 0.70710678f
-#define INVERSE_SQRT_2_PI 0.39894228f
-#define SQRT_2_OVER_PI 0.79788456f
-#define GELU_CUBIC 0.044715f
-
 /* The value at x, and the slope where `slope` is wanted. */
 typedef vector smooth_function(vector x, vector *slope);
 
@@ -24,20 +19,20 @@ SFD_INLINE vector silu(vector x, vector *slope)
 SFD_INLINE vector gelu(vector x, vector *slope)
 {
     const vector gaussian = vector_exp(-0.5f * x * x);
-    const vector half = 0.5f * (1.0f + vector_erf(x * INVERSE_SQRT_2, gaussian));
+    const vector half = 0.5f * (1.0f + vector_erf(x * SFD_INVERSE_SQRT_2, gaussian));
 
     if (slope)
-        *slope = half + x * INVERSE_SQRT_2_PI * gaussian;
+        *slope = half + x * SFD_INVERSE_SQRT_2_PI * gaussian;
     return x * half;
 }
 
 SFD_INLINE vector gelu_by_tanh(vector x, vector *slope)
 {
-    const vector t = vector_tanh(SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x));
+    const vector t = vector_tanh(SFD_SQRT_2_OVER_PI * (x + SFD_GELU_CUBIC * x * x * x));
 
     if (slope)
-        *slope = 0.5f * (1.0f + t) +
-                 0.5f * x * (1.0f - t * t) * SQRT_2_OVER_PI * (1.0f + 3.0f * GELU_CUBIC * x * x);
+        *slope = 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * SFD_SQRT_2_OVER_PI *
+                                         (1.0f + 3.0f * SFD_GELU_CUBIC * x * x);
     return 0.5f * x * (1.0f + t);
 }
 

@@ -5,6 +5,8 @@
 
 #include "fast_vector.h"
 
+#define UNROLLED_FLOATS 64u /* most of an unrolled row */
+
 /* The pixels of an unrolled row, which reads one channel through one tap. */
 struct fast_cells {
     uint32_t y_low, y_high, x_low, x_high; /* of the output, where the input is inside */
@@ -40,55 +42,55 @@ static void cells_find(const struct sfd_layer *layer, uint32_t images, struct fa
         }
 }
 
-/* One channel into its unrolled rows. */
-static void unroll_channel(const struct fast_unrolling *unrolling, const float *x, float *row)
+/* The pixels of one row of the output that a tap reads, from the channel to the unrolled row, or back
+ * to where they are added up. */
+SFD_INLINE void unroll_pixels(float *x, size_t step, float *row, uint32_t count, uint32_t images,
+                              const int back)
+{
+    uint32_t pixel, i;
+
+    for (pixel = 0u; pixel < count; ++pixel, x += step, row += images)
+        for (i = 0u; i < images; ++i)
+            if (back)
+                x[i] += row[i];
+            else
+                row[i] = x[i];
+}
+
+SFD_INLINE void unroll_either(const struct fast_unrolling *unrolling, float *x, float *row,
+                              const int back)
 {
     const struct sfd_layer *layer = unrolling->layer;
     const uint32_t images = unrolling->images, step = layer->shape.stride_w * images;
     const size_t row_step = (size_t)layer->shape.stride_h * layer->in_width * images;
-    uint32_t t, y, px, i;
+    uint32_t t, y;
 
     for (t = 0u; t < sfd_kernel_area(layer); ++t, row += unrolling->width) {
         const struct fast_cells *cells = &unrolling->cells[t];
-        const uint32_t run = (cells->x_high - cells->x_low) * images;
-        memset(row, 0, unrolling->width * sizeof *row);
+        const uint32_t count = cells->x_high - cells->x_low;
+        if (!back)
+            memset(row, 0, unrolling->width * sizeof *row);
         for (y = cells->y_low; y < cells->y_high; ++y) {
-            const float *from = x + cells->start + (y - cells->y_low) * row_step;
-            float *to = row + (y * layer->out_width + cells->x_low) * images;
-            if (step == images)
-                for (i = 0u; i < run; ++i)
-                    to[i] = from[i];
+            float *at = x + cells->start + (y - cells->y_low) * row_step;
+            float *cell = row + (y * layer->out_width + cells->x_low) * images;
+            if (step == images) /* one run */
+                unroll_pixels(at, 0u, cell, 1u, count * images, back);
             else
-                for (px = 0u; px * images < run; ++px)
-                    for (i = 0u; i < images; ++i)
-                        to[px * images + i] = from[(size_t)px * step + i];
+                unroll_pixels(at, step, cell, count, images, back);
         }
     }
 }
 
-/* x += what the unrolled rows of a channel gathered. */
+/* One channel into its unrolled rows. x is only read. */
+static void unroll_channel(const struct fast_unrolling *unrolling, const float *x, float *row)
+{
+    unroll_either(unrolling, (float *)(uintptr_t)x, row, 0);
+}
+
+/* x += what the unrolled rows of a channel gathered; those are only read. */
 static void roll_up_channel(const struct fast_unrolling *unrolling, const float *row, float *x)
 {
-    const struct sfd_layer *layer = unrolling->layer;
-    const uint32_t images = unrolling->images, step = layer->shape.stride_w * images;
-    const size_t row_step = (size_t)layer->shape.stride_h * layer->in_width * images;
-    uint32_t t, y, px, i;
-
-    for (t = 0u; t < sfd_kernel_area(layer); ++t, row += unrolling->width) {
-        const struct fast_cells *cells = &unrolling->cells[t];
-        const uint32_t run = (cells->x_high - cells->x_low) * images;
-        for (y = cells->y_low; y < cells->y_high; ++y) {
-            const float *from = row + (y * layer->out_width + cells->x_low) * images;
-            float *to = x + cells->start + (y - cells->y_low) * row_step;
-            if (step == images)
-                for (i = 0u; i < run; ++i)
-                    to[i] += from[i];
-            else
-                for (px = 0u; px * images < run; ++px)
-                    for (i = 0u; i < images; ++i)
-                        to[(size_t)px * step + i] += from[px * images + i];
-        }
-    }
+    unroll_either(unrolling, x, (float *)(uintptr_t)row, 1);
 }
 
 #endif
