@@ -1,5 +1,5 @@
 // The core's operators in ExecuTorch, namespace sparsyfed: arguments are taken from the runtime,
-// results sized, scratch taken from its temporary allocator. The work is in csrc/sfd_operators.c.
+// results sized, scratch taken from its temporary allocator. The work is done by sfd_operators.h.
 //
 // Activations are in the core's order; export/executorch_operators.py has the schemas, in the order
 // of which the arguments lie on the stack, results last.
