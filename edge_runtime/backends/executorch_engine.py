@@ -28,7 +28,8 @@ Floats = NDArray[np.float32]
 def load(path: Path, threads: int) -> ExecutorchEngine:
     """Engine of an export. Raises FormatError where the file is none.
 
-    ExecuTorch has one number of threads for the whole process: it is set to `threads`.
+    ExecuTorch has one number of threads for the whole process: it is set to `threads`. The core's
+    operators use one of them, and are compiled when they are wanted for the first time.
     """
     try:
         module = loaded(path)

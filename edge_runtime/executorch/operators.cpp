@@ -1,5 +1,5 @@
 // The core's operators in ExecuTorch, namespace sparsyfed: arguments are taken from the runtime,
-// results sized, scratch taken from its temporary allocator. The work is in csrc/sfd_operators.c.
+// results sized, scratch taken from its temporary allocator. The work is done by sfd_operators.h.
 //
 // Activations are in the core's order; export/executorch_operators.py has the schemas, in the order
 // of which the arguments lie on the stack, results last.
@@ -13,7 +13,8 @@
 
 #include "sfd_operators.h"
 
-namespace {
+namespace
+{
 
 using executorch::aten::ArrayRef;
 using executorch::aten::ScalarType;
@@ -26,9 +27,15 @@ using executorch::runtime::KernelRuntimeContext;
 using executorch::runtime::Span;
 using Stack = Span<EValue *>;
 
-const float *floats(const Tensor &tensor) { return tensor.const_data_ptr<float>(); }
+const float *floats(const Tensor &tensor)
+{
+    return tensor.const_data_ptr<float>();
+}
 
-float *floats_of(Tensor &tensor) { return tensor.mutable_data_ptr<float>(); }
+float *floats_of(Tensor &tensor)
+{
+    return tensor.mutable_data_ptr<float>();
+}
 
 // NULL where the argument is None.
 const float *optional_floats(EValue *value)
@@ -37,21 +44,36 @@ const float *optional_floats(EValue *value)
 }
 
 // NULL for a result that is not wanted, which has no elements.
-float *wanted(Tensor &tensor) { return tensor.numel() == 0 ? nullptr : floats_of(tensor); }
+float *wanted(Tensor &tensor)
+{
+    return tensor.numel() == 0 ? nullptr : floats_of(tensor);
+}
 
-uint32_t images(const Tensor &x) { return static_cast<uint32_t>(x.size(0)); }
+uint32_t images(const Tensor &x)
+{
+    return static_cast<uint32_t>(x.size(0));
+}
 
-uint32_t example_size(const Tensor &x) { return static_cast<uint32_t>(x.numel() / x.size(0)); }
+uint32_t example_size(const Tensor &x)
+{
+    return static_cast<uint32_t>(x.numel() / x.size(0));
+}
 
 // Dimension 1 are the channels; a signal has height 1, a vector width 1 as well.
-uint32_t height(const Tensor &x) { return x.dim() == 4 ? static_cast<uint32_t>(x.size(2)) : 1u; }
+uint32_t height(const Tensor &x)
+{
+    return x.dim() == 4 ? static_cast<uint32_t>(x.size(2)) : 1u;
+}
 
 uint32_t width(const Tensor &x)
 {
     return x.dim() > 2 ? static_cast<uint32_t>(x.size(x.dim() - 1)) : 1u;
 }
 
-uint32_t channels(const Tensor &x) { return static_cast<uint32_t>(x.size(1)); }
+uint32_t channels(const Tensor &x)
+{
+    return static_cast<uint32_t>(x.size(1));
+}
 
 bool resize_like(KernelRuntimeContext &context, Tensor &out, const Tensor &like)
 {
@@ -115,9 +137,9 @@ sfd_layer_geometry layer_geometry(const Tensor &x, const Tensor &y, EValue *valu
     const auto numbers = value->toIntList();
     const auto number = [&](size_t i) { return static_cast<uint32_t>(numbers[i]); };
 
-    return {channels(x), height(x), width(x), channels(y), height(y), width(y), number(0),
-            number(1),   number(2), number(3), number(4),  number(5), number(6), number(7),
-            number(8)};
+    return {channels(x), height(x), width(x),  channels(y), height(y),
+            width(y),    number(0), number(1), number(2),   number(3),
+            number(4),   number(5), number(6), number(7),   number(8)};
 }
 
 // x, v, bias, geometry, beta; y
@@ -211,9 +233,13 @@ sfd_norm_geometry norm_geometry(EValue *shape, EValue *weight, EValue *bias, EVa
     const auto numbers = shape->toIntList();
     const auto number = [&](size_t i) { return static_cast<uint32_t>(numbers[i]); };
 
-    return {number(0), number(1), number(2), number(3),
+    return {number(0),
+            number(1),
+            number(2),
+            number(3),
             epsilon ? static_cast<float>(epsilon->toDouble()) : 0.0f,
-            weight ? optional_floats(weight) : nullptr, bias ? optional_floats(bias) : nullptr};
+            weight ? optional_floats(weight) : nullptr,
+            bias ? optional_floats(bias) : nullptr};
 }
 
 // x, weight, bias, shape, epsilon; y, moments
@@ -295,7 +321,7 @@ sfd_pool_geometry pool_geometry(const Tensor &x, const Tensor &y, EValue *value)
     const auto numbers = value->toIntList();
     const auto number = [&](size_t i) { return static_cast<uint32_t>(numbers[i]); };
 
-    return {number(0), number(1), channels(x), height(x), width(x), height(y), width(y),
+    return {number(0), number(1), channels(x), height(x), width(x),  height(y), width(y),
             number(2), number(3), number(4),   number(5), number(6), number(7)};
 }
 
