@@ -14,6 +14,7 @@ NATIVE := $(VENV)/.native
 TRAINING_VENV := .venv-onnxruntime-training
 TRAINING := $(TRAINING_VENV)/.installed
 C_SOURCES := $(wildcard edge_runtime/csrc/*.[ch] edge_runtime/csrc/fast/*.[ch])
+BOARD_SOURCES := $(wildcard devices/boards/*.[ch] devices/boards/*/*.[ch])
 CONSTRAINTS := requirements/constraints.txt
 BENCH_ARGS := step
 
@@ -35,7 +36,7 @@ check: $(NATIVE) ## style, types, layers, and the C core under the project's war
 	$(BIN)/lint-imports
 	$(BIN)/cmake -S . -B build/developer -D SFD_DEVELOPER=ON > build/developer.log
 	$(BIN)/cmake --build build/developer
-	@if command -v clang-format > /dev/null; then clang-format --dry-run --Werror $(C_SOURCES) tests/c/*.[ch] tools/c/*.c; \
+	@if command -v clang-format > /dev/null; then clang-format --dry-run --Werror $(C_SOURCES) $(BOARD_SOURCES) tests/c/*.[ch] tools/c/*.c; \
 	else echo "clang-format is not installed: the layout of the C sources was not checked"; fi
 
 bench: $(NATIVE) ## time training steps here (BENCH_ARGS="memory --models resnet18" for more)
