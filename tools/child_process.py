@@ -3,12 +3,14 @@
 import functools
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import IO
 
 
-def spawn(command: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Starts a program whose output goes to `log`.
+def spawn(
+    command: Sequence[str], log: IO[bytes] | int, *, pass_fds: Collection[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Starts a program whose output goes to `log`; it has the open files `pass_fds` besides.
 
     It is in a session of its own, so an interrupt at the terminal goes to the owner alone, who
     stops it. Where the system can, the program gets SIGTERM when the thread that started it ends,
@@ -20,6 +22,7 @@ def spawn(command: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
         stdout=log,
         stderr=log,
         start_new_session=True,
+        pass_fds=tuple(pass_fds),
     )
 
 

@@ -165,8 +165,8 @@ def run_gateway(arguments: argparse.Namespace) -> int:
 
 def run_emulate(arguments: argparse.Namespace) -> int:
     """Runs emulated boards until Ctrl-C or SIGTERM, or until one ends."""
-    from sparsyfed.devices.emulator import EmulatedBoard, find_machine
-    from sparsyfed.devices.firmware import build_firmware
+    from sparsyfed.tools.emulator import EmulatedBoard, find_machine
+    from sparsyfed.tools.firmware import build_firmware
     from sparsyfed.devices.profiles import parse_bytes
 
     if not 1 <= arguments.count <= MAX_BOARDS:

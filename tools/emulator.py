@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from sparsyfed.edge_runtime.errors import BackendError, ConfigurationError
+from sparsyfed.tools.child_process import spawn
 
 ARM = "qemu-system-arm"
 RISCV = "qemu-system-riscv32"
@@ -80,14 +81,14 @@ class EmulatedBoard:
             raise BackendError(f"{self._machine.program} is not installed: emulated boards need it")
         # The socket listens before QEMU runs, and survives it: a port is never lost to another program.
         listener = self._listener.fileno()
-        self._process = subprocess.Popen(
+        self._process = spawn(
             [
                 *(self._machine.program, *self._machine.arguments, *self._count),
                 *("-display", "none", "-monitor", "none", "-kernel", str(self._firmware)),
                 *("-chardev", f"socket,id=line,fd={listener},server=on,wait=off"),
                 *("-serial", "chardev:line"),
             ],
-            stdin=subprocess.DEVNULL,
+            subprocess.DEVNULL,
             pass_fds=[listener],
         )
 
