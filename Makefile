@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check bench boards clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -41,6 +41,11 @@ check: $(NATIVE) ## style, types, layers, and the C core under the project's war
 
 bench: $(NATIVE) ## time training steps here (BENCH_ARGS="memory --models resnet18" for more)
 	@$(BIN)/sparsyfed bench $(BENCH_ARGS)
+
+boards: $(NATIVE) ## compilers and emulators of microboards (1.5 GB with what they need), and all firmware
+	@bash tools/install_system_parts.sh --boards
+	@for board in $$($(MAKE) --no-print-directory -s -C devices/boards list); do \
+	    $(MAKE) --no-print-directory -s -C devices/boards BOARD=$$board; done
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) $(TRAINING_VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -127,8 +127,10 @@ class Board:
         while received < len(data):
             if should_stop():
                 return False
-            piece = data[received : received + min(self._link.piece_bytes, MAX_PAYLOAD - 4)]
-            answer = self._link.ask(Command.DATA, struct.pack("<I", received) + piece)
+            piece = data[received : received + self._link.piece_bytes]
+            answer = self._link.ask_piece(Command.DATA, struct.pack("<I", received) + piece)
+            if answer is None:
+                continue
             if answer.status not in {Status.OK, Status.ORDER, Status.CHECKSUM}:
                 self._raise(Command.DATA, answer, len(data))
             received = self._received(answer)
@@ -206,8 +208,12 @@ class Board:
     def _read(self, what: SerialObject, size: int) -> bytes:
         data = bytearray()
         while len(data) < size:
-            length = min(self._link.piece_bytes, MAX_PAYLOAD, -(-(size - len(data)) // 4) * 4)
-            answer = self._ask(Command.READ, struct.pack("<3I", what, len(data), length))
+            length = self._link.piece_bytes // 4 * 4
+            answer = self._link.ask_piece(Command.READ, struct.pack("<3I", what, len(data), length))
+            if answer is None:
+                continue
+            if answer.status != Status.OK:
+                self._raise(Command.READ, answer, size)
             if not 0 < len(answer.payload) <= size - len(data):
                 raise FormatError(f"got {len(answer.payload)} bytes of {size - len(data)} left")
             data += answer.payload

@@ -80,11 +80,8 @@ def _fit(
     # Each part begins at a multiple of 4.
     below_examples = (memory_bytes - size) // 4 * 4 - held * each
     limit = below_examples - gathered * each
-    if limit < 1:
-        wanted = size + (held + gathered) * each
-        raise ArenaError("no room for examples", got=memory_bytes, wanted=wanted)
     try:
-        planned = plan(artifact, state, batch_size, kernels="portable", arena_bytes=limit)
+        planned = plan(artifact, state, batch_size, kernels="portable", arena_bytes=max(1, limit))
     except ArenaError as error:
         wanted = memory_bytes + error.wanted - limit
         raise ArenaError("no room for the arena", got=memory_bytes, wanted=wanted) from error

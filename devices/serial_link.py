@@ -28,8 +28,12 @@ logger = logging.getLogger(__name__)
 FIRST_WAIT_SECONDS = 0.25
 LONGEST_WAIT_SECONDS = 2.0
 REOPEN_SECONDS = 0.5
+MAX_PIECE = MAX_PAYLOAD - 4
 LEAST_PIECE = 16
+PIECE_ATTEMPTS = 3
 TIMED_ANSWERS = 8
+QUICK = {Command.HELLO, Command.BEGIN}
+"""Commands for which a board computes nothing."""
 
 
 class Port(Protocol):
@@ -72,8 +76,9 @@ class SerialLink:
         self._port: Port | None = None
         self._reader = FrameReader()
         self._sequence = secrets.randbits(32)  # never that of a host before
-        self._answer_times: deque[float] = deque(maxlen=TIMED_ANSWERS)
-        self.piece_bytes = MAX_PAYLOAD
+        self._quick_times: deque[float] = deque(maxlen=TIMED_ANSWERS)
+        self._lost_since: float | None = None
+        self.piece_bytes = MAX_PIECE
         """Bytes to send or ask for at a time: fewer on a noisy line."""
         self.resent = 0
         """Frames that were sent again."""
@@ -87,54 +92,75 @@ class SerialLink:
 
     def ask(self, command: Command, payload: bytes = b"") -> Frame:
         """The answer to a request, whatever its status. Raises BackendError if none comes."""
-        self._sequence = (self._sequence + 1) % 2**32
-        request = Frame(command, self._sequence, payload)
-        until = time.monotonic() + self._patience_s
-        wait = self._first_wait(command)
-        attempts = 0
-        while time.monotonic() < until and not self._should_stop():
-            began = time.monotonic()
-            try:
-                answer = self._try_once(request, min(wait, until - began))
-            except OSError as error:
-                logger.info("the line to the board is cut: %s", error)
-                self.close()
-                time.sleep(min(REOPEN_SECONDS, max(0.0, until - time.monotonic())))
-                continue
+        request = self._next(command, payload)
+        began = time.monotonic()
+        wait = self._first_wait()
+        while True:
+            tried = time.monotonic()
+            answer = self._try_once(request, wait)
             if answer is not None:
-                if command in {Command.DATA, Command.READ}:
-                    self._learn(attempts, time.monotonic() - began)
+                if command in QUICK:
+                    self._quick_times.append(time.monotonic() - tried)
                 return answer
-            attempts += 1
-            self.resent += 1
-            if time.monotonic() - began >= wait:
-                wait = min(2 * wait, LONGEST_WAIT_SECONDS)
-        raise BackendError(
-            f"no answer from the board to {command.name} in {self._patience_s:g} s: is it connected, "
-            "does it run the firmware, is no other program on its port?"
-        )
+            self._require_patience(command, began)
+            # A board that says nothing computes; one whose answer came damaged is there.
+            is_silent = time.monotonic() - tried >= wait
+            wait = min(2 * wait, LONGEST_WAIT_SECONDS) if is_silent else self._first_wait()
 
-    def _first_wait(self, command: Command) -> float:
-        """Seconds until an answer counts as lost: pieces take about as long as those before."""
-        if command not in {Command.DATA, Command.READ} or not self._answer_times:
+    def ask_piece(self, command: Command, payload: bytes) -> Frame | None:
+        """The answer to a request about a piece of an object, or None: then a smaller one may come through.
+
+        `piece_bytes` is chosen anew. The board may have carried the request out. Raises BackendError if nothing
+        has come through for `patience_s`.
+        """
+        request = self._next(command, payload)
+        for attempt in range(PIECE_ATTEMPTS):
+            began = time.monotonic()
+            answer = self._try_once(request, self._first_wait())
+            if answer is not None:
+                self._quick_times.append(time.monotonic() - began)
+                self._lost_since = None
+                if attempt == 0:
+                    self.piece_bytes = min(MAX_PIECE, self.piece_bytes + self.piece_bytes // 4)
+                return answer
+            self._lost_since = self._lost_since or began
+            self._require_patience(command, self._lost_since)
+        self.piece_bytes = max(LEAST_PIECE, self.piece_bytes // 2)
+        return None
+
+    def _first_wait(self) -> float:
+        """Seconds until an answer counts as lost: some times what quick ones took."""
+        if not self._quick_times:
             return FIRST_WAIT_SECONDS
-        return min(FIRST_WAIT_SECONDS, 0.005 + 4 * max(self._answer_times))
+        return min(FIRST_WAIT_SECONDS, 0.005 + 4 * max(self._quick_times))
 
-    def _learn(self, attempts: int, seconds: float) -> None:
-        """Choose the size of pieces: one that came through at once may grow, else half."""
-        self._answer_times.append(seconds)
-        if attempts == 0:
-            self.piece_bytes = min(MAX_PAYLOAD, self.piece_bytes + self.piece_bytes // 4 // 4 * 4)
-        elif attempts > 1:
-            self.piece_bytes = max(LEAST_PIECE, self.piece_bytes // 8 * 4)
+    def _next(self, command: Command, payload: bytes) -> Frame:
+        self._sequence = (self._sequence + 1) % 2**32
+        return Frame(command, self._sequence, payload)
+
+    def _require_patience(self, command: Command, since: float) -> None:
+        self.resent += 1
+        if self._should_stop() or time.monotonic() - since >= self._patience_s:
+            raise BackendError(
+                f"no answer from the board to {command.name} in {self._patience_s:g} s: is it connected, "
+                "does it run the firmware, is no other program on its port?"
+            )
 
     def _try_once(self, request: Frame, seconds: float) -> Frame | None:
         """Send the request and wait for its answer. None: it came damaged, or not in time."""
+        try:
+            return self._exchange(request, time.monotonic() + seconds)
+        except OSError as error:
+            logger.info("the line to the board is cut: %s", error)
+            self.close()
+            time.sleep(min(REOPEN_SECONDS, self._patience_s))
+            return None
+
+    def _exchange(self, request: Frame, until: float) -> Frame | None:
         if self._port is None:
             self._port = self._open_port()
             self._reader = FrameReader()
         self._port.write(request.encode())
-        until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             if not select.select([self._port], [], [], left)[0]:
                 break

@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-/* Ready the serial line and start the counter. Called once, before all others. */
+/* Ready the serial line. Called once, before all others. */
 void board_start(void);
 
 /* Wait for the next byte of the line. */
@@ -15,8 +15,9 @@ void board_send(uint8_t byte);
 /* Start the program again, once what was sent is on the line. */
 void board_reset(void) __attribute__((noreturn));
 
-/* A counter that never stops: cycles of the processor or, under emulation that counts them,
- * instructions. */
+/* A counter, and what it has counted since it was started: cycles of the processor or, under
+ * emulation that counts them, instructions. The same work gives the same number. */
+void board_start_ticks(void);
 uint64_t board_ticks(void);
 uint32_t board_ticks_per_second(void);
 

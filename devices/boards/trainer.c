@@ -211,13 +211,14 @@ static int plan(struct trainer *trainer, uint32_t batch, const struct sfd_option
     const struct trainer_object *artifact = &trainer->object[SERIAL_OBJECT_ARTIFACT];
     const struct trainer_object *state = &trainer->object[SERIAL_OBJECT_STATE];
     const uint8_t *memory = trainer->memory;
-    const uint64_t begun = board_ticks();
     uint64_t persistent;
-    int error =
+    int error;
+
+    board_start_ticks();
+    error =
         sfd_plan(memory + artifact->offset, artifact->bytes, memory + state->offset, state->bytes,
                  batch, options, trainer->memory, state->offset, &trainer->plan, problem);
-
-    trainer->ticks.plan = board_ticks() - begun;
+    trainer->ticks.plan = board_ticks();
     if (error != SFD_OK)
         return error;
     persistent = trainer->plan.arena_bytes - trainer->plan.transient_bytes;
@@ -227,22 +228,20 @@ static int plan(struct trainer *trainer, uint32_t batch, const struct sfd_option
     return SFD_OK;
 }
 
-/* The state is read, and its memory given to the session. */
-static int start_session(struct trainer *trainer, uint32_t batch, const struct sfd_options *options,
-                         struct sfd_problem *problem)
+/* By the plan that lies where the arena begins. The state is read, and its memory given to the session. */
+static int start_session(struct trainer *trainer, struct sfd_problem *problem)
 {
-    const struct trainer_object artifact = trainer->object[SERIAL_OBJECT_ARTIFACT];
     const struct trainer_object state = trainer->object[SERIAL_OBJECT_STATE];
-    const uint64_t begun = board_ticks();
     struct sfd_session *session = NULL;
-    int error = sfd_open(trainer->memory + artifact.offset, artifact.bytes,
-                         trainer->memory + state.offset, state.bytes, batch, options,
-                         trainer->memory, trainer->arena_end, &session, problem);
+    int error;
 
+    board_start_ticks();
+    error = sfd_open(trainer->memory, trainer->memory + state.offset, state.bytes, trainer->memory,
+                     trainer->arena_end, &session, problem);
+    trainer->ticks.open = board_ticks();
     forget(trainer, SERIAL_OBJECT_STATE);
     forget(trainer, SERIAL_OBJECT_UPDATE);
     trainer->session = session;
-    trainer->ticks.open = board_ticks() - begun;
     if (error == SFD_OK)
         sfd_arena_paint(trainer->memory + trainer->persistent_bytes,
                         trainer->arena_end - trainer->persistent_bytes);
@@ -287,7 +286,7 @@ static void open_session(struct trainer *trainer, const uint8_t *request, uint32
     if (error == SFD_OK)
         error = plan(trainer, batch, &options, &problem);
     if (error == SFD_OK)
-        error = start_session(trainer, batch, &options, &problem);
+        error = start_session(trainer, &problem);
     if (error == SFD_OK)
         put_plan(trainer, answer);
     else
@@ -380,7 +379,6 @@ static void train(struct trainer *trainer, const uint8_t *request, uint32_t byte
     const uint32_t most = sfd_load_u32(request + 12u), places = (bytes - 16u) / 2u;
     uint32_t first, count;
     struct batch batch;
-    uint64_t begun;
     float loss;
 
     forget(trainer, SERIAL_OBJECT_UPDATE);
@@ -396,10 +394,10 @@ static void train(struct trainer *trainer, const uint8_t *request, uint32_t byte
         answer->status = gather_batch(trainer, request + 16u + 2u * first, count, &batch);
         if (answer->status != SERIAL_STATUS_OK)
             return;
-        begun = board_ticks();
+        board_start_ticks();
         answer->status = sfd_step(trainer->session, batch.x, batch.y, trainer->target, count,
                                   sfd_load_f32(request + 4u), sfd_load_f32(request + 8u), &loss);
-        trainer->ticks.step = board_ticks() - begun;
+        trainer->ticks.step = board_ticks();
         if (answer->status == SERIAL_STATUS_OK)
             put_f32(answer, loss);
         sfd_store_u32(answer->payload, steps_done(trainer));
@@ -412,7 +410,6 @@ static void compute(struct trainer *trainer, const uint8_t *request, uint32_t by
                     struct trainer_answer *answer)
 {
     const uint32_t what = sfd_load_u32(request), count = sfd_load_u32(request + 8u);
-    const uint64_t begun = board_ticks();
     uint32_t correct = 0u;
     struct batch batch;
     float loss = 0.0f;
@@ -422,16 +419,17 @@ static void compute(struct trainer *trainer, const uint8_t *request, uint32_t by
     answer->status = find_batch(trainer, sfd_load_u32(request + 4u), count, &batch);
     if (answer->status != SERIAL_STATUS_OK)
         return;
+    board_start_ticks();
     switch (what) {
     case SERIAL_COMPUTE_EVALUATE:
         answer->status = sfd_evaluate(trainer->session, batch.x, batch.y, trainer->target, count,
                                       &loss, &correct);
-        trainer->ticks.evaluate = board_ticks() - begun;
+        trainer->ticks.evaluate = board_ticks();
         break;
     case SERIAL_COMPUTE_GRADIENTS:
         answer->status =
             sfd_gradients(trainer->session, batch.x, batch.y, trainer->target, count, &loss);
-        trainer->ticks.gradients = board_ticks() - begun;
+        trainer->ticks.gradients = board_ticks();
         break;
     default:
         answer->status = SERIAL_STATUS_RANGE;
@@ -469,7 +467,6 @@ static void encode(struct trainer *trainer, const uint8_t *request, uint32_t byt
     struct trainer_object *update = &trainer->object[SERIAL_OBJECT_UPDATE];
     const uint32_t counts = (bytes - 4u) / 4u, round = sfd_load_u32(request);
     uint32_t *keep = (uint32_t *)(void *)(trainer->memory + trainer->persistent_bytes), i;
-    const uint64_t begun = board_ticks();
     size_t size = 0u;
 
     if (trainer->session == NULL || bytes % 4u != 0u) {
@@ -485,13 +482,14 @@ static void encode(struct trainer *trainer, const uint8_t *request, uint32_t byt
     }
     for (i = 0u; i < counts; ++i)
         keep[i] = sfd_load_u32(request + 4u + 4u * i);
+    board_start_ticks();
     answer->status = encode_below(trainer, keep, counts, round, examples_offset(trainer), &size);
     if (answer->status == SFD_ERR_CAPACITY) {
         forget(trainer, SERIAL_OBJECT_EXAMPLES);
         answer->status =
             encode_below(trainer, keep, counts, round, artifact_offset(trainer), &size);
     }
-    trainer->ticks.encode = board_ticks() - begun;
+    trainer->ticks.encode = board_ticks();
     if (answer->status != SFD_OK)
         return;
     update->offset = trainer->persistent_bytes + counts * 4u;

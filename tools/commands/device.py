@@ -165,9 +165,9 @@ def run_gateway(arguments: argparse.Namespace) -> int:
 
 def run_emulate(arguments: argparse.Namespace) -> int:
     """Runs emulated boards until Ctrl-C or SIGTERM, or until one ends."""
+    from sparsyfed.devices.profiles import parse_bytes
     from sparsyfed.tools.emulator import EmulatedBoard, find_machine
     from sparsyfed.tools.firmware import build_firmware
-    from sparsyfed.devices.profiles import parse_bytes
 
     if not 1 <= arguments.count <= MAX_BOARDS:
         raise ConfigurationError(f"got {arguments.count} boards, wanted 1 to {MAX_BOARDS}")

@@ -2,8 +2,6 @@
 #ifndef CORTEX_M_H
 #define CORTEX_M_H
 
-void cortex_m_start_counter(void);
-
 /* Sleep until an interrupt, unless the line has a byte: LINE_INTERRUPT is the one that it raises. */
 void cortex_m_sleep_unless(int (*has_byte)(void));
 void cortex_m_reset(void) __attribute__((noreturn));

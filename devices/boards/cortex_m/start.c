@@ -103,8 +103,10 @@ uint32_t board_stack_touched(void)
     return (uint32_t)((uintptr_t)stack_top - (uintptr_t)word);
 }
 
-void cortex_m_start_counter(void)
+void board_start_ticks(void)
 {
+    *control_register(SYSTICK_CONTROL) = 0u;
+    ticks_before = 0u;
     *control_register(SYSTICK_RELOAD) = SYSTICK_TOP;
     *control_register(SYSTICK_CURRENT) = 0u;
     *control_register(SYSTICK_CONTROL) = SYSTICK_RUN;

@@ -78,7 +78,7 @@ void board_reset(void)
         ;
 }
 
-uint64_t board_ticks(void)
+static uint64_t instructions_retired(void)
 {
     uint32_t low, high, again;
 
@@ -88,6 +88,18 @@ uint64_t board_ticks(void)
         __asm__ volatile("csrr %0, minstreth" : "=r"(again));
     } while (high != again);
     return (uint64_t)high << 32 | low;
+}
+
+static uint64_t started;
+
+void board_start_ticks(void)
+{
+    started = instructions_retired();
+}
+
+uint64_t board_ticks(void)
+{
+    return instructions_retired() - started;
 }
 
 uint32_t board_ticks_per_second(void)
