@@ -6,7 +6,7 @@ frames and messages.
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ from sparsyfed.devices.board_training import refusal_of_board, train_on_board
 from sparsyfed.devices.client import DeviceClient, ended_by_signals
 from sparsyfed.devices.dataset import Dataset
 from sparsyfed.devices.profiles import DeviceProfile
-from sparsyfed.devices.serial_link import Port, SerialLink
+from sparsyfed.devices.serial_link import SerialLink
+from sparsyfed.devices.serial_port import open_port
 from sparsyfed.devices.settings import DeviceSettings, TlsFiles
 from sparsyfed.devices.storage import DeviceStorage
 from sparsyfed.edge_runtime.errors import ConfigurationError
@@ -62,7 +63,7 @@ class GatewaySettings:
             raise ConfigurationError(f"got a port twice: {', '.join(sorted(ports))}")
 
 
-def run_gateway(settings: GatewaySettings, open_port: Callable[[str], Port]) -> None:
+def run_gateway(settings: GatewaySettings) -> None:
     """Run a device for each board until SIGTERM, Ctrl-C or, with `exit_on_finish`, the end of the job.
 
     Raises BackendError for a board that does not answer at the start, and what `run_device` raises.

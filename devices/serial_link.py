@@ -25,12 +25,16 @@ from sparsyfed.edge_runtime.errors import BackendError
 
 logger = logging.getLogger(__name__)
 
-FIRST_WAIT_SECONDS = 0.25
+FIRST_WAIT_SECONDS = 0.5
+LEAST_WAIT_SECONDS = 0.005
 LONGEST_WAIT_SECONDS = 2.0
 REOPEN_SECONDS = 0.5
 MAX_PIECE = MAX_PAYLOAD - 4
 LEAST_PIECE = 16
 PIECE_ATTEMPTS = 3
+FRAME_BYTES = 28
+"""Of a request and its answer, besides what they carry."""
+USUAL_ANSWER_BYTES = 64
 TIMED_ANSWERS = 8
 QUICK = {Command.HELLO, Command.BEGIN}
 """Commands for which a board computes nothing."""
@@ -76,7 +80,7 @@ class SerialLink:
         self._port: Port | None = None
         self._reader = FrameReader()
         self._sequence = secrets.randbits(32)  # never that of a host before
-        self._quick_times: deque[float] = deque(maxlen=TIMED_ANSWERS)
+        self._rates: deque[float] = deque(maxlen=TIMED_ANSWERS)
         self._lost_since: float | None = None
         self.piece_bytes = MAX_PIECE
         """Bytes to send or ask for at a time: fewer on a noisy line."""
@@ -94,18 +98,18 @@ class SerialLink:
         """The answer to a request, whatever its status. Raises BackendError if none comes."""
         request = self._next(command, payload)
         began = time.monotonic()
-        wait = self._first_wait()
+        wait = self._first_wait(request)
         while True:
             tried = time.monotonic()
             answer = self._try_once(request, wait)
             if answer is not None:
                 if command in QUICK:
-                    self._quick_times.append(time.monotonic() - tried)
+                    self._learn(request, answer, time.monotonic() - tried)
                 return answer
             self._require_patience(command, began)
             # A board that says nothing computes; one whose answer came damaged is there.
             is_silent = time.monotonic() - tried >= wait
-            wait = min(2 * wait, LONGEST_WAIT_SECONDS) if is_silent else self._first_wait()
+            wait = min(2 * wait, LONGEST_WAIT_SECONDS) if is_silent else self._first_wait(request)
 
     def ask_piece(self, command: Command, payload: bytes) -> Frame | None:
         """The answer to a request about a piece of an object, or None: then a smaller one may come through.
@@ -116,9 +120,9 @@ class SerialLink:
         request = self._next(command, payload)
         for attempt in range(PIECE_ATTEMPTS):
             began = time.monotonic()
-            answer = self._try_once(request, self._first_wait())
+            answer = self._try_once(request, self._first_wait(request))
             if answer is not None:
-                self._quick_times.append(time.monotonic() - began)
+                self._learn(request, answer, time.monotonic() - began)
                 self._lost_since = None
                 if attempt == 0:
                     self.piece_bytes = min(MAX_PIECE, self.piece_bytes + self.piece_bytes // 4)
@@ -128,11 +132,18 @@ class SerialLink:
         self.piece_bytes = max(LEAST_PIECE, self.piece_bytes // 2)
         return None
 
-    def _first_wait(self) -> float:
-        """Seconds until an answer counts as lost: some times what quick ones took."""
-        if not self._quick_times:
+    def _learn(self, request: Frame, answer: Frame, seconds: float) -> None:
+        """Take note of how long a board that computed nothing took for these bytes."""
+        self._rates.append(seconds / (FRAME_BYTES + len(request.payload) + len(answer.payload)))
+
+    def _first_wait(self, request: Frame) -> float:
+        """Seconds until an answer counts as lost: some times what its bytes may take."""
+        if not self._rates:
             return FIRST_WAIT_SECONDS
-        return min(FIRST_WAIT_SECONDS, 0.005 + 4 * max(self._quick_times))
+        size = FRAME_BYTES + len(request.payload) + USUAL_ANSWER_BYTES
+        if request.command == Command.READ:
+            size += self.piece_bytes
+        return min(LONGEST_WAIT_SECONDS, LEAST_WAIT_SECONDS + 4 * max(self._rates) * size)
 
     def _next(self, command: Command, payload: bytes) -> Frame:
         self._sequence = (self._sequence + 1) % 2**32

@@ -14,7 +14,7 @@ from odd_models import every_operation
 
 from sparsyfed.devices.board import Board
 from sparsyfed.devices.serial_link import SerialLink
-from sparsyfed.devices.serial_port import SerialPort
+from sparsyfed.devices.serial_port import open_port
 from sparsyfed.devices.serial_protocol import Computation, SerialObject
 from sparsyfed.edge_runtime.artifact import Artifact, Tensor
 from sparsyfed.edge_runtime.budget import keep_counts
@@ -52,7 +52,7 @@ def emulated(board: str, *, counts_instructions: bool = False) -> Iterator[Board
     firmware = build_firmware(board)
     with (
         EmulatedBoard(board, firmware, counts_instructions=counts_instructions) as machine,
-        closing(SerialLink(partial(SerialPort, machine.port), patience_s=60)) as link,
+        closing(SerialLink(partial(open_port, machine.port), patience_s=60)) as link,
     ):
         yield Board(link)
 

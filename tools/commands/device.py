@@ -139,7 +139,6 @@ def run(arguments: argparse.Namespace) -> int:
 def run_gateway(arguments: argparse.Namespace) -> int:
     """Runs the gateway until it is stopped."""
     from sparsyfed.devices.gateway import AttachedBoard, GatewaySettings, run_gateway
-    from sparsyfed.devices.serial_port import SerialPort
 
     host, port = broker_address(arguments.broker)
     if len(arguments.port) != len(arguments.data):
@@ -159,7 +158,7 @@ def run_gateway(arguments: argparse.Namespace) -> int:
         exit_on_finish=arguments.exit_on_finish,
         tls=_tls_files(arguments),
     )
-    run_gateway(settings, SerialPort)
+    run_gateway(settings)
     return 0
 
 
