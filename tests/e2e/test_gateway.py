@@ -1,12 +1,12 @@
 """Boards of a fleet: emulated, behind a gateway, switched off in mid-round, over a real broker."""
 
-import shutil
 import threading
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
+from board_machines import require_tools
 from model_strategies import ModelBuilder, random_state
 
 from sparsyfed import coordinator
@@ -18,8 +18,8 @@ from sparsyfed.devices.settings import DeviceSettings
 from sparsyfed.edge_runtime.artifact import Tensor
 from sparsyfed.edge_runtime.format import OperationKind
 from sparsyfed.tools.broker import PrivateBroker
-from sparsyfed.tools.emulator import MACHINES, EmulatedBoard
-from sparsyfed.tools.firmware import build_firmware, compiler_of
+from sparsyfed.tools.emulator import EmulatedBoard
+from sparsyfed.tools.firmware import build_firmware
 
 BOARDS = {"porch.1": "mps2-an386", "porch.2": "mps3-an547"}
 EXAMPLES = {"porch.1": 70, "porch.2": 45}
@@ -100,10 +100,7 @@ def by_linux_devices(folder: Path, broker: PrivateBroker) -> JobResult:
 def test_boards_train_to_the_same_bytes_though_one_loses_its_power(
     folder: Path, broker: PrivateBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for board in BOARDS.values():
-        for tool in (compiler_of(board), MACHINES[board].program, "make"):
-            if shutil.which(tool) is None:
-                pytest.skip(f"{tool} is not installed")
+    require_tools(*BOARDS.values())
     monkeypatch.setenv("SPARSYFED_KERNELS", "portable")
     wanted = by_linux_devices(folder, broker)
     with ExitStack() as stack:

@@ -1,6 +1,5 @@
 """The firmware on emulated boards: the bits of the portable kernels, and its budget of memory."""
 
-import shutil
 import tomllib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -9,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 from board_firmware import FIRMWARE
+from board_machines import require_tools
 from model_strategies import ModelBuilder, random_state
 from odd_models import every_operation
 
@@ -22,7 +22,7 @@ from sparsyfed.edge_runtime.format import OperationKind
 from sparsyfed.edge_runtime.plan import plan
 from sparsyfed.edge_runtime.session import Session
 from sparsyfed.tools.emulator import MACHINES, EmulatedBoard
-from sparsyfed.tools.firmware import build_firmware, compiler_of, list_boards
+from sparsyfed.tools.firmware import build_firmware, list_boards
 
 STEPS = 100
 BATCH = 3
@@ -45,10 +45,7 @@ def small_classifier() -> Artifact:
 @contextmanager
 def emulated(board: str, *, counts_instructions: bool = False) -> Iterator[Board]:
     """A board in QEMU, or a skipped test where a tool is missing."""
-    tools = (compiler_of(board), MACHINES[board].program, "make")
-    missing = [tool for tool in tools if shutil.which(tool) is None]
-    if missing:
-        pytest.skip(f"{' and '.join(missing)} not installed")
+    require_tools(board)
     firmware = build_firmware(board)
     with (
         EmulatedBoard(board, firmware, counts_instructions=counts_instructions) as machine,
