@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -22,6 +22,15 @@ from sparsyfed.edge_runtime import State
 from sparsyfed.edge_runtime.errors import BackendError, ConfigurationError
 from sparsyfed.tools import watch_job
 from sparsyfed.tools.broker import PrivateBroker, find_mosquitto
+from sparsyfed.tools.demo_boards import (
+    GATEWAY,
+    LAST_ROUNDS,
+    DemoBoards,
+    board_names,
+    board_profiles,
+    demo_boards,
+    share_windows,
+)
 from sparsyfed.tools.demo_report import DemoRun, build_report, save_report, summary
 from sparsyfed.tools.device_processes import DeviceCommand, DeviceProcesses
 from sparsyfed.tools.in_process import FederatedJob, FinishedRound
@@ -44,6 +53,7 @@ class DemoSettings:
     sparsity: float
     folder: Path
     first_round: str = "dense"  # or "presparsified"
+    boards: bool = False  # emulated ones join for the last rounds
 
     def __post_init__(self) -> None:
         if not 1 <= self.rounds <= 10_000:
@@ -72,6 +82,8 @@ def run_demo(settings: DemoSettings, *, quiet: bool = False) -> dict[str, Any]:
     ):
         fleet = load_fleet()
         folders = fleet.save(Path(temporary) / "data")
+        if settings.boards:
+            share_windows(folders)
         with SilentTable() if quiet else round_table() as table:
             job = watch_job.sparse_job(settings.rounds, settings.seed, settings.sparsity)
             places = Places(work=Path(temporary), logs=logs, data=folders)
@@ -80,7 +92,7 @@ def run_demo(settings: DemoSettings, *, quiet: bool = False) -> dict[str, Any]:
             dense = _train_dense(settings, profile, folders, table)
         run = DemoRun(
             job=job,
-            profile=profile,
+            profiles={**dict.fromkeys(folders, profile), **board_profiles()},
             initial=initial,
             result=result,
             dense=tuple(dense),
@@ -113,8 +125,8 @@ def _train_over_mqtt(
 ) -> tuple[State, JobResult]:
     """The initial state, and the result of the job run by one process a device."""
     work = places.work
-    names = [name for name in places.data if name != "held-out"]
-    with PrivateBroker(work / "broker") as broker:
+    names = [name for name in places.data if name not in {"held-out", *board_names()}]
+    with PrivateBroker(work / "broker") as broker, _boards(places, broker) as boards:
         commands = {
             name: DeviceCommand(
                 _device_arguments(name, broker, places.data[name], work / "devices" / name),
@@ -133,11 +145,27 @@ def _train_over_mqtt(
             def show(finished: RoundFinished) -> None:
                 table.add(_row(finished))
                 table.progress(f"round {finished.round} of {job.rounds} is done")
+                if boards is not None and finished.round == max(1, job.rounds - LAST_ROUNDS):
+                    table.status(f"{len(boards.names)} emulated boards join")
+                    fleet.add(GATEWAY, boards.command)
+                    boards.wait_for_hello()
 
             table.status("waiting for the devices")
             result = _coordinate(config, fleet, show)
             fleet.wait(FAREWELL_S)
     return state, result
+
+
+def _boards(places: Places, broker: PrivateBroker) -> AbstractContextManager[DemoBoards | None]:
+    """The boards whose data are there; None without."""
+    if not set(board_names()) & set(places.data):
+        return nullcontext()
+    return demo_boards(
+        f"{broker.host}:{broker.port}",
+        places.data,
+        places.work / "gateway",
+        places.logs / f"{GATEWAY}.log",
+    )
 
 
 def _device_arguments(name: str, broker: PrivateBroker, data: Path, directory: Path) -> list[str]:
@@ -173,7 +201,7 @@ def _configuration(
             },
             # All or nothing: a round without one of the devices could not be compared.
             "round": {
-                "devices_per_round": devices,
+                "devices_per_round": "all",
                 "minimum_devices": devices,
                 "quorum": 1.0,
                 "deadline_s": DEADLINE_S,

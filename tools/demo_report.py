@@ -28,7 +28,7 @@ class DemoRun:
     """Everything that a run of the demo has found."""
 
     job: FederatedJob
-    profile: DeviceProfile
+    profiles: Mapping[str, DeviceProfile]  # by device
     initial: State
     result: JobResult
     dense: tuple[FinishedRound, ...]
@@ -68,7 +68,7 @@ def build_report(run: DemoRun) -> dict[str, Any]:
         },
         "data": {"held_out_examples": run.held_out_examples},
         "rounds": [_round(entry) for entry in run.result.rounds],
-        "devices": [_device(entry, run.profile) for entry in run.result.devices],
+        "devices": [_device(entry, run.profiles[entry.id]) for entry in run.result.devices],
         "dense_reference": _dense(run),
         "whole_run": _whole_run(run),
         "memory_parts": {

@@ -17,10 +17,11 @@ STOP_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class DeviceCommand:
-    """How to start one device: the arguments after `sparsyfed device run`, and its log file."""
+    """How to start one device: the arguments after `sparsyfed device run`, or another action, and its log file."""
 
     arguments: Sequence[str]
     log: Path
+    action: str = "run"
 
 
 class DeviceProcesses:
@@ -50,6 +51,11 @@ class DeviceProcesses:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+
+    def add(self, name: str, command: DeviceCommand) -> None:
+        """Start one more."""
+        self._commands[name] = command
+        self._processes[name] = _start(command)
 
     def failed(self) -> str | None:
         """Which device has ended with an error, and the end of its log; None if none has."""
@@ -93,6 +99,13 @@ class DeviceProcesses:
 
 def _start(command: DeviceCommand) -> subprocess.Popen[bytes]:
     command.log.parent.mkdir(parents=True, exist_ok=True)
-    program = [sys.executable, "-m", "sparsyfed.tools", "device", "run", *command.arguments]
+    program = [
+        sys.executable,
+        "-m",
+        "sparsyfed.tools",
+        "device",
+        command.action,
+        *command.arguments,
+    ]
     with command.log.open("ab") as log:
         return spawn(program, log)

@@ -33,6 +33,14 @@ def compiler_of(board: str) -> str:
     return next(tool for start, tool in COMPILERS.items() if board.startswith(start))
 
 
+def require_tools(board: str, *more: str) -> None:
+    """Raise BackendError unless make and the compiler of a board are there, and these programs besides."""
+    tools = ("make", compiler_of(board), *more)
+    missing = [tool for tool in tools if shutil.which(tool) is None]
+    if missing:
+        raise BackendError(f"{' and '.join(missing)} not installed: {board} needs it")
+
+
 def build_firmware(board: str, ram_bytes: int | None = None) -> Path:
     """Build the firmware of a board, unless it is up to date, and return the ELF file.
 
@@ -40,11 +48,7 @@ def build_firmware(board: str, ram_bytes: int | None = None) -> Path:
     they fail.
     """
     folder = sources()
-    missing = [tool for tool in ("make", compiler_of(board)) if shutil.which(tool) is None]
-    if missing:
-        raise BackendError(
-            f"{' and '.join(missing)} not installed: the firmware of {board} needs it"
-        )
+    require_tools(board)
     build = folder.parents[1] / "build" / "boards" / board
     command = ["make", "--no-print-directory", "-C", str(folder), f"BOARD={board}"]
     if ram_bytes is not None:

@@ -95,6 +95,8 @@ def _device_table(report: Mapping[str, Any]) -> str:
     rows = [
         [
             device["id"],
+            device["profile"],
+            str(device["rounds"]),
             f"{device['examples']:,}",
             f"{device['memory_bytes']:,}",
             f"{device['largest_round']['planned_arena_bytes']:,}",
@@ -106,14 +108,15 @@ def _device_table(report: Mapping[str, Any]) -> str:
         ]
         for device in report["devices"]
     ]
-    heading = ["device", "windows", "declared for the arena, bytes"]
+    heading = ["device", "profile", "rounds", "windows", "declared for the arena, bytes"]
     heading += ["planned, largest round, bytes", "measured, largest round, bytes"]
     heading += ["planned, last round, bytes", "measured, last round, bytes"]
     heading += ["process peak", "multiply-adds, last round"]
     note = (
         "Declared, planned and measured memory is that of the training arena alone. Process peak: "
         "resident memory of the whole device process, with the interpreter and the MQTT client, "
-        "which the declared memory does not cover."
+        "which the declared memory does not cover. A board declares its RAM; its peak is the firmware's "
+        "data and stack, arena, model structure and windows."
     )
     return f'{table(heading, rows)}<p class="muted">{note}</p>'
 

@@ -28,6 +28,8 @@ def report() -> dict[str, Any]:
     devices = [
         {
             "id": f"watch-{number}",
+            "profile": "watch",
+            "rounds": 2,
             "examples": 100 + number,
             "memory_bytes": 4_194_304,
             "peak_rss_bytes": 31_000_000,

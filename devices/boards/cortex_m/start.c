@@ -123,7 +123,7 @@ uint64_t board_ticks(void)
         left = *control_register(SYSTICK_CURRENT);
         now = ticks_before;
     } while (before != now);
-    return before + (SYSTICK_TOP - left);
+    return before + ((SYSTICK_TOP + 1u - left) & SYSTICK_TOP); /* 0 is where it begins and ends */
 }
 
 uint32_t board_ticks_per_second(void)
