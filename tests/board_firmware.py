@@ -56,6 +56,8 @@ class HostBoard:
         """Bytes sent after which the line is cut; 0: never."""
         self.cuts = 0
         self.before_write: Callable[[], None] = lambda: None
+        self.after_half: Callable[[], None] = lambda: None
+        """Called between the two halves of what is written."""
         self._sent_since_cut = 0
         self._process = self._start()
 
@@ -111,7 +113,10 @@ class HostBoard:
             self.cuts += 1
             raise ConnectionResetError("the line is cut")
         self._sent_since_cut += len(data)
-        self._process.stdin.write(data)
+        half = len(data) // 2
+        self._process.stdin.write(data[:half])
+        self.after_half()
+        self._process.stdin.write(data[half:])
 
     def read(self) -> bytes:
         """What the firmware has sent, as it comes out of the line."""

@@ -157,10 +157,9 @@ def test_a_line_that_is_cut_again_and_again_changes_nothing(
     assert host_board.cuts > 5
 
 
-def test_a_reset_before_any_frame_changes_nothing(
-    host_board: HostBoard,
-    task: Task,
-    expected: LocalResult,
+@pytest.mark.parametrize("moment", ["before_write", "after_half"])
+def test_a_reset_before_or_within_any_frame_changes_nothing(
+    moment: str, host_board: HostBoard, task: Task, expected: LocalResult
 ) -> None:
     board = Board(host_board.link())
     writes, reset_at = 0, -1
@@ -171,7 +170,7 @@ def test_a_reset_before_any_frame_changes_nothing(
         if writes == reset_at:
             host_board.reset()
 
-    host_board.before_write = count
+    setattr(host_board, moment, count)
     task.train(board)
     for reset_at in range(1, writes + 1):
         host_board.reset()
