@@ -49,11 +49,11 @@ def build_firmware(board: str, ram_bytes: int | None = None) -> Path:
     """
     folder = sources()
     require_tools(board)
-    build = folder.parents[1] / "build" / "boards" / board
+    file = "firmware.elf"
     command = ["make", "--no-print-directory", "-C", str(folder), f"BOARD={board}"]
     if ram_bytes is not None:
         command.append(f"RAM_BYTES={ram_bytes}")
-        build = build.with_name(f"{board}-{ram_bytes}")
+        file = f"firmware-{ram_bytes}.elf"
     # What make hands down, when make started us, is not for this one.
     environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}
     done = subprocess.run(
@@ -66,4 +66,4 @@ def build_firmware(board: str, ram_bytes: int | None = None) -> Path:
     )
     if done.returncode:
         raise BackendError(f"the firmware of {board} was not built: {done.stderr.strip()[-2000:]}")
-    return build / "firmware.elf"
+    return folder.parents[1] / "build" / "boards" / board / file

@@ -16,6 +16,7 @@ from sparsyfed.devices.serial_port import open_port
 from sparsyfed.tools.cli import main
 
 BOARD = "mps2-an386"
+GATEWAY = ("gateway", "--id", "g", "--broker", "b", "--directory", "d")
 
 
 def processes_with(text: str) -> list[Path]:
@@ -32,6 +33,7 @@ def processes_with(text: str) -> list[Path]:
 
 def test_emulated_boards_answer_and_end_with_their_command() -> None:
     require_tools(BOARD)
+    firmware = f"{BOARD}/firmware-{200 * 1024}.elf"
     command = [sys.executable, "-m", "sparsyfed.tools", "device", "emulate"]
     with subprocess.Popen(
         [*command, "--board", BOARD, "--count", "2", "--ram", "200KiB"],
@@ -46,13 +48,13 @@ def test_emulated_boards_answer_and_end_with_their_command() -> None:
                     facts = Board(link).hello()
                 assert facts.name == BOARD
                 assert facts.memory_bytes < 200 * 1024
-            assert len(processes_with(f"{BOARD}-{200 * 1024}")) == 2
+            assert len(processes_with(firmware)) == 2
         finally:
             process.terminate()
     until = time.monotonic() + 10
-    while processes_with(f"{BOARD}-{200 * 1024}") and time.monotonic() < until:
+    while processes_with(firmware) and time.monotonic() < until:
         time.sleep(0.05)
-    assert processes_with(f"{BOARD}-{200 * 1024}") == []
+    assert processes_with(firmware) == []
 
 
 @pytest.mark.parametrize(
