@@ -21,7 +21,7 @@ SANITIZED = (
 
 def build_host_firmware(program: Path, memory_bytes: int = MEMORY_BYTES) -> Path:
     """Compile the firmware with a board made of standard input and output, and return it."""
-    sources = [FIRMWARE / name for name in ("main.c", "line.c", "trainer.c", "frame.c")]
+    sources = sorted(FIRMWARE.glob("*.c"))
     sources += [ROOT / "tests" / "c" / "host_board.c", *sorted(CORE.glob("*.c"))]
     definitions = [f"-DMEMORY_BYTES={memory_bytes}", '-DBOARD_NAME="host"']
     includes = [f"-I{FIRMWARE}", f"-I{CORE}"]
