@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check bench boards clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,6 +15,7 @@ TRAINING_VENV := .venv-onnxruntime-training
 TRAINING := $(TRAINING_VENV)/.installed
 TRAINING_PYTHON = $(if $(wildcard $(TRAINING)),SPARSYFED_ONNXRUNTIME_TRAINING_PYTHON=$(CURDIR)/$(TRAINING_VENV)/bin/python)
 C_SOURCES := $(wildcard edge_runtime/csrc/*.[ch] edge_runtime/csrc/fast/*.[ch])
+BOARD_SOURCES := $(wildcard devices/boards/*.[ch] devices/boards/*/*.[ch])
 CONSTRAINTS := requirements/constraints.txt
 BENCH_ARGS := step
 
@@ -36,12 +37,17 @@ check: $(NATIVE) ## style, types, layers, and the C core under the project's war
 	$(BIN)/lint-imports
 	$(BIN)/cmake -S . -B build/developer -D SFD_DEVELOPER=ON > build/developer.log
 	$(BIN)/cmake --build build/developer
-	@if command -v clang-format > /dev/null; then clang-format --dry-run --Werror $(C_SOURCES) tests/c/*.[ch] tools/c/*.c docs/examples/*/*.c \
-	    edge_runtime/executorch/*.cpp; \
+	@if command -v clang-format > /dev/null; then clang-format --dry-run --Werror $(C_SOURCES) $(BOARD_SOURCES) tests/c/*.[ch] tools/c/*.c \
+	    docs/examples/*/*.c edge_runtime/executorch/*.cpp; \
 	else echo "clang-format is not installed: the layout of the C sources was not checked"; fi
 
 bench: $(NATIVE) ## time training steps here (BENCH_ARGS="memory --models resnet18" for more)
 	@$(TRAINING_PYTHON) $(BIN)/sparsyfed bench $(BENCH_ARGS)
+
+boards: $(NATIVE) ## compilers and emulators of microboards (1.5 GB with what they need), and all firmware
+	@bash tools/install_system_parts.sh --boards
+	@for board in $$($(MAKE) --no-print-directory -s -C devices/boards list); do \
+	    $(MAKE) --no-print-directory -s -C devices/boards BOARD=$$board; done
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) $(TRAINING_VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

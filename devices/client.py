@@ -12,9 +12,11 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from functools import partial
+from pathlib import Path
 from random import Random
 from types import FrameType
 from typing import Any
@@ -25,9 +27,16 @@ from sparsyfed.devices.agent import Agent
 from sparsyfed.devices.dataset import Dataset
 from sparsyfed.devices.events import Action, Event, StartTraining
 from sparsyfed.devices.pull import full_jitter
+from sparsyfed.devices.refusal import refusal_of_plan
 from sparsyfed.devices.settings import AgentSettings, DeviceSettings
 from sparsyfed.devices.storage import DeviceStorage
-from sparsyfed.devices.training import LocalEngine, LocalRound, TrainingStopped, train_locally
+from sparsyfed.devices.training import (
+    LocalEngine,
+    LocalResult,
+    LocalRound,
+    TrainingStopped,
+    train_locally,
+)
 from sparsyfed.edge_runtime import messages
 from sparsyfed.edge_runtime.errors import BackendError, FormatError, SparsyFedError
 from sparsyfed.edge_runtime.messages import Online, device_topic
@@ -69,22 +78,29 @@ def run_device(settings: DeviceSettings, stop: threading.Event | None = None) ->
         with (
             closing(DeviceStorage(settings.directory)) as storage,
             closing(
-                DeviceClient(settings, engine, dataset, storage, stop or threading.Event())
+                DeviceClient(
+                    settings,
+                    engine,
+                    dataset,
+                    storage,
+                    stop or threading.Event(),
+                    train=partial(train_locally, engine=engine),
+                )
             ) as client,
-            _signals(client),
+            ended_by_signals(client.stop),
         ):
             client.run()
 
 
 @contextmanager
-def _signals(client: "DeviceClient") -> Iterator[None]:
-    """SIGTERM and SIGINT end the client; outside the main thread signals are left alone."""
+def ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """SIGTERM and SIGINT call `stop`; outside the main thread signals are left alone."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def end(_number: int, _frame: FrameType | None) -> None:
-        client.stop()
+        stop()
 
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -97,7 +113,8 @@ def _signals(client: "DeviceClient") -> Iterator[None]:
 class DeviceClient:
     """The loop around an agent.
 
-    `run` is called once; `stop` may come from any thread or signal handler.
+    `train` makes its local rounds and `refuse` says what does not fit, as `train_locally` and
+    `refusal_of_plan` do. `run` is called once; `stop` may come from any thread or signal handler.
     """
 
     def __init__(
@@ -107,9 +124,12 @@ class DeviceClient:
         dataset: Dataset,
         storage: DeviceStorage,
         stop: threading.Event,
+        *,
+        train: Callable[..., LocalResult] = train_locally,
+        refuse: Callable[[Path, Path, int, int], str | None] = refusal_of_plan,
     ) -> None:
         self.settings = settings
-        self._engine = engine
+        self._train_round = train
         self._dataset = dataset
         self._stop = stop
         self._random = Random(secrets.randbits(64))  # noqa: S311 - spreads retries, guards nothing
@@ -130,6 +150,7 @@ class DeviceClient:
             storage,
             self._random,
             now=time.monotonic(),
+            refuse=refuse,
         )
         self._events: deque[Event | Future[Event | None]] = deque()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="training")
@@ -311,13 +332,12 @@ class DeviceClient:
         """One local round, in the training thread."""
         offer = action.offer
         try:
-            result = train_locally(
+            result = self._train_round(
                 action.artifact,
                 action.state.read_bytes(),
                 self._dataset,
                 LocalRound.of_offer(offer, self.settings.device),
                 memory_bytes=self.settings.memory_bytes,
-                engine=self._engine,
                 should_stop=stop.is_set,
             )
         except TrainingStopped:

@@ -4,15 +4,21 @@ import functools
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import IO
 
 
 def spawn(
-    command: Sequence[str], log: IO[bytes], environment: Mapping[str, str] = MappingProxyType({})
+    command: Sequence[str],
+    log: IO[bytes] | int,
+    environment: Mapping[str, str] = MappingProxyType({}),
+    *,
+    pass_fds: Collection[int] = (),
 ) -> subprocess.Popen[bytes]:
     """Starts a program whose output goes to `log`, with this in addition to the environment.
+
+    It has the open files `pass_fds` besides.
 
     It is in a session of its own, so an interrupt at the terminal goes to the owner alone, who
     stops it. Where the system can, the program gets SIGTERM when the thread that started it ends,
@@ -25,6 +31,7 @@ def spawn(
         stderr=log,
         start_new_session=True,
         env={**os.environ, **environment},
+        pass_fds=tuple(pass_fds),
     )
 
 

@@ -29,6 +29,7 @@ EXTRAS = {
     "numpy": "coordinator",
     "paho": "agent",
     "scipy": "coordinator",
+    "serial": "gateway",
     "torch": "export",
 }
 

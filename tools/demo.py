@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -26,6 +26,15 @@ from sparsyfed.export.targets import TARGETS, Target
 from sparsyfed.tools import watch_job
 from sparsyfed.tools.broker import PrivateBroker, find_mosquitto
 from sparsyfed.tools.bundle import STATE_NAME, BundleSettings, write_bundle
+from sparsyfed.tools.demo_boards import (
+    GATEWAY,
+    LAST_ROUNDS,
+    DemoBoards,
+    board_names,
+    board_profiles,
+    demo_boards,
+    share_windows,
+)
 from sparsyfed.tools.demo_report import DemoRun, build_report, save_report, summary
 from sparsyfed.tools.device_processes import DeviceCommand, DeviceProcesses
 from sparsyfed.tools.in_process import FederatedJob, FinishedRound
@@ -50,6 +59,7 @@ class DemoSettings:
     folder: Path
     first_round: str = "dense"  # or "presparsified"
     engines: Sequence[str] = (NATIVE,)  # backends; device number n has engine n modulo their number
+    boards: bool = False  # emulated ones join for the last rounds
 
     def __post_init__(self) -> None:
         if not 1 <= self.rounds <= 10_000:
@@ -78,16 +88,19 @@ def run_demo(settings: DemoSettings, *, quiet: bool = False) -> dict[str, Any]:
     ):
         fleet = load_fleet()
         folders = fleet.save(Path(temporary) / "data")
+        if settings.boards:
+            share_windows(folders)
         with SilentTable() if quiet else round_table() as table:
             job = watch_job.sparse_job(settings.rounds, settings.seed, settings.sparsity)
             places = Places(work=Path(temporary), logs=logs, data=folders)
-            backends = assigned([name for name in folders if name != "held-out"], settings.engines)
+            watches = [name for name in folders if name not in {"held-out", *board_names()}]
+            backends = assigned(watches, settings.engines)
             profiles = {name: _profile(backend) for name, backend in backends.items()}
             initial, result = _train_over_mqtt(settings, job, backends, places, table)
             dense = _train_dense(settings, folders, table)
         run = DemoRun(
             job=job,
-            profiles=profiles,
+            profiles={**profiles, **board_profiles()},
             initial=initial,
             result=result,
             dense=tuple(dense),
@@ -151,7 +164,11 @@ def _train_over_mqtt(
 ) -> tuple[State, JobResult]:
     """The initial state, and the result of the job run by one process a device."""
     work = places.work
-    with PrivateBroker(work / "broker") as broker, _packages(settings) as packages:
+    with (
+        PrivateBroker(work / "broker") as broker,
+        _packages(settings) as packages,
+        _boards(places, broker) as boards,
+    ):
         commands = {
             name: DeviceCommand(
                 [
@@ -174,6 +191,10 @@ def _train_over_mqtt(
             def show(finished: RoundFinished) -> None:
                 table.add(_row(finished))
                 table.progress(f"round {finished.round} of {job.rounds} is done")
+                if boards is not None and finished.round == max(1, job.rounds - LAST_ROUNDS):
+                    table.status(f"{len(boards.names)} emulated boards join")
+                    fleet.add(GATEWAY, boards.command)
+                    boards.wait_for_hello()
 
             table.status("waiting for the devices")
             result = _coordinate(config, fleet, show)
@@ -189,6 +210,18 @@ def _packages(settings: DemoSettings) -> Iterator[dict[str, tuple[str, Mapping[s
             target.backend: (target.python, stack.enter_context(environment_for(target.python)))
             for target in targets_of(settings.engines)
         }
+
+
+def _boards(places: Places, broker: PrivateBroker) -> AbstractContextManager[DemoBoards | None]:
+    """The boards whose data are there; None without."""
+    if not set(board_names()) & set(places.data):
+        return nullcontext()
+    return demo_boards(
+        f"{broker.host}:{broker.port}",
+        places.data,
+        places.work / "gateway",
+        places.logs / f"{GATEWAY}.log",
+    )
 
 
 def _device_arguments(name: str, broker: PrivateBroker, data: Path, directory: Path) -> list[str]:
@@ -235,7 +268,7 @@ def _configuration(
             },
             # All or nothing: a round without one of the devices could not be compared.
             "round": {
-                "devices_per_round": devices,
+                "devices_per_round": "all",
                 "minimum_devices": devices,
                 "quorum": 1.0,
                 "deadline_s": DEADLINE_S,

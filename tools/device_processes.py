@@ -17,7 +17,7 @@ STOP_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class DeviceCommand:
-    """How to start one device: the arguments after `sparsyfed device run`, its log file, its Python.
+    """How to start one device: the arguments after `sparsyfed device run`, or another action, its log file, its Python.
 
     `environment` is added to that of this process.
     """
@@ -26,6 +26,7 @@ class DeviceCommand:
     log: Path
     python: str = sys.executable
     environment: Mapping[str, str] = field(default_factory=dict)
+    action: str = "run"
 
 
 class DeviceProcesses:
@@ -55,6 +56,11 @@ class DeviceProcesses:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+
+    def add(self, name: str, command: DeviceCommand) -> None:
+        """Start one more."""
+        self._commands[name] = command
+        self._processes[name] = _start(command)
 
     def failed(self) -> str | None:
         """Which device has ended with an error, and the end of its log; None if none has."""
@@ -98,6 +104,7 @@ class DeviceProcesses:
 
 def _start(command: DeviceCommand) -> subprocess.Popen[bytes]:
     command.log.parent.mkdir(parents=True, exist_ok=True)
-    program = [command.python, "-m", "sparsyfed.tools", "device", "run", *command.arguments]
+    program = [command.python, "-m", "sparsyfed.tools", "device", command.action]
+    program += command.arguments
     with command.log.open("ab") as log:
         return spawn(program, log, command.environment)

@@ -2,6 +2,7 @@
 # Install the system parts that are missing: mosquitto, a C compiler, a Python that makes environments.
 #
 #   install_system_parts.sh            install what is missing, or say what to install and fail
+#   install_system_parts.sh --boards   likewise the compilers and emulators of microboards, which are optional
 #   install_system_parts.sh --python   print the Python interpreter to use
 #
 # Installs with apt-get, as root or by passwordless sudo; elsewhere it only says what is missing.
@@ -28,7 +29,20 @@ int main(void) { return (int)sqrtf(0.0f); }'
     command -v cc > /dev/null && cc -x c -o /dev/null - -lm <<< "$program" 2> /dev/null
 }
 
+missing_board_packages() {
+    command -v arm-none-eabi-gcc > /dev/null \
+        || printf '%s\n' gcc-arm-none-eabi libnewlib-arm-none-eabi
+    command -v riscv64-unknown-elf-gcc > /dev/null \
+        || printf '%s\n' gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf
+    command -v qemu-system-arm > /dev/null || echo qemu-system-arm
+    command -v qemu-system-riscv32 > /dev/null || echo qemu-system-misc
+}
+
 missing_packages() {
+    if [[ $parts == boards ]]; then
+        missing_board_packages
+        return
+    fi
     command -v mosquitto > /dev/null || echo mosquitto
     can_compile || printf '%s\n' gcc libc6-dev
     find_python > /dev/null || echo python3-venv
@@ -49,11 +63,15 @@ if [[ "${1:-}" == --python ]]; then
     exit 1
 fi
 
+parts=needed
+[[ "${1:-}" == --boards ]] && parts=boards
 mapfile -t missing < <(missing_packages)
 [[ ${#missing[@]} -eq 0 ]] && exit 0
 
+versions="mosquitto 2.0.11 or newer, a C compiler, Python 3.11 or newer"
+[[ $parts == boards ]] && versions="GCC 12 or newer for arm-none-eabi and riscv64-unknown-elf, QEMU 7.2 or newer"
 command -v apt-get > /dev/null \
-    || give_up "Install them with this system's package manager: mosquitto 2.0.11 or newer, a C compiler, Python 3.11 or newer."
+    || give_up "Install them with this system's package manager: $versions."
 
 as_root=()
 if [[ $(id -u) -ne 0 ]]; then

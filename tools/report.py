@@ -99,7 +99,9 @@ def _device_table(report: Mapping[str, Any]) -> str:
     rows = [
         [
             device["id"],
+            device["profile"],
             _engine(device),
+            str(device["rounds"]),
             f"{device['examples']:,}",
             f"{device['memory_bytes']:,}",
             _exact_bytes(device["largest_round"]["planned_arena_bytes"]),
@@ -114,14 +116,16 @@ def _device_table(report: Mapping[str, Any]) -> str:
         ]
         for device in report["devices"]
     ]
-    heading = ["device", "engine", "windows", "declared for training, bytes"]
+    heading = ["device", "profile", "engine", "rounds", "windows", "declared for training, bytes"]
     heading += ["planned, largest round, bytes", "measured, largest round, bytes"]
     heading += ["planned, last round, bytes", "measured, last round, bytes"]
     heading += ["process before any model", "process peak", "multiply-adds, last round"]
     note = (
         "Planned and measured memory is that of the training arena alone, and so is what a native "
         "device declares; another engine has no arena. Process: resident memory of the whole device "
-        "process, with interpreter, MQTT client and engine, before it has a model and at its peak."
+        "process, with interpreter, MQTT client and engine, before it has a model and at its peak. "
+        "A board declares its RAM; its peak is the firmware's data and stack, arena, model structure "
+        "and windows."
     )
     return f'{table(heading, rows)}<p class="muted">{note}</p>'
 

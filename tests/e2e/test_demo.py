@@ -24,7 +24,17 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scratch = folder / "scratch"
     scratch.mkdir()
     ended = subprocess.run(
-        [sys.executable, "-m", "sparsyfed.tools", "demo", "--quick", "--out", str(folder)],
+        [
+            sys.executable,
+            "-m",
+            "sparsyfed.tools",
+            "demo",
+            "--quick",
+            "--boards",
+            "none",
+            "--out",
+            str(folder),
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -181,3 +191,27 @@ def test_an_engine_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]
 
     assert cli.main(["demo", "--engines", "native,abacus"]) == 2
     assert "got engine 'abacus', wanted some of native, onnxruntime" in capsys.readouterr().err
+
+
+def test_emulated_boards_join(tmp_path: Path) -> None:
+    from board_machines import require_tools
+
+    from sparsyfed.tools.demo_boards import BOARDS, RAM_BYTES, WINDOWS, board_names
+
+    require_tools(*BOARDS)
+    command = [sys.executable, "-m", "sparsyfed.tools", "demo", "--quick", "--out", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    boards = {device["id"]: device for device in report["devices"] if device["id"] in board_names()}
+    assert [device["profile"] for device in boards.values()] == list(BOARDS)
+    assert report["rounds"][0]["devices"] == 8
+    assert report["rounds"][-1]["devices"] == 8 + len(BOARDS)
+    for device in boards.values():
+        assert device["rounds"] >= 1
+        assert device["examples"] == WINDOWS
+        assert device["memory_bytes"] == RAM_BYTES
+        last = device["last_round"]
+        assert last["arena_peak_bytes"] == last["planned_arena_bytes"]
+        assert last["arena_peak_bytes"] < device["peak_rss_bytes"] < RAM_BYTES
+    assert sum(device["examples"] for device in report["devices"]) == 1693 - 364

@@ -30,6 +30,8 @@ def report() -> dict[str, Any]:
     devices = [
         {
             "id": f"watch-{number}",
+            "profile": "watch",
+            "rounds": 2,
             "backend": "native",
             "engine": "portable",
             "examples": 100 + number,

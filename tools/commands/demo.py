@@ -3,6 +3,7 @@
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs
 
 import argparse
+import sys
 from pathlib import Path
 
 SUMMARY = "train a fleet of eight watches over MQTT on this machine and report"
@@ -37,6 +38,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="what the devices train with, in turns: all that are here, or some of native, "
         "onnxruntime, onnxruntime-training, executorch, torchscript, with commas (default: native)",
     )
+    parser.add_argument(
+        "--boards",
+        choices=("auto", "none"),
+        default="auto",
+        help="two emulated boards join for the last rounds, if QEMU and a compiler are there (default)",
+    )
     parser.add_argument("--json", action="store_true", help="print report.json, nothing else")
     parser.set_defaults(run=run)
 
@@ -45,7 +52,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the demo and writes report.json and report.html."""
     from sparsyfed.tools import watch_job
     from sparsyfed.tools.demo import DemoSettings, all_engines, run_demo
+    from sparsyfed.tools.demo_boards import missing_tools
 
+    missing = missing_tools()
+    if arguments.boards == "auto" and missing is not None:
+        print(f"without boards: {missing}; `make boards` installs what is missing", file=sys.stderr)
     rounds = arguments.rounds
     if rounds is None:
         rounds = QUICK_ROUNDS if arguments.quick else watch_job.ROUNDS
@@ -57,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         folder=arguments.out,
         first_round=arguments.first_round,
         engines=all_engines() if arguments.engines == "all" else arguments.engines.split(","),
+        boards=arguments.boards == "auto" and missing is None,
     )
     run_demo(settings, quiet=arguments.json)
     if arguments.json:

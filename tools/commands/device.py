@@ -5,14 +5,27 @@
 import argparse
 import logging
 import ssl
+import time
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sparsyfed.edge_runtime.errors import ConfigurationError
+from sparsyfed.edge_runtime.errors import BackendError, ConfigurationError
 from sparsyfed.edge_runtime.session import BACKENDS
+
+if TYPE_CHECKING:
+    from sparsyfed.devices.settings import TlsFiles
 
 SUMMARY = "be a device of a fleet: train on local data as a coordinator asks"
 EXAMPLE = "sparsyfed device run --id watch-01 --broker 192.0.2.10 --data data --directory state"
+GATEWAY_EXAMPLE = (
+    "sparsyfed device gateway --id porch --broker 192.0.2.10 --port /dev/ttyACM0 --data data "
+    "--directory state"
+)
+EMULATE_EXAMPLE = "sparsyfed device emulate --board mps2-an386 --count 3"
 DEFAULT_PORT = 1883
+MAX_BOARDS = 64
+WATCH_SECONDS = 0.5
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -47,27 +60,72 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="native",
         help="engine to train with; the job must offer an export for it (default: native)",
     )
-    start.add_argument("--exit-on-finish", action="store_true", help="end when the job is over")
-    start.add_argument("--tls-authority", type=Path, help="PEM file: who signed the broker's name")
-    start.add_argument("--tls-certificate", type=Path, help="PEM file of this device")
-    start.add_argument("--tls-key", type=Path, help="PEM file of this device")
+    _add_link_arguments(start)
     start.set_defaults(run=run)
+    _configure_gateway(actions)
+    _configure_emulate(actions)
+
+
+def _add_link_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--exit-on-finish", action="store_true", help="end when the job is over")
+    parser.add_argument("--tls-authority", type=Path, help="PEM file: who signed the broker's name")
+    parser.add_argument("--tls-certificate", type=Path, help="PEM file of this device")
+    parser.add_argument("--tls-key", type=Path, help="PEM file of this device")
+
+
+def _configure_gateway(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = actions.add_parser(
+        "gateway",
+        help="make boards on serial lines devices of a fleet",
+        description="Makes each board on a serial line a device: boards train, the gateway carries.",
+        epilog=f"example:\n  {GATEWAY_EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--id", required=True, help="its boards are the devices ID.1, ID.2, ...")
+    parser.add_argument("--broker", required=True, help="HOST or HOST:PORT (default port: 1883)")
+    parser.add_argument(
+        "--port",
+        action="append",
+        required=True,
+        help="serial port of a board, or socket://HOST:PORT; again for each board",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        action="append",
+        required=True,
+        help="folder with x.npy and y.npy of a board, in the order of the ports",
+    )
+    parser.add_argument(
+        "--directory", type=Path, required=True, help="what the devices keep over a restart"
+    )
+    _add_link_arguments(parser)
+    parser.set_defaults(run=run_gateway)
+
+
+def _configure_emulate(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = actions.add_parser(
+        "emulate",
+        help="run boards in QEMU, with their serial lines on sockets",
+        description="Builds the firmware, runs boards in QEMU and prints their ports, until Ctrl-C.",
+        epilog=f"example:\n  {EMULATE_EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--board", required=True, help="such as mps2-an386 or rv32-virt")
+    parser.add_argument("--count", type=int, default=1, help="how many boards (default: 1)")
+    parser.add_argument("--ram", help="bytes of RAM that it has, such as 256KiB (default: all)")
+    parser.set_defaults(run=run_emulate)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the device until it is stopped."""
     from sparsyfed.devices.client import run_device
     from sparsyfed.devices.profiles import find_profile, parse_bytes
-    from sparsyfed.devices.settings import DeviceSettings, TlsFiles
+    from sparsyfed.devices.settings import DeviceSettings
 
     host, port = broker_address(arguments.broker)
     profile = find_profile(arguments.profile, arguments.profiles)
-    tls = None
-    if arguments.tls_authority is not None:
-        _check_tls_files(arguments)
-        tls = TlsFiles(arguments.tls_authority, arguments.tls_certificate, arguments.tls_key)
-    elif arguments.tls_certificate is not None or arguments.tls_key is not None:
-        raise ConfigurationError("--tls-certificate and --tls-key need --tls-authority")
+    tls = _tls_files(arguments)
     memory = arguments.memory
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     settings = DeviceSettings(
@@ -85,6 +143,69 @@ def run(arguments: argparse.Namespace) -> int:
     )
     run_device(settings)
     return 0
+
+
+def run_gateway(arguments: argparse.Namespace) -> int:
+    """Runs the gateway until it is stopped."""
+    from sparsyfed.devices.gateway import AttachedBoard, GatewaySettings, run_gateway
+
+    host, port = broker_address(arguments.broker)
+    if len(arguments.port) != len(arguments.data):
+        raise ConfigurationError(
+            f"got {len(arguments.port)} of --port and {len(arguments.data)} of --data, wanted as many"
+        )
+    boards = [
+        AttachedBoard(name, data) for name, data in zip(arguments.port, arguments.data, strict=True)
+    ]
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    settings = GatewaySettings(
+        gateway=arguments.id,
+        host=host,
+        port=port,
+        boards=boards,
+        directory=arguments.directory,
+        exit_on_finish=arguments.exit_on_finish,
+        tls=_tls_files(arguments),
+    )
+    run_gateway(settings)
+    return 0
+
+
+def run_emulate(arguments: argparse.Namespace) -> int:
+    """Runs emulated boards until Ctrl-C or SIGTERM, or until one ends."""
+    from sparsyfed.devices.profiles import parse_bytes
+    from sparsyfed.tools.emulator import EmulatedBoard, find_machine
+    from sparsyfed.tools.firmware import build_firmware
+
+    if not 1 <= arguments.count <= MAX_BOARDS:
+        raise ConfigurationError(f"got {arguments.count} boards, wanted 1 to {MAX_BOARDS}")
+    find_machine(arguments.board)
+    ram = None if arguments.ram is None else parse_bytes(arguments.ram)
+    firmware = build_firmware(arguments.board, ram)
+    with ExitStack() as stack:
+        boards = [
+            stack.enter_context(EmulatedBoard(arguments.board, firmware))
+            for _ in range(arguments.count)
+        ]
+        for board in boards:
+            print(board.port, flush=True)
+        while True:
+            for board in boards:
+                problem = board.failed()
+                if problem is not None:
+                    raise BackendError(problem)
+            time.sleep(WATCH_SECONDS)
+
+
+def _tls_files(arguments: argparse.Namespace) -> "TlsFiles | None":
+    from sparsyfed.devices.settings import TlsFiles
+
+    if arguments.tls_authority is not None:
+        _check_tls_files(arguments)
+        return TlsFiles(arguments.tls_authority, arguments.tls_certificate, arguments.tls_key)
+    if arguments.tls_certificate is not None or arguments.tls_key is not None:
+        raise ConfigurationError("--tls-certificate and --tls-key need --tls-authority")
+    return None
 
 
 def _check_tls_files(arguments: argparse.Namespace) -> None:

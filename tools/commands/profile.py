@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparsyfed.edge_runtime.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from sparsyfed.tools.profile_report import ModelProfile
 
@@ -19,11 +21,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog += (
         "\n  sparsyfed profile model.sfd --device watch --density 0.1 --html memory.html"
     )
+    parser.epilog += "\n  sparsyfed profile model.sfd --board mps2-an386 --batch-size 1"
     parser.add_argument("artifact", type=Path, help="compiled model (.sfd)")
-    parser.add_argument("--device", required=True, help='name of a profile, or "all"')
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--device", help='name of a profile, or "all"')
+    target.add_argument("--board", help="run steps on this board, such as mps2-an386, in QEMU")
+    parser.add_argument("--port", help="run them on the board at this serial port instead")
     parser.add_argument("--profiles", type=Path, help="TOML file with profiles of your own")
     parser.add_argument(
-        "--memory", help="what training may take instead, such as 256KiB; KiB, MiB, GiB, kB, MB, GB"
+        "--memory",
+        help="what training may take instead, or all RAM of an emulated board; "
+        "such as 256KiB; KiB, MiB, GiB, kB, MB, GB",
     )
     parser.add_argument(
         "--state", type=Path, help="plan for this state (.sfs) instead of evenly spread densities"
@@ -35,7 +43,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--html", type=Path, metavar="FILE", help="write a page that draws the arena over the steps"
     )
     parser.add_argument(
-        "--density", type=float, default=0.05, help="of the page, without --state (default: 0.05)"
+        "--density",
+        type=float,
+        default=0.05,
+        help="of the page and of --board, without --state (default: 0.05)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON with every number")
     parser.set_defaults(run=run)
@@ -45,6 +56,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints the table or the JSON."""
     from sparsyfed.tools.profile_report import profile_json, profile_model, profile_text
 
+    if arguments.board is not None:
+        return _run_on_board(arguments)
+    if arguments.port is not None:
+        raise ConfigurationError("--port goes with --board")
     result = profile_model(
         arguments.artifact,
         arguments.device,
@@ -56,6 +71,32 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.html is not None:
         _write_page(result, arguments)
     print(profile_json(result) if arguments.json else profile_text(result))
+    return 0
+
+
+def _run_on_board(arguments: argparse.Namespace) -> int:
+    from sparsyfed.devices.profiles import parse_bytes
+    from sparsyfed.edge_runtime import State
+    from sparsyfed.tools.board_profile import profile_on_board
+
+    for option in ("profiles", "html"):
+        if getattr(arguments, option) is not None:
+            raise ConfigurationError(f"--{option} goes with --device")
+    memory = arguments.memory
+    if memory is not None and arguments.port is not None:
+        raise ConfigurationError(
+            "--memory with --board is the RAM of an emulated one, --port names another"
+        )
+    report = profile_on_board(
+        arguments.artifact,
+        arguments.board,
+        state=None if arguments.state is None else State.load(arguments.state),
+        density=arguments.density,
+        batch_size=arguments.batch_size,
+        ram_bytes=None if memory is None else parse_bytes(memory),
+        port=arguments.port,
+    )
+    print(report.to_json() if arguments.json else report.to_text())
     return 0
 
 

@@ -1,0 +1,263 @@
+"""A board at the other end of a serial link: its commands as methods."""
+
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from sparsyfed.devices.serial_link import SerialLink
+from sparsyfed.devices.serial_protocol import (
+    MAX_PAYLOAD,
+    VERSION,
+    Command,
+    Computation,
+    Frame,
+    SerialObject,
+    Status,
+)
+from sparsyfed.edge_runtime import _native
+from sparsyfed.edge_runtime.errors import ArenaError, BackendError, FormatError, InputError
+
+MAX_COUNTS = MAX_PAYLOAD // 4 - 1
+MAX_PLACES = (MAX_PAYLOAD - 16) // 2
+"""That one request trains on."""
+MAX_STEPS = MAX_PAYLOAD // 4 - 1
+MEMORY_CHOICES = {"fast": 0, "small": 1}
+_FACTS = struct.Struct("<8I")
+_PLAN = struct.Struct("<4I4Q")
+_PROBLEM = struct.Struct("<3I")
+_PROFILE = struct.Struct("<4I10Q")
+
+
+class BoardResetError(BackendError):
+    """The board has lost what it was given: it was reset."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoardFacts:
+    """What a board says of itself. Sizes in bytes.
+
+    `memory_bytes` is what artifact, examples and arena share; text, data, bss and stack are the firmware's.
+    `ticks_per_second` is the rate of its counter.
+    """
+
+    name: str
+    memory_bytes: int
+    stack_bytes: int
+    text_bytes: int
+    data_bytes: int
+    bss_bytes: int
+    ticks_per_second: int
+
+
+@dataclass(frozen=True, slots=True)
+class BoardPlan:
+    """The plan of a session on the board.
+
+    Bytes of the arena, of one example and of its target; multiply-adds of a step.
+    """
+
+    arena_bytes: int
+    transient_bytes: int
+    input_bytes: int
+    target_bytes: int
+    forward: int
+    d_input: int
+    d_weight: int
+    recomputed: int
+
+
+@dataclass(frozen=True, slots=True)
+class BoardProfile:
+    """What a board has measured.
+
+    Bytes, ticks of its counter that the last of each took, and the multiply-adds of all steps.
+    """
+
+    steps: int
+    arena_bytes: int
+    arena_touched_bytes: int
+    stack_touched_bytes: int
+    plan_ticks: int
+    open_ticks: int
+    step_ticks: int
+    evaluate_ticks: int
+    gradients_ticks: int
+    encode_ticks: int
+    forward: int
+    d_input: int
+    d_weight: int
+    recomputed: int
+
+
+class Board:
+    """One board.
+
+    Every method raises BackendError when no answer comes, BoardResetError when the board has lost what it was given.
+    """
+
+    def __init__(self, link: SerialLink) -> None:
+        self._link = link
+
+    def hello(self) -> BoardFacts:
+        """What the board is. Raises BackendError for a firmware of another protocol version."""
+        answer = self._ask(Command.HELLO)
+        version, _, memory, stack, text, data, bss, rate = _unpack(_FACTS, answer.payload)
+        if version != VERSION:
+            raise BackendError(
+                f"got a board of protocol version {version}, wanted {VERSION}: flash the firmware of "
+                "this release"
+            )
+        name = answer.payload[_FACTS.size :].decode("ascii", "replace")
+        return BoardFacts(name, memory, stack, text, data, bss, rate)
+
+    def send(
+        self,
+        what: SerialObject,
+        data: bytes,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Send an artifact, a state or examples; what the board has already is not sent again.
+
+        False: `should_stop` said so before the end. Raises ArenaError if it does not fit.
+        """
+        begin = struct.pack("<3I", what, len(data), zlib.crc32(data))
+        received = self._received(self._ask(Command.BEGIN, begin, len(data)))
+        while received < len(data):
+            if should_stop():
+                return False
+            piece = data[received : received + self._link.piece_bytes]
+            answer = self._link.ask_piece(Command.DATA, struct.pack("<I", received) + piece)
+            if answer is None:
+                continue
+            if answer.status not in {Status.OK, Status.ORDER, Status.CHECKSUM}:
+                self._raise(Command.DATA, answer, len(data))
+            received = self._received(answer)
+        return True
+
+    def open(
+        self, batch_size: int, *, examples: int, gathered: int = 0, memory: str = "fast"
+    ) -> BoardPlan:
+        """Open a session on the state that was sent, with room for so many examples.
+
+        `gathered` is the room, in examples, for batches whose examples do not follow one another.
+
+        Raises ArenaError when it does not fit, FormatError, MismatchError or InputError for what the core refuses.
+        """
+        request = struct.pack("<4I", batch_size, MEMORY_CHOICES[memory], examples, gathered)
+        return BoardPlan(*_unpack(_PLAN, self._ask(Command.OPEN, request).payload))
+
+    def train(
+        self,
+        places: Sequence[int],
+        batch_size: int,
+        *,
+        steps_before: int,
+        learning_rate: float,
+        weight_decay: float,
+    ) -> list[float]:
+        """Train, and return the loss of each step.
+
+        Each `batch_size` of `places` among the examples are a step, the last one may have fewer: MAX_PLACES
+        in all. `steps_before` are the steps that the session has done, so that none is done twice.
+
+        Raises DivergedError or InputError as `Session.step` does.
+        """
+        request = struct.pack(
+            f"<I2fI{len(places)}H", steps_before, learning_rate, weight_decay, batch_size, *places
+        )
+        answer = self._ask(Command.TRAIN, request)
+        steps = -(-len(places) // batch_size)
+        done, *losses = struct.unpack(f"<I{steps}f", _exactly(answer.payload, 4 + 4 * steps))
+        if done != steps_before + steps:
+            raise FormatError(f"the board has done {done} steps, wanted {steps_before + steps}")
+        return losses
+
+    def compute(self, what: Computation, first: int, count: int) -> tuple[float, int]:
+        """Loss and right answers of examples, without a change of the model."""
+        answer = self._ask(Command.COMPUTE, struct.pack("<3I", what, first, count))
+        loss, correct = _unpack(struct.Struct("<fI"), answer.payload)
+        return loss, correct
+
+    def update(self, round: int, counts: Sequence[int]) -> bytes:
+        """The encoded update: `counts` has one number over all layers, or one a parameter."""
+        if not 1 <= len(counts) <= MAX_COUNTS:
+            raise InputError(
+                f"got {len(counts)} counts, a board takes up to {MAX_COUNTS}: use the global budget"
+            )
+        answer = self._ask(Command.ENCODE, struct.pack(f"<{len(counts) + 1}I", round, *counts))
+        size, checksum = _unpack(struct.Struct("<2I"), answer.payload)
+        data = self._read(SerialObject.UPDATE, size)
+        if zlib.crc32(data) != checksum:
+            raise FormatError("the update was read with another checksum than the board has")
+        return data
+
+    def values(self, count: int) -> bytes:
+        """`count` float32 values of all parameters, in the order of the artifact."""
+        return self._read(SerialObject.VALUES, 4 * count)
+
+    def profile(self) -> BoardProfile:
+        """What the board has measured until now."""
+        return BoardProfile(*_unpack(_PROFILE, self._ask(Command.PROFILE).payload))
+
+    def reset(self) -> None:
+        """Start the firmware again."""
+        self._ask(Command.RESET)
+
+    def _read(self, what: SerialObject, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            length = self._link.piece_bytes // 4 * 4
+            answer = self._link.ask_piece(Command.READ, struct.pack("<3I", what, len(data), length))
+            if answer is None:
+                continue
+            if answer.status != Status.OK:
+                self._raise(Command.READ, answer, size)
+            if not 0 < len(answer.payload) <= size - len(data):
+                raise FormatError(f"got {len(answer.payload)} bytes of {size - len(data)} left")
+            data += answer.payload
+        return bytes(data)
+
+    def _ask(self, command: Command, payload: bytes = b"", size: int = 0) -> Frame:
+        answer = self._link.ask(command, payload)
+        if answer.status != Status.OK:
+            self._raise(command, answer, size)
+        return answer
+
+    def _received(self, answer: Frame) -> int:
+        received: int = struct.unpack("<I", _exactly(answer.payload, 4))[0]
+        return received
+
+    def _raise(self, command: Command, answer: Frame, size: int) -> NoReturn:
+        """Raise the exception of an answer; `size` is that of the object that was to be sent."""
+        what = f"board, {command.name}"
+        problem = _native.Problem()
+        if command is Command.OPEN and len(answer.payload) == _PROBLEM.size:
+            problem.position, problem.got, problem.wanted = _PROBLEM.unpack(answer.payload)
+        if answer.status < 0:
+            _native.raise_error(answer.status, what, problem)
+        if answer.status == Status.MISSING:
+            raise BoardResetError(f"{what}: the board has lost what it was given; was it reset?")
+        if answer.status == Status.MEMORY:
+            got, wanted = problem.got, problem.wanted
+            if command is Command.BEGIN:
+                got, wanted = self._received(answer), size
+            raise ArenaError(
+                f"{what}: got {got} bytes of memory left, wanted {wanted}", got=got, wanted=wanted
+            )
+        known = Status(answer.status).name if answer.status in set(Status) else answer.status
+        raise FormatError(f"{what}: the board answers {known}")
+
+
+def _exactly(payload: bytes, size: int) -> bytes:
+    if len(payload) != size:
+        raise FormatError(f"got an answer of {len(payload)} bytes, wanted {size}")
+    return payload
+
+
+def _unpack(layout: struct.Struct, payload: bytes) -> tuple[int, ...]:
+    """The numbers of an answer; only a hello has more after them."""
+    if len(payload) < layout.size:
+        raise FormatError(f"got an answer of {len(payload)} bytes, wanted {layout.size}")
+    return layout.unpack_from(payload)

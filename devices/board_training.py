@@ -1,0 +1,192 @@
+"""One local round whose steps a board makes: the host carries examples, and computes nothing."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sparsyfed.devices.board import MAX_PLACES, Board, BoardFacts, BoardResetError
+from sparsyfed.devices.board_fit import fit_on_board
+from sparsyfed.devices.dataset import Batch, Dataset, permutation
+from sparsyfed.devices.serial_protocol import SerialObject
+from sparsyfed.devices.training import (
+    LocalResult,
+    LocalRound,
+    TrainingStopped,
+    require_fitting_data,
+)
+from sparsyfed.edge_runtime.artifact import Artifact
+from sparsyfed.edge_runtime.budget import keep_counts
+from sparsyfed.edge_runtime.errors import InputError, SparsyFedError
+from sparsyfed.edge_runtime.messages import DeviceProfileReport, MultiplyAddsReport
+
+logger = logging.getLogger(__name__)
+
+RESETS = 3
+"""How many resets a round survives: it begins again, and comes to the same update."""
+
+
+def refusal_of_board(
+    facts: BoardFacts, examples: int
+) -> Callable[[Path, Path, int, int], str | None]:
+    """What an agent asks whether work fits (`refusal.refusal_of_plan`), for a board with so many examples."""
+
+    def refuse(artifact: Path, state: Path, batch_size: int, memory_bytes: int) -> str | None:
+        memory = min(memory_bytes, facts.memory_bytes)
+        try:
+            fit_on_board(Artifact.load(artifact), state.read_bytes(), batch_size, memory, examples)
+        except SparsyFedError as error:
+            return str(error)
+        return None
+
+    return refuse
+
+
+def train_on_board(
+    board: Board,
+    artifact: str | Path | bytes | Artifact,
+    state: bytes,
+    dataset: Dataset,
+    work: LocalRound,
+    *,
+    memory_bytes: int,
+    clock: Callable[[], float] = time.perf_counter,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> LocalResult:
+    """Train `state` on a board and read its update: byte by byte that of the portable kernels here.
+
+    Arguments, result and errors are those of `train_locally`, but that `memory_bytes` is what artifact, examples
+    and arena may take together. BackendError besides, when the board does not answer or was reset more than RESETS
+    times: a board that was reset begins the round again.
+    """
+    structure = Artifact.of(artifact)
+    require_fitting_data(structure, dataset)
+    if work.batch_size > MAX_PLACES:
+        raise InputError(f"got batch size {work.batch_size}, a board takes up to {MAX_PLACES}")
+    started = clock()
+    attempt = 0
+    while True:
+        try:
+            training = _Round(
+                board, structure, state, dataset, work, memory=memory_bytes, should_stop=should_stop
+            )
+            loss, update = training.run()
+            profile = training.profile()
+            break
+        except BoardResetError as error:
+            attempt += 1
+            if attempt > RESETS:
+                raise
+            logger.warning("the round begins again: %s", error)
+    return LocalResult(
+        update=update,
+        loss=loss,
+        examples=len(dataset),
+        seconds=clock() - started,
+        profile=profile,
+    )
+
+
+class _Round:
+    """One attempt at a local round."""
+
+    def __init__(
+        self,
+        board: Board,
+        artifact: Artifact,
+        state: bytes,
+        dataset: Dataset,
+        work: LocalRound,
+        *,
+        memory: int,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self._board = board
+        self._artifact = artifact
+        self._dataset = dataset
+        self._work = work
+        self._should_stop = should_stop
+        self._facts = board.hello()
+        memory = min(memory, self._facts.memory_bytes)
+        self._fit = fit_on_board(artifact, state, work.batch_size, memory, len(dataset))
+        self._send(SerialObject.ARTIFACT, artifact.encode())
+        self._send(SerialObject.STATE, state)
+        self._plan = board.open(
+            work.batch_size,
+            examples=self._fit.held_examples,
+            gathered=self._fit.gathered_examples,
+        )
+        self._steps = 0
+
+    def run(self) -> tuple[float, bytes]:
+        """Mean loss over all epochs, and the update."""
+        loss_sum = 0.0
+        for epoch in range(self._work.epochs):
+            loss_sum += self._epoch(epoch)
+        counts = keep_counts(self._artifact.parameters, self._work.sparsity, self._work.budget)
+        update = self._board.update(self._work.round, counts)
+        return loss_sum / (len(self._dataset) * self._work.epochs), update
+
+    def _epoch(self, epoch: int) -> float:
+        """Sum of the loss over all examples."""
+        work, total = self._work, 0.0
+        if self._fit.held_examples == len(self._dataset):
+            self._send(SerialObject.EXAMPLES, examples_of(self._dataset.everything()))
+            order = permutation(len(self._dataset), work.seed, epoch)
+            for start in range(0, len(order), work.batch_size):
+                total += self._step(order[start : start + work.batch_size])
+            return total
+        for batch in self._dataset.batches(work.batch_size, work.seed, epoch):
+            self._send(SerialObject.EXAMPLES, examples_of(batch))
+            total += self._step(range(batch.count))
+        return total
+
+    def _step(self, places: Sequence[int]) -> float:
+        if self._should_stop():
+            raise TrainingStopped
+        (loss,) = self._board.train(
+            places,
+            len(places),
+            steps_before=self._steps,
+            learning_rate=self._work.learning_rate,
+            weight_decay=self._work.weight_decay,
+        )
+        self._steps += 1
+        return loss * len(places)
+
+    def _send(self, what: SerialObject, data: bytes) -> None:
+        if self._should_stop() or not self._board.send(what, data, self._should_stop):
+            raise TrainingStopped
+
+    def profile(self) -> DeviceProfileReport:
+        """What the round has taken.
+
+        A board's resident set is the firmware's data, its stack as touched, arena, artifact and examples.
+        """
+        measured, facts, fit = self._board.profile(), self._facts, self._fit
+        held = fit.artifact_bytes + fit.example_bytes * (fit.held_examples + fit.gathered_examples)
+        own = facts.data_bytes + facts.bss_bytes + measured.stack_touched_bytes
+        return DeviceProfileReport(
+            planned_arena_bytes=self._plan.arena_bytes,
+            arena_peak_bytes=measured.arena_touched_bytes,
+            peak_rss_bytes=own + measured.arena_touched_bytes + held,
+            multiply_adds=MultiplyAddsReport(
+                forward=measured.forward + measured.recomputed,
+                d_input=measured.d_input,
+                d_weight=measured.d_weight,
+            ),
+        )
+
+
+def examples_of(batch: Batch) -> bytes:
+    """A batch as boards take it: all inputs, then all targets, labels as int32.
+
+    Raises InputError for a label that int32 does not hold.
+    """
+    if batch.y.format != "q":
+        return batch.x.tobytes() + batch.y.tobytes()
+    try:
+        labels = b"".join(label.to_bytes(4, "little", signed=True) for label in batch.y)
+    except OverflowError:
+        raise InputError("got a label that does not fit int32, which boards take") from None
+    return batch.x.tobytes() + labels

@@ -1,0 +1,49 @@
+/* What the commands of a trainer share. */
+#ifndef COMMANDS_H
+#define COMMANDS_H
+
+#include "sfd_parse.h"
+#include "trainer.h"
+
+/* A command: takes `bytes` of request, as many as trainer.c lets through, and fills the answer, whose
+ * status is OK and which is empty. */
+typedef void trainer_command(struct trainer *trainer, const uint8_t *request, uint32_t bytes,
+                             struct trainer_answer *answer);
+
+/* objects.c */
+trainer_command trainer_begin, trainer_take_data;
+
+/* Where what the block ends with begins: the artifact, and examples below it. */
+uint32_t trainer_artifact_offset(const struct trainer *trainer);
+uint32_t trainer_examples_offset(const struct trainer *trainer);
+
+void trainer_forget(struct trainer *trainer, uint32_t object);
+
+/* opening.c */
+trainer_command trainer_open;
+
+/* steps.c */
+trainer_command trainer_train, trainer_compute;
+
+/* results.c */
+trainer_command trainer_encode, trainer_read, trainer_profile;
+
+static inline void answer_u32(struct trainer_answer *answer, uint32_t value)
+{
+    sfd_store_u32(answer->payload + answer->size, value);
+    answer->size += 4u;
+}
+
+static inline void answer_u64(struct trainer_answer *answer, uint64_t value)
+{
+    answer_u32(answer, (uint32_t)value);
+    answer_u32(answer, (uint32_t)(value >> 32));
+}
+
+static inline void answer_f32(struct trainer_answer *answer, float value)
+{
+    sfd_store_f32(answer->payload + answer->size, value);
+    answer->size += 4u;
+}
+
+#endif

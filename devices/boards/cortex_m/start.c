@@ -1,0 +1,151 @@
+/* Start-up of a Cortex-M: vectors, floating-point unit, sections, painted stack (Armv7-M ARM,
+ * DDI 0403, B1.5 and B3.2; Armv8-M ARM, DDI 0553). */
+#include <string.h>
+
+#include "board.h"
+#include "cortex_m.h"
+
+#define PAINT UINT32_C(0xa5a5a5a5)
+
+#define SYSTEM_CONTROL UINT32_C(0xe000e000)
+#define SYSTICK_CONTROL 0x010u
+#define SYSTICK_RELOAD 0x014u
+#define SYSTICK_CURRENT 0x018u
+#define INTERRUPT_ENABLE 0x100u
+#define INTERRUPT_DISABLE 0x180u
+#define RESET_CONTROL 0xd0cu
+#define COPROCESSOR_ACCESS 0xd88u
+
+#define SYSTICK_TOP UINT32_C(0x00ffffff)
+#define SYSTICK_RUN 7u /* processor's clock, interrupt, enabled */
+#define FULL_ACCESS_TO_FLOATING_POINT (UINT32_C(0xf) << 20)
+#define RESET_REQUEST UINT32_C(0x05fa0004)
+
+extern uint32_t stack_bottom[], stack_top[];
+extern const uint8_t data_load_start[];
+
+int main(void);
+void reset_handler(void);
+
+static volatile uint64_t ticks_before; /* of whole runs of the counter */
+
+static volatile uint32_t *control_register(uint32_t offset)
+{
+    return (volatile uint32_t *)(SYSTEM_CONTROL + offset);
+}
+
+static void stop_handler(void)
+{
+    cortex_m_reset(); /* a fault: the host sees a board that lost its model */
+}
+
+static void tick_handler(void)
+{
+    ticks_before += SYSTICK_TOP + 1u;
+}
+
+static volatile uint32_t *line_interrupt(uint32_t enable_or_disable)
+{
+    return control_register(enable_or_disable + LINE_INTERRUPT / 32u * 4u);
+}
+
+/* It has done its work by waking the processor. */
+static void line_handler(void)
+{
+    *line_interrupt(INTERRUPT_DISABLE) = UINT32_C(1) << LINE_INTERRUPT % 32u;
+}
+
+typedef void (*vector)(void);
+
+__attribute__((section(".vectors"),
+               used)) static const vector vectors[16u + LINE_INTERRUPT + 1u] = {
+    (vector)(uintptr_t)stack_top,
+    reset_handler,
+    stop_handler, /* not maskable */
+    stop_handler, /* hard fault */
+    stop_handler, /* memory management */
+    stop_handler, /* bus fault */
+    stop_handler, /* usage fault */
+    [15] = tick_handler,
+    [16u + LINE_INTERRUPT] = line_handler,
+};
+
+static void paint_stack(void)
+{
+    volatile uint32_t *word;
+
+    /* up to what this function itself may use */
+    for (word = stack_bottom; word < (uint32_t *)__builtin_frame_address(0) - 16; ++word)
+        *word = PAINT;
+}
+
+void reset_handler(void)
+{
+    *control_register(COPROCESSOR_ACCESS) |= FULL_ACCESS_TO_FLOATING_POINT;
+    __asm__ volatile("dsb\n\tisb" ::: "memory");
+    paint_stack();
+    memcpy(board_data_start, data_load_start, (size_t)(board_data_end - board_data_start));
+    memset(board_bss_start, 0, (size_t)(board_bss_end - board_bss_start));
+    (void)main();
+}
+
+uint32_t board_stack_bytes(void)
+{
+    return (uint32_t)((uintptr_t)stack_top - (uintptr_t)stack_bottom);
+}
+
+uint32_t board_stack_touched(void)
+{
+    const volatile uint32_t *word = stack_bottom;
+
+    while (word < stack_top && *word == PAINT)
+        ++word;
+    return (uint32_t)((uintptr_t)stack_top - (uintptr_t)word);
+}
+
+void board_start_ticks(void)
+{
+    *control_register(SYSTICK_CONTROL) = 0u;
+    ticks_before = 0u;
+    *control_register(SYSTICK_RELOAD) = SYSTICK_TOP;
+    *control_register(SYSTICK_CURRENT) = 0u;
+    *control_register(SYSTICK_CONTROL) = SYSTICK_RUN;
+}
+
+/* The counter counts down. */
+uint64_t board_ticks(void)
+{
+    uint64_t before, now;
+    uint32_t left;
+
+    do {
+        before = ticks_before;
+        left = *control_register(SYSTICK_CURRENT);
+        now = ticks_before;
+    } while (before != now);
+    return before + ((SYSTICK_TOP + 1u - left) & SYSTICK_TOP); /* 0 is where it begins and ends */
+}
+
+uint32_t board_ticks_per_second(void)
+{
+    return CLOCK_HZ;
+}
+
+/* A byte that comes between the look and the sleep leaves its interrupt pending, which ends the sleep
+ * though interrupts are masked. */
+void cortex_m_sleep_unless(int (*has_byte)(void))
+{
+    __asm__ volatile("cpsid i" ::: "memory");
+    if (!has_byte()) {
+        *line_interrupt(INTERRUPT_ENABLE) = UINT32_C(1) << LINE_INTERRUPT % 32u;
+        __asm__ volatile("dsb\n\twfi" ::: "memory");
+    }
+    __asm__ volatile("cpsie i\n\tisb" ::: "memory");
+}
+
+void cortex_m_reset(void)
+{
+    *control_register(RESET_CONTROL) = RESET_REQUEST;
+    for (;;)
+        ;
+}

@@ -1,0 +1,127 @@
+/* Objects: bytes that come in pieces, and where they lie. */
+#include "commands.h"
+
+#include <string.h>
+
+uint32_t trainer_artifact_offset(const struct trainer *trainer)
+{
+    const struct trainer_object *artifact = &trainer->object[SERIAL_OBJECT_ARTIFACT];
+
+    return artifact->bytes == 0u ? trainer->memory_bytes : artifact->offset;
+}
+
+uint32_t trainer_examples_offset(const struct trainer *trainer)
+{
+    const struct trainer_object *examples = &trainer->object[SERIAL_OBJECT_EXAMPLES];
+
+    return examples->bytes == 0u ? trainer_artifact_offset(trainer) : examples->offset;
+}
+
+void trainer_forget(struct trainer *trainer, uint32_t object)
+{
+    memset(&trainer->object[object], 0, sizeof trainer->object[object]);
+    trainer->incoming = NULL;
+}
+
+/* Forget an object, what was made of it, and what may lie in its way. */
+static void forget_all_of(struct trainer *trainer, uint32_t object)
+{
+    const int keeps_session = object == SERIAL_OBJECT_EXAMPLES && trainer->session != NULL;
+
+    trainer_forget(trainer, object);
+    trainer_forget(trainer, SERIAL_OBJECT_UPDATE);
+    if (object == SERIAL_OBJECT_ARTIFACT)
+        trainer_forget(trainer, SERIAL_OBJECT_EXAMPLES);
+    if (keeps_session)
+        return;
+    trainer_forget(trainer, SERIAL_OBJECT_STATE);
+    trainer->session = NULL;
+}
+
+static int may_begin(const struct trainer *trainer, uint32_t object)
+{
+    switch (object) {
+    case SERIAL_OBJECT_ARTIFACT:
+        return SERIAL_STATUS_OK;
+    case SERIAL_OBJECT_STATE:
+    case SERIAL_OBJECT_EXAMPLES:
+        return trainer->object[SERIAL_OBJECT_ARTIFACT].is_whole ? SERIAL_STATUS_OK
+                                                                : SERIAL_STATUS_MISSING;
+    default:
+        return SERIAL_STATUS_RANGE;
+    }
+}
+
+/* Find the place of an object: a state below the examples, those below the artifact, but above a
+ * session. Returns 0, with *room, if there is not so much. */
+static int find_place(const struct trainer *trainer, uint32_t number, uint32_t bytes,
+                      uint32_t *offset, uint32_t *room)
+{
+    const uint32_t top = (number == SERIAL_OBJECT_STATE ? trainer_examples_offset(trainer)
+                                                        : trainer_artifact_offset(trainer)) /
+                         4u * 4u;
+
+    *room = top - (trainer->session == NULL ? 0u : trainer->reserved_from);
+    if (bytes > *room)
+        return 0;
+    *offset = (top - bytes) / 4u * 4u;
+    return 1;
+}
+
+/* object u32, bytes u32, crc u32 -> received u32, or the room for it. What is there already stays. */
+void trainer_begin(struct trainer *trainer, const uint8_t *request, uint32_t bytes,
+                   struct trainer_answer *answer)
+{
+    const uint32_t number = sfd_load_u32(request), wanted = sfd_load_u32(request + 4u);
+    const uint32_t crc = sfd_load_u32(request + 8u);
+    struct trainer_object *object;
+    uint32_t offset, room;
+
+    (void)bytes;
+    answer->status = wanted == 0u ? SERIAL_STATUS_RANGE : may_begin(trainer, number);
+    if (answer->status != SERIAL_STATUS_OK)
+        return;
+    object = &trainer->object[number];
+    if (object->bytes != wanted || object->crc != crc) {
+        forget_all_of(trainer, number);
+        if (!find_place(trainer, number, wanted, &offset, &room)) {
+            answer->status = SERIAL_STATUS_MEMORY;
+            answer_u32(answer, room);
+            return;
+        }
+        object->offset = offset;
+        object->bytes = wanted;
+        object->crc = crc;
+    }
+    trainer->incoming = object;
+    answer_u32(answer, object->received);
+}
+
+/* offset u32, then bytes of the object that was begun -> received u32. */
+void trainer_take_data(struct trainer *trainer, const uint8_t *request, uint32_t bytes,
+                       struct trainer_answer *answer)
+{
+    struct trainer_object *object = trainer->incoming;
+    const uint32_t size = bytes - 4u;
+
+    if (object == NULL) {
+        answer->status = SERIAL_STATUS_MISSING;
+        return;
+    }
+    if (sfd_load_u32(request) != object->received) {
+        answer->status = SERIAL_STATUS_ORDER;
+    } else if (size > object->bytes - object->received) {
+        answer->status = SERIAL_STATUS_RANGE;
+    } else {
+        uint8_t *start = trainer->memory + object->offset;
+        memcpy(start + object->received, request + 4u, size);
+        object->received += size;
+        object->is_whole =
+            object->received == object->bytes && sfd_crc32(0u, start, object->bytes) == object->crc;
+        if (object->received == object->bytes && !object->is_whole) {
+            object->received = 0u;
+            answer->status = SERIAL_STATUS_CHECKSUM;
+        }
+    }
+    answer_u32(answer, object->received);
+}

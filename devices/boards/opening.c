@@ -1,0 +1,142 @@
+/* Opening a session on the state that came. */
+#include "commands.h"
+
+#include "board.h"
+
+static void fail(struct trainer_answer *answer, int status, uint32_t position, uint32_t got,
+                 uint32_t wanted)
+{
+    answer->status = status;
+    answer_u32(answer, position);
+    answer_u32(answer, got);
+    answer_u32(answer, wanted);
+}
+
+/* Check the artifact; bytes of one example and of its target, and the type of targets. */
+static int measure_examples(struct trainer *trainer, struct sfd_problem *problem)
+{
+    const struct trainer_object *artifact = &trainer->object[SERIAL_OBJECT_ARTIFACT];
+    struct sfd_artifact_view view;
+    struct sfd_tensor input, output;
+    int error =
+        sfd_artifact_open(trainer->memory + artifact->offset, artifact->bytes, &view, problem);
+
+    if (error != SFD_OK)
+        return error;
+    sfd_artifact_tensor(&view, 0u, &input);
+    sfd_artifact_tensor(&view, view.output, &output);
+    trainer->input_bytes = input.size * 4u; /* at most 2^28 */
+    trainer->target = view.loss == SFD_LOSS_CROSS_ENTROPY ? SFD_TARGET_INT32 : SFD_TARGET_FLOAT32;
+    trainer->target_bytes = trainer->target == SFD_TARGET_INT32 ? 4u : output.size * 4u;
+    return SFD_OK;
+}
+
+/* Make room below the artifact for examples, and below those for a batch that is gathered from them.
+ * There the arena has to end. */
+static int reserve(struct trainer *trainer, uint32_t examples, uint32_t gathered,
+                   struct sfd_problem *problem)
+{
+    const uint64_t each = (uint64_t)trainer->input_bytes + trainer->target_bytes;
+    const uint64_t room = each * examples, all = room + each * gathered;
+    const uint32_t top = trainer_artifact_offset(trainer);
+
+    if (each * gathered > top || room > top || all >= top)
+        return sfd_fail(problem, SERIAL_STATUS_MEMORY, 0u, top,
+                        all < UINT32_MAX ? (uint32_t)all : UINT32_MAX);
+    if (trainer_examples_offset(trainer) < top - (uint32_t)room)
+        trainer_forget(trainer, SERIAL_OBJECT_EXAMPLES);
+    trainer->reserved_from = (top - (uint32_t)room) / 4u * 4u;
+    trainer->gathered_most = gathered;
+    trainer->arena_end = trainer->reserved_from - (uint32_t)(each * gathered);
+    return SFD_OK;
+}
+
+/* Plan in the memory below the state. What a session writes before its first step must end there,
+ * since it reads the state meanwhile. */
+static int plan(struct trainer *trainer, uint32_t batch, const struct sfd_options *options,
+                struct sfd_problem *problem)
+{
+    const struct trainer_object *artifact = &trainer->object[SERIAL_OBJECT_ARTIFACT];
+    const struct trainer_object *state = &trainer->object[SERIAL_OBJECT_STATE];
+    const uint8_t *memory = trainer->memory;
+    uint64_t persistent;
+    int error;
+
+    board_start_ticks();
+    error =
+        sfd_plan(memory + artifact->offset, artifact->bytes, memory + state->offset, state->bytes,
+                 batch, options, trainer->memory, state->offset, &trainer->plan, problem);
+    trainer->ticks.plan = board_ticks();
+    if (error != SFD_OK)
+        return error;
+    persistent = trainer->plan.arena_bytes - trainer->plan.transient_bytes;
+    if (persistent > state->offset)
+        return sfd_fail(problem, SERIAL_STATUS_MEMORY, 0u, state->offset, (uint32_t)persistent);
+    trainer->persistent_bytes = (uint32_t)persistent;
+    return SFD_OK;
+}
+
+/* By the plan that lies where the arena begins. The state is read, and its memory given to the session. */
+static int start_session(struct trainer *trainer, struct sfd_problem *problem)
+{
+    const struct trainer_object state = trainer->object[SERIAL_OBJECT_STATE];
+    struct sfd_session *session = NULL;
+    int error;
+
+    board_start_ticks();
+    error = sfd_open(trainer->memory, trainer->memory + state.offset, state.bytes, trainer->memory,
+                     trainer->arena_end, &session, problem);
+    trainer->ticks.open = board_ticks();
+    trainer_forget(trainer, SERIAL_OBJECT_STATE);
+    trainer_forget(trainer, SERIAL_OBJECT_UPDATE);
+    trainer->session = session;
+    if (error == SFD_OK)
+        sfd_arena_paint(trainer->memory + trainer->persistent_bytes,
+                        trainer->arena_end - trainer->persistent_bytes);
+    return error;
+}
+
+static void put_plan(const struct trainer *trainer, struct trainer_answer *answer)
+{
+    const struct sfd_plan *planned = &trainer->plan;
+
+    answer_u32(answer, (uint32_t)planned->arena_bytes);
+    answer_u32(answer, (uint32_t)planned->transient_bytes);
+    answer_u32(answer, trainer->input_bytes);
+    answer_u32(answer, trainer->target_bytes);
+    answer_u64(answer, planned->step.forward);
+    answer_u64(answer, planned->step.d_input);
+    answer_u64(answer, planned->step.d_weight);
+    answer_u64(answer, planned->step.recomputed);
+}
+
+/* batch u32, memory u32 (enum sfd_memory), examples u32 and gathered u32 to have room for -> the plan;
+ * with an error where a file is wrong, what was got, what is wanted. */
+void trainer_open(struct trainer *trainer, const uint8_t *request, uint32_t bytes,
+                  struct trainer_answer *answer)
+{
+    const uint32_t batch = sfd_load_u32(request);
+    struct sfd_options options = {SFD_KERNELS_PORTABLE, 1u, (int32_t)sfd_load_u32(request + 4u),
+                                  0u};
+    struct sfd_problem problem = {0u, 0u, 0u};
+    int error;
+
+    (void)bytes;
+    if (!trainer->object[SERIAL_OBJECT_STATE].is_whole) {
+        answer->status = SERIAL_STATUS_MISSING;
+        return;
+    }
+    trainer->session = NULL;
+    error = measure_examples(trainer, &problem);
+    if (error == SFD_OK)
+        error = reserve(trainer, sfd_load_u32(request + 8u), sfd_load_u32(request + 12u), &problem);
+    options.arena_bytes = trainer->arena_end;
+    if (error == SFD_OK)
+        error = plan(trainer, batch, &options, &problem);
+    if (error == SFD_OK)
+        error = start_session(trainer, &problem);
+    if (error == SFD_OK)
+        put_plan(trainer, answer);
+    else
+        fail(answer, error, problem.position, problem.got, problem.wanted);
+}

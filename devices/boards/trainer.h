@@ -1,0 +1,61 @@
+/* The commands of the serial protocol on one block of memory: what a board does, without its line.
+ *
+ *     | tables, v, ... | activations, gradients |   | gathered batch | examples | artifact |
+ *     0           persistent_bytes          arena_end          reserved_from
+ *
+ * A session's arena begins the block, the artifact ends it, the examples lie below that. A state lies
+ * below the examples while a session is opened, over memory that the session writes only later. An
+ * update is encoded over the activations, and over the examples if it must.
+ */
+#ifndef TRAINER_H
+#define TRAINER_H
+
+#include "protocol.h"
+#include "sfd.h"
+
+/* Bytes that come in pieces, in order. */
+struct trainer_object {
+    uint32_t offset; /* in the block */
+    uint32_t bytes;
+    uint32_t received;
+    uint32_t crc;
+    uint8_t is_whole; /* all is there, and its checksum matches */
+};
+
+/* Ticks of the board's counter that the last of each took. */
+struct trainer_ticks {
+    uint64_t plan, open, step, evaluate, gradients, encode;
+};
+
+struct trainer {
+    uint8_t *memory; /* aligned to SFD_ALIGNMENT */
+    uint32_t memory_bytes;
+    struct trainer_object object[SERIAL_OBJECT_UPDATE + 1u];
+    struct trainer_object *incoming; /* NULL: none */
+    struct sfd_session *session;     /* NULL: none */
+    struct sfd_plan plan;
+    uint32_t persistent_bytes;          /* of the arena: what is written before the first step */
+    uint32_t arena_end;                 /* where the arena may end, and what is painted does */
+    uint32_t reserved_from;             /* where room for examples begins */
+    uint32_t gathered_most;             /* examples that the room for a gathered batch holds */
+    uint32_t input_bytes, target_bytes; /* of one example */
+    enum sfd_target target;
+    uint32_t touched_bytes; /* of the arena, when it was last asked for or became an update */
+    struct trainer_ticks ticks;
+};
+
+/* What a command answers. */
+struct trainer_answer {
+    int status; /* enum serial_status, or a negative code of the core */
+    uint32_t size;
+    uint8_t *payload; /* SERIAL_MAX_PAYLOAD bytes */
+};
+
+/* Begin with nothing in the block. */
+void trainer_start(struct trainer *trainer, void *memory, uint32_t memory_bytes);
+
+/* Do a command. Of the commands of the protocol HELLO and RESET are the caller's. */
+void trainer_answer(struct trainer *trainer, uint32_t command, const uint8_t *request,
+                    uint32_t request_bytes, struct trainer_answer *answer);
+
+#endif

@@ -1,0 +1,46 @@
+"""What fits a board."""
+
+import pytest
+
+from sparsyfed.devices.board_fit import MAX_HELD, example_bytes, fit_on_board
+from sparsyfed.edge_runtime.artifact import Artifact
+from sparsyfed.edge_runtime.errors import ArenaError
+from sparsyfed.edge_runtime.state import State
+
+
+def test_all_examples_stay_where_there_is_room(artifact: Artifact, state: State) -> None:
+    fit = fit_on_board(artifact, state.encode(), 8, 1 << 20, 100)
+    assert (fit.held_examples, fit.gathered_examples) == (100, 8)
+    assert fit.example_bytes == example_bytes(artifact) == 4 * (6 + 1)
+    held = fit.artifact_bytes + 108 * fit.example_bytes
+    assert fit.arena_limit <= (1 << 20) - held < fit.arena_limit + 4
+    assert fit.spare_bytes == fit.arena_limit - fit.plan.arena_bytes
+
+
+def test_more_examples_than_a_place_can_name_come_by_the_batch(
+    artifact: Artifact, state: State
+) -> None:
+    fit = fit_on_board(artifact, state.encode(), 8, 1 << 30, MAX_HELD + 1)
+    assert (fit.held_examples, fit.gathered_examples) == (8, 0)
+
+
+def test_what_is_wanted_fits_and_a_byte_less_does_not(artifact: Artifact, state: State) -> None:
+    encoded = state.encode()
+    with pytest.raises(ArenaError) as caught:
+        fit_on_board(artifact, encoded, 8, 1000, 100)
+    wanted = caught.value.wanted
+    fit = fit_on_board(artifact, encoded, 8, wanted, 100)
+    assert fit.held_examples == 8
+    with pytest.raises(ArenaError) as caught:
+        fit_on_board(artifact, encoded, 8, wanted - 4, 100)
+    assert f"got a board with {wanted - 4} bytes" in str(caught.value)
+    assert "4 are missing" in str(caught.value)
+
+
+def test_a_refusal_names_a_batch_size_that_fits(artifact: Artifact, state: State) -> None:
+    with pytest.raises(ArenaError) as caught:
+        fit_on_board(artifact, state.encode(), 64, 100, 100)
+    least = caught.value.wanted
+    with pytest.raises(ArenaError, match=r"batch size 32 fits"):
+        fit_on_board(artifact, state.encode(), 64, least - 400, 100)
+    assert fit_on_board(artifact, state.encode(), 32, least - 400, 32).plan.batch_size == 32

@@ -1,0 +1,301 @@
+"""Local rounds by the firmware, on a line that loses, damages and cuts, on a board that resets.
+
+The firmware runs on this host under sanitizers; `test_emulated_boards` has it on emulated boards.
+"""
+
+import random
+import struct
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from board_firmware import HostBoard, build_host_firmware
+
+from sparsyfed.devices.board import Board, BoardResetError
+from sparsyfed.devices.board_fit import fit_on_board
+from sparsyfed.devices.board_training import RESETS, examples_of, train_on_board
+from sparsyfed.devices.dataset import Dataset
+from sparsyfed.devices.serial_protocol import Command, Frame, SerialObject, Status
+from sparsyfed.devices.training import LocalResult, LocalRound, TrainingStopped, train_locally
+from sparsyfed.edge_runtime.artifact import Artifact
+from sparsyfed.edge_runtime.errors import (
+    ArenaError,
+    BackendError,
+    DivergedError,
+    FormatError,
+    InputError,
+)
+from sparsyfed.edge_runtime.state import State
+
+MEMORY = 1 << 20
+WORK = LocalRound(
+    round=4,
+    batch_size=8,
+    epochs=2,
+    learning_rate=0.1,
+    weight_decay=1e-3,
+    sparsity=0.5,
+    budget="global",
+    seed=5,
+)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_host_firmware(tmp_path_factory.mktemp("firmware") / "firmware")
+
+
+@pytest.fixture
+def host_board(program: Path) -> Iterator[HostBoard]:
+    board = HostBoard(program)
+    yield board
+    board.stop()
+
+
+@pytest.fixture
+def dataset(data_directory: Path) -> Iterator[Dataset]:
+    with closing(Dataset(data_directory)) as opened:
+        yield opened
+
+
+@dataclass(frozen=True)
+class Task:
+    """A local round to do."""
+
+    artifact: Artifact
+    state: bytes
+    dataset: Dataset
+
+    def train(self, board: Board, memory: int = MEMORY) -> LocalResult:
+        """The round on a board."""
+        return train_on_board(
+            board, self.artifact, self.state, self.dataset, WORK, memory_bytes=memory
+        )
+
+    def least_memory(self) -> int:
+        """Memory in which a batch fits, and not all examples."""
+        with pytest.raises(ArenaError) as caught:
+            fit_on_board(self.artifact, self.state, WORK.batch_size, 100, len(self.dataset))
+        return caught.value.wanted
+
+
+@pytest.fixture
+def task(artifact: Artifact, state: State, dataset: Dataset) -> Task:
+    return Task(artifact, state.encode(), dataset)
+
+
+@pytest.fixture
+def expected(task: Task, monkeypatch: pytest.MonkeyPatch) -> LocalResult:
+    """The same round by the portable kernels of this process."""
+    monkeypatch.setenv("SPARSYFED_KERNELS", "portable")
+    return train_locally(task.artifact, task.state, task.dataset, WORK, memory_bytes=MEMORY)
+
+
+@pytest.mark.parametrize("holds_all", [True, False])
+def test_the_update_is_that_of_the_portable_kernels(
+    holds_all: bool,
+    host_board: HostBoard,
+    task: Task,
+    expected: LocalResult,
+) -> None:
+    memory = MEMORY if holds_all else task.least_memory()
+    board = Board(host_board.link())
+    for _ in range(2):  # another round on the same board
+        result = task.train(board, memory)
+        assert result.update == expected.update
+        assert (result.loss, result.examples) == (expected.loss, expected.examples)
+        assert result.profile.multiply_adds == expected.profile.multiply_adds
+        assert result.profile.arena_peak_bytes == result.profile.planned_arena_bytes
+
+
+def test_examples_that_a_board_holds_are_sent_once(host_board: HostBoard, task: Task) -> None:
+    sent: list[int] = []
+    link = host_board.link()
+    ask_piece = link.ask_piece
+
+    def counted(command: Command, payload: bytes) -> Frame | None:
+        sent.append(len(payload) if command is Command.DATA else 0)
+        return ask_piece(command, payload)
+
+    link.ask_piece = counted  # type: ignore[method-assign]
+    board = Board(link)
+    sizes = []
+    for _ in range(2):
+        sent.clear()
+        task.train(board)
+        sizes.append(sum(sent))
+    examples = len(examples_of(task.dataset.everything()))
+    assert sizes[0] - sizes[1] >= examples + len(task.artifact.encode())
+    assert sizes[1] < len(task.state) + 100
+
+
+def test_five_percent_of_damaged_bytes_change_nothing(
+    host_board: HostBoard,
+    task: Task,
+    expected: LocalResult,
+) -> None:
+    host_board.damage_share = 0.05
+    link = host_board.link()
+    result = task.train(Board(link))
+    assert result.update == expected.update
+    assert result.loss == expected.loss
+    assert link.resent > 100
+
+
+def test_a_line_that_is_cut_again_and_again_changes_nothing(
+    host_board: HostBoard,
+    task: Task,
+    expected: LocalResult,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sparsyfed.devices.serial_link.REOPEN_SECONDS", 0.001)
+    host_board.cut_every = 700  # the largest frames never come through whole
+    result = task.train(Board(host_board.link()))
+    assert result.update == expected.update
+    assert host_board.cuts > 5
+
+
+@pytest.mark.parametrize("moment", ["before_write", "after_half"])
+def test_a_reset_before_or_within_any_frame_changes_nothing(
+    moment: str, host_board: HostBoard, task: Task, expected: LocalResult
+) -> None:
+    board = Board(host_board.link())
+    writes, reset_at = 0, -1
+
+    def count() -> None:
+        nonlocal writes
+        writes += 1
+        if writes == reset_at:
+            host_board.reset()
+
+    setattr(host_board, moment, count)
+    task.train(board)
+    for reset_at in range(1, writes + 1):
+        host_board.reset()
+        writes = 0
+        result = task.train(board)
+        assert result.update == expected.update, reset_at
+        assert result.loss == expected.loss
+
+
+def test_a_board_that_resets_again_and_again_fails_the_round(
+    host_board: HostBoard, task: Task
+) -> None:
+    begun = 0
+
+    def reset_on_training() -> None:
+        nonlocal begun
+        begun += 1
+        if begun % 9 == 0:
+            host_board.reset()
+
+    memory = task.least_memory()
+    host_board.before_write = reset_on_training
+    with pytest.raises(BoardResetError, match="reset"):
+        task.train(Board(host_board.link()), memory)
+    assert begun > 9 * RESETS
+
+
+def test_ten_thousand_senseless_frames_leave_a_board_that_trains(
+    host_board: HostBoard,
+    task: Task,
+    expected: LocalResult,
+) -> None:
+    link = host_board.link()
+    board = Board(link)
+    task.train(board)
+    chance = random.Random(7)
+    seen: set[int] = set()
+    numbers = [0, 1, 2, 3, 4, 7, 8, 100, 1 << 16, 1 << 31, (1 << 32) - 1]
+    commands = [command for command in Command if command is not Command.RESET]
+    for _ in range(10_000):
+        words = [chance.choice(numbers) for _ in range(chance.choice([0, 1, 2, 3, 4, 5, 9]))]
+        tail = chance.randbytes(chance.choice([0, 0, 0, 1, 2, 300]))
+        payload = struct.pack(f"<{len(words)}I", *words) + tail
+        answer = link.ask(chance.choice(commands), payload)
+        seen.add(answer.status)
+    host_board.require_healthy()
+    assert seen > {
+        *(Status.OK, Status.COMMAND, Status.LENGTH, Status.ORDER, Status.MISSING),
+        *(Status.MEMORY, Status.RANGE),
+    }
+    result = task.train(board)
+    assert result.update == expected.update
+
+
+def test_random_bytes_are_complained_about_and_forgotten(host_board: HostBoard) -> None:
+    board = Board(host_board.link())
+    chance = random.Random(3)
+    for _ in range(200):
+        host_board.write(chance.randbytes(chance.randrange(1, 3000)))
+        while host_board.read():
+            pass
+    assert board.hello().name == "host"
+
+
+def test_values_can_be_read_and_training_goes_on(host_board: HostBoard, task: Task) -> None:
+    board = Board(host_board.link())
+    board.send(SerialObject.ARTIFACT, task.artifact.encode())
+    board.send(SerialObject.STATE, task.state)
+    board.open(8, examples=8)
+    count = sum(tensor.count for tensor in State.decode(task.state).tensors)
+    before = board.values(count)
+    assert before == b"".join(tensor.value.tobytes() for tensor in State.decode(task.state).tensors)
+    batch = next(task.dataset.batches(8, 0, 0))
+    board.send(SerialObject.EXAMPLES, examples_of(batch))
+    board.train(range(8), 8, steps_before=0, learning_rate=0.1, weight_decay=0.0)
+    assert board.values(count) != before
+    with pytest.raises(FormatError, match="ORDER"):  # the same step twice
+        board.train(range(8), 8, steps_before=0, learning_rate=0.1, weight_decay=0.0)
+    with pytest.raises(FormatError, match="RANGE"):
+        board.train([9], 8, steps_before=1, learning_rate=0.1, weight_decay=0.0)
+    with pytest.raises(DivergedError):
+        board.train(range(8), 8, steps_before=1, learning_rate=1e30, weight_decay=1e30)
+    assert board.profile().steps == 1
+
+
+def test_what_does_not_fit_is_refused_with_numbers(host_board: HostBoard, task: Task) -> None:
+    board = Board(host_board.link())
+    with pytest.raises(ArenaError, match="got 1048576 bytes of memory left, wanted 2000000"):
+        board.send(SerialObject.ARTIFACT, b"\1" * 2_000_000)
+    board.send(SerialObject.ARTIFACT, task.artifact.encode())
+    board.send(SerialObject.STATE, task.state)
+    with pytest.raises(ArenaError):
+        board.open(8, examples=40_000)
+    with pytest.raises(InputError):
+        board.open(0, examples=1)
+    assert board.open(8, examples=8).arena_bytes > 0
+    with pytest.raises(ArenaError, match="are missing"):
+        task.train(board, 3000)
+
+
+def test_a_damaged_artifact_is_refused_where_it_is_wrong(host_board: HostBoard, task: Task) -> None:
+    board = Board(host_board.link())
+    damaged = bytearray(task.artifact.encode())
+    damaged[20] ^= 1
+    board.send(SerialObject.ARTIFACT, bytes(damaged))
+    board.send(SerialObject.STATE, task.state)
+    with pytest.raises(FormatError, match="damaged"):
+        board.open(8, examples=8)
+
+
+def test_training_stops_when_told_to(host_board: HostBoard, task: Task) -> None:
+    asked = iter([False] * 9)
+    with pytest.raises(TrainingStopped):
+        train_on_board(
+            Board(host_board.link()),
+            task.artifact,
+            task.state,
+            task.dataset,
+            WORK,
+            memory_bytes=MEMORY,
+            should_stop=lambda: next(asked, True),
+        )
+
+
+def test_a_board_that_is_not_there_is_an_error(host_board: HostBoard) -> None:
+    host_board.damage_share = 1.0
+    with pytest.raises(BackendError, match=r"no answer from the board to HELLO in 0\.3 s"):
+        Board(host_board.link(patience_s=0.3)).hello()

@@ -1,0 +1,71 @@
+"""sparsyfed profile --board."""
+
+import json
+from pathlib import Path
+
+import pytest
+from board_machines import require_tools
+from model_strategies import ModelBuilder
+
+from sparsyfed.edge_runtime.artifact import Tensor
+from sparsyfed.edge_runtime.format import Loss, OperationKind
+from sparsyfed.tools.cli import main
+
+BOARD = "mps2-an386"
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    """A regression over 60 features: 3,240 weights, dense too much for 40 KB."""
+    net = ModelBuilder(Tensor(60, 1, 1, 1))
+    net.linear(net.activation(net.linear(0, 50), OperationKind.RELU), 2)
+    path = tmp_path / "model.sfd"
+    net.finish(Loss.MEAN_SQUARED_ERROR).save(path)
+    return path
+
+
+def test_a_step_is_measured_on_the_board(
+    artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    require_tools(BOARD)
+    arguments = [str(artifact), "--board", BOARD, "--batch-size", "2", "--density", "0.1"]
+    assert main(["profile", *arguments, "--memory", "40KiB", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["board"]["name"] == BOARD
+    assert 30_000 < report["board"]["memory_bytes"] < 40 * 1024
+    step = report["steps"]["sparse"]
+    assert step["planned_arena_bytes"] == step["touched_arena_bytes"] == step["host_arena_bytes"]
+    assert step["same_bits_as_host"]
+    assert 0 < step["evaluation_ticks"] < step["gradients_ticks"] < step["step_ticks"]
+    assert step["ram_left_bytes"] > 0
+    dense = report["steps"]["dense"]
+    assert "are missing" in dense
+    assert "a density of 0.5 fits" in dense
+    assert main(["profile", *arguments]) == 0
+    text = capsys.readouterr().out
+    assert "instructions" in text
+    assert "the bits are the same as" in text
+    assert "100.00% stored" in text  # with all its RAM the board holds it dense, too
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--board", BOARD, "--html", "x.html"], "--html goes with --device"),
+        (["--board", BOARD, "--port", "x", "--memory", "1KiB"], "--port names another"),
+        (["--device", "all", "--port", "x"], "--port goes with --board"),
+        (["--board", "mps9"], "got board 'mps9', wanted one of mps2-an385"),
+        ([], "one of the arguments --device --board is required"),
+    ],
+)
+def test_mistakes_get_one_line(
+    options: list[str], message: str, artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(["profile", str(artifact), *options])
+    except SystemExit as end:
+        code = int(end.code or 0)
+    assert code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

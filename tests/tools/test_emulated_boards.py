@@ -1,0 +1,137 @@
+"""The firmware on emulated boards: the bits of the portable kernels, and its budget of memory."""
+
+import tomllib
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+
+import numpy as np
+import pytest
+from board_firmware import FIRMWARE
+from board_machines import require_tools
+from model_strategies import ModelBuilder, random_state
+from odd_models import every_operation
+
+from sparsyfed.devices.board import Board
+from sparsyfed.devices.serial_link import SerialLink
+from sparsyfed.devices.serial_port import open_port
+from sparsyfed.devices.serial_protocol import Computation, SerialObject
+from sparsyfed.edge_runtime.artifact import Artifact, Tensor
+from sparsyfed.edge_runtime.budget import keep_counts
+from sparsyfed.edge_runtime.format import OperationKind
+from sparsyfed.edge_runtime.plan import plan
+from sparsyfed.edge_runtime.session import Session
+from sparsyfed.tools.emulator import MACHINES, EmulatedBoard
+from sparsyfed.tools.firmware import build_firmware, list_boards
+
+STEPS = 100
+BATCH = 3
+HELD = 7
+SPARSITY = 0.9
+TOLERANCE = 0.02
+RATES = {"learning_rate": 0.05, "weight_decay": 1e-3}
+BUDGET = tomllib.loads((FIRMWARE / "sizes.toml").read_text(encoding="utf-8"))
+
+
+def small_classifier() -> Artifact:
+    """Convolution, rectifier, pool and two linear layers on 12x12 pixels: 9.6 thousand weights."""
+    net = ModelBuilder(Tensor(1, 12, 12, 3))
+    x = net.activation(net.convolution(0, 8, (3, 3), padding=(1, 1)), OperationKind.RELU)
+    x = net.pool(x, OperationKind.AVERAGE_POOL, (2, 2), stride=(2, 2))
+    net.linear(net.linear(net.reshape(x), 32), 10)
+    return net.finish()
+
+
+@contextmanager
+def emulated(board: str, *, counts_instructions: bool = False) -> Iterator[Board]:
+    """A board in QEMU, or a skipped test where a tool is missing."""
+    require_tools(board)
+    firmware = build_firmware(board)
+    with (
+        EmulatedBoard(board, firmware, counts_instructions=counts_instructions) as machine,
+        closing(SerialLink(partial(open_port, machine.port), patience_s=60)) as link,
+    ):
+        yield Board(link)
+
+
+def require_budget(board: str, measured: dict[str, int]) -> None:
+    """Fail where a number of sizes.toml is not what was measured, within TOLERANCE."""
+    written = BUDGET[board]
+    wrong = {
+        name: f"measured {value}, sizes.toml has {written[name]}"
+        for name, value in measured.items()
+        if abs(value - written[name]) > TOLERANCE * written[name]
+    }
+    assert not wrong, f"{board}: {wrong}"
+
+
+def test_every_board_has_a_machine_and_a_budget() -> None:
+    assert set(list_boards()) == set(MACHINES) == set(BUDGET)
+
+
+@pytest.mark.parametrize("board", MACHINES)
+def test_a_hundred_steps_give_the_bits_of_the_portable_kernels(board: str) -> None:
+    artifact = every_operation()
+    state = random_state(artifact, np.random.default_rng(1), 0.3)
+    random = np.random.default_rng(2)
+    x = random.uniform(-1, 1, (HELD, *artifact.tensors[0].shape)).astype(np.float32)
+    y = random.integers(0, artifact.tensors[artifact.output].size, HELD).astype(np.int32)
+    places = random.integers(0, HELD, STEPS * BATCH)
+    with Session.open(artifact, state, BATCH, kernels="portable") as session:
+        batches = places.reshape(STEPS, BATCH)
+        losses = [session.step(x[rows], y[rows], **RATES) for rows in batches]
+        wanted = session.update(SPARSITY).encode()
+    keep = keep_counts(artifact.parameters, SPARSITY, "global")
+    with emulated(board) as device:
+        facts = device.hello()
+        device.send(SerialObject.ARTIFACT, artifact.encode())
+        device.send(SerialObject.STATE, state.encode())
+        opened = device.open(BATCH, examples=HELD, gathered=BATCH)
+        device.send(SerialObject.EXAMPLES, x.tobytes() + y.tobytes())
+        assert device.train(places.tolist(), BATCH, steps_before=0, **RATES) == losses
+        profile = device.profile()
+        assert device.update(state.round, keep) == wanted
+    assert facts.name == board
+    assert profile.arena_touched_bytes == opened.arena_bytes
+    planned = plan(artifact, state, BATCH, kernels="portable", arena_bytes=facts.memory_bytes)
+    assert opened.arena_bytes == planned.arena_bytes
+    require_budget(
+        board,
+        {
+            "text_bytes": facts.text_bytes,
+            "static_bytes": facts.data_bytes + facts.bss_bytes,
+            "stack_bytes": profile.stack_touched_bytes,
+            "every_operation_arena_bytes": opened.arena_bytes,
+        },
+    )
+
+
+@pytest.mark.parametrize("board", ["mps2-an386", "rv32-virt"])
+def test_instructions_of_a_step_are_counted_twice_the_same(board: str) -> None:
+    artifact = small_classifier()
+    state = random_state(artifact, np.random.default_rng(0), [0.6, 0.05, 0.5])
+    x = np.random.default_rng(3).uniform(0, 1, (1, 1, 12, 12)).astype(np.float32)
+    counts = []
+    for _ in range(2):
+        with emulated(board, counts_instructions=True) as device:
+            rate = device.hello().ticks_per_second
+            device.send(SerialObject.ARTIFACT, artifact.encode())
+            device.send(SerialObject.STATE, state.encode())
+            opened = device.open(1, examples=1)
+            device.send(SerialObject.EXAMPLES, x.tobytes() + np.int32(3).tobytes())
+            device.compute(Computation.EVALUATE, 0, 1)
+            device.compute(Computation.GRADIENTS, 0, 1)
+            device.train([0], 1, steps_before=0, **RATES)
+            measured = device.profile()
+        ticks = measured.evaluate_ticks, measured.gradients_ticks, measured.step_ticks
+        counts.append([tick * 1_000_000_000 // rate for tick in ticks])
+    assert counts[0] == counts[1]
+    evaluation, gradients, step = counts[0]
+    assert evaluation < gradients < step
+    require_budget(
+        board,
+        {
+            "small_classifier_instructions": step,
+            "small_classifier_arena_bytes": opened.arena_bytes,
+        },
+    )

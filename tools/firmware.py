@@ -1,0 +1,69 @@
+"""The firmware of boards, built from the sources in `devices/boards` of a checkout."""
+
+import os
+import shutil
+import subprocess
+from importlib import resources
+from pathlib import Path
+
+from sparsyfed.edge_runtime.errors import BackendError, ConfigurationError
+
+COMPILERS = {"mps": "arm-none-eabi-gcc", "rv32": "riscv64-unknown-elf-gcc"}
+"""By the beginning of a board's name."""
+BUILD_SECONDS = 600
+
+
+def sources() -> Path:
+    """The folder of the firmware. Raises BackendError outside a checkout."""
+    folder = Path(str(resources.files("sparsyfed.devices"))) / "boards"
+    if not (folder / "Makefile").is_file():
+        raise BackendError("the firmware's sources are not installed: run this from a checkout")
+    return folder.resolve()
+
+
+def list_boards() -> tuple[str, ...]:
+    """Names of the boards that the firmware is written for."""
+    return tuple(sorted(path.parent.name for path in sources().glob("*/board.mk")))
+
+
+def compiler_of(board: str) -> str:
+    """The compiler that builds the firmware of a board. Raises ConfigurationError for an unknown one."""
+    if board not in list_boards():
+        raise ConfigurationError(f"got board {board!r}, wanted one of {', '.join(list_boards())}")
+    return next(tool for start, tool in COMPILERS.items() if board.startswith(start))
+
+
+def require_tools(board: str, *more: str) -> None:
+    """Raise BackendError unless make and the compiler of a board are there, and these programs besides."""
+    tools = ("make", compiler_of(board), *more)
+    missing = [tool for tool in tools if shutil.which(tool) is None]
+    if missing:
+        raise BackendError(f"{' and '.join(missing)} not installed: {board} needs it")
+
+
+def build_firmware(board: str, ram_bytes: int | None = None) -> Path:
+    """Build the firmware of a board, unless it is up to date, and return the ELF file.
+
+    With `ram_bytes` it is that of a board that has so much RAM. Raises BackendError without compiler and make, or when
+    they fail.
+    """
+    folder = sources()
+    require_tools(board)
+    file = "firmware.elf"
+    command = ["make", "--no-print-directory", "-C", str(folder), f"BOARD={board}"]
+    if ram_bytes is not None:
+        command.append(f"RAM_BYTES={ram_bytes}")
+        file = f"firmware-{ram_bytes}.elf"
+    # What make hands down, when make started us, is not for this one.
+    environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}
+    done = subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=BUILD_SECONDS,
+        check=False,
+    )
+    if done.returncode:
+        raise BackendError(f"the firmware of {board} was not built: {done.stderr.strip()[-2000:]}")
+    return folder.parents[1] / "build" / "boards" / board / file
