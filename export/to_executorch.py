@@ -52,11 +52,12 @@ def to_executorch(
     the rates float32 without dimensions. Batches have 1 to `batch_size` examples; the memory of a method, planned in
     the file, is that of the largest.
 
-    `kernels` "stock" uses ExecuTorch's own operators alone: a reference that any runtime runs, slowly.
+    `kernels` "sparsyfed" calls the core's operators (`edge_runtime/executorch`), which the runtime must have loaded;
+    "stock" uses ExecuTorch's own alone: a reference that any runtime runs, slowly.
 
     With `verify` the written program runs through the gate in the runtime of the executorch package, which raises
     VerificationError before the file is written; without it a fault of the exporter or of the runtime would be found
-    by the devices. Raises BackendError if executorch is not installed.
+    by the devices. Raises BackendError if executorch is not installed, or if the operators do not compile here.
     """
     if kernels not in KERNELS:
         raise InputError(f"got kernels {kernels!r}, wanted one of {', '.join(KERNELS)}")
