@@ -55,7 +55,7 @@ clean: ## remove what the other targets made
 
 # The build tools come first, since the package itself is built without isolation: that keeps the
 # CMake tree usable for the quick rebuild below. All else is one pip call, so that one resolution
-# holds torch at its pin.
+# holds torch at its pin. A package that ExecuTorch needs comes as source and is built by setuptools.
 $(INSTALLED): pyproject.toml CMakeLists.txt $(CONSTRAINTS) tools/install_system_parts.sh
 	@echo "==> system parts: mosquitto, a C compiler, a Python that can make environments"
 	@bash tools/install_system_parts.sh
@@ -63,7 +63,7 @@ $(INSTALLED): pyproject.toml CMakeLists.txt $(CONSTRAINTS) tools/install_system_
 	echo "==> $(VENV), from $$("$$python" --version)"; \
 	"$$python" -m venv $(VENV)
 	@echo "==> build tools"
-	@$(PIP) install --quiet -c $(CONSTRAINTS) scikit-build-core cmake ninja
+	@$(PIP) install --quiet -c $(CONSTRAINTS) scikit-build-core cmake ninja setuptools
 	@echo "==> sparsyfed-edge and what it needs (PyTorch is the large one; minutes the first time)"
 	@$(PIP) install --quiet -c $(CONSTRAINTS) --no-build-isolation -e '.[dev]'
 	@touch $@
