@@ -12,7 +12,7 @@ from typing import Any
 import sparsyfed
 from sparsyfed.tools.machine import describe_machine, vector_instructions
 
-SETTING_ENVIRONMENT = ("GLIBC_TUNABLES", "MALLOC_", "LD_PRELOAD", "SPARSYFED_")
+SETTING_ENVIRONMENT = ("GLIBC_TUNABLES", "MALLOC_", "LD_PRELOAD", "SPARSYFED_KERNELS")
 
 
 def describe(command: str) -> dict[str, Any]:

@@ -36,8 +36,8 @@ all engines of a row step one after the other in one process; ratios are medians
 onnxruntime-training excludes onnxruntime from its environment: it takes turns with the native core there, and its
 ratio to eager is the product of two. Memory is the resident set of a process that has nothing in it but interpreter
 and engine: before any model, and at most over three steps, at a state that is dense for all engines but the native
-one, which takes the memory of that sparsity. Files are what a device of a fleet is sent, without the values of the
-model; a `.pt` has those in it as well."""
+one, which takes the memory of that sparsity. Files are what a device of a fleet is sent, and have no values of the
+model, except a `.pt`, a `.pte` and the checkpoint of onnxruntime-training."""
 
 
 def markdown(found: Mapping[str, Any]) -> str:

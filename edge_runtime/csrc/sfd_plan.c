@@ -45,6 +45,9 @@ int sfd_plan(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *stat
 
     if (plan == NULL || !sfd_is_aligned(workspace))
         return sfd_fail(problem, SFD_ERR_ARGUMENT, 0u, 0u, SFD_ALIGNMENT);
+    session = workspace;
+    if (workspace_bytes >= sizeof *session)
+        session->arena_bytes = 0u; /* no older plan may be opened after a failure */
     error = check_options(chosen, batch, problem);
     if (error == SFD_OK)
         error = sfd_artifact_open(artifact, artifact_bytes, &artifact_view, problem);

@@ -177,6 +177,19 @@ static void check_buffers(const void *workspace, const struct sfd_plan *plan)
     PROMISE(plan->transient_bytes <= plan->arena_bytes);
 }
 
+/* A plan that fails leaves none behind. */
+static void check_no_plan(const struct bytes *artifact, const struct bytes *state, void *workspace,
+                          size_t workspace_bytes)
+{
+    struct sfd_session *session = NULL;
+    struct sfd_plan plan;
+
+    PROMISE(sfd_plan(artifact->data, artifact->size, state->data, state->size, 0, NULL, workspace,
+                     workspace_bytes, &plan, NULL) == SFD_ERR_BATCH);
+    PROMISE(sfd_open(workspace, state->data, state->size, workspace, workspace_bytes, &session,
+                     NULL) == SFD_ERR_ARGUMENT);
+}
+
 /* Plan, and go on where the model is small. Gives the code of sfd_plan. */
 static int run_model(const struct bytes *artifact, const struct bytes *state, uint64_t *random,
                      struct tally *tally)
@@ -202,6 +215,7 @@ static int run_model(const struct bytes *artifact, const struct bytes *state, ui
         plan.step.forward + plan.step.d_input + plan.step.d_weight <= MAX_MULTIPLY_ADDS) {
         open_and_train(artifact, state, batch, workspace, (size_t)plan.arena_bytes, random, tally);
     }
+    check_no_plan(artifact, state, workspace, (size_t)workspace_bytes);
     free(workspace);
     return code;
 }
