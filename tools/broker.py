@@ -167,7 +167,8 @@ class PrivateBroker:
         program = find_mosquitto()
         if not _can_listen(self.host, self.port):
             raise ConfigurationError(
-                f"port {self.port} of {self.host} is in use: stop what listens there, "
+                f"port {self.port} of {self.host} is in use, or this machine does not have that address: "
+                "stop what listens there, "
                 "or choose another"
             )
         self.directory.mkdir(parents=True, exist_ok=True)
