@@ -130,7 +130,7 @@ class _Round:
     def _epoch(self, epoch: int) -> float:
         """Sum of the loss over all examples."""
         work, total = self._work, 0.0
-        if self._fit.held_examples == len(self._dataset):
+        if self._fit.gathered_examples:
             self._send(SerialObject.EXAMPLES, examples_of(self._dataset.everything()))
             order = permutation(len(self._dataset), work.seed, epoch)
             for start in range(0, len(order), work.batch_size):

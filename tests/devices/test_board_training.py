@@ -7,7 +7,7 @@ import random
 import struct
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -108,6 +108,24 @@ def test_the_update_is_that_of_the_portable_kernels(
         assert (result.loss, result.examples) == (expected.loss, expected.examples)
         assert result.profile.multiply_adds == expected.profile.multiply_adds
         assert result.profile.arena_peak_bytes == result.profile.planned_arena_bytes
+
+
+@pytest.mark.parametrize("more", [0, 11])
+def test_all_examples_in_one_batch_need_no_room_besides(
+    more: int, host_board: HostBoard, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = len(task.dataset)
+    work = replace(WORK, batch_size=examples + more)
+    with pytest.raises(ArenaError) as caught:
+        fit_on_board(task.artifact, task.state, work.batch_size, 100, examples)
+    memory = caught.value.wanted
+    fit = fit_on_board(task.artifact, task.state, work.batch_size, memory, examples)
+    assert (fit.held_examples, fit.gathered_examples) == (examples, 0)
+    board = Board(host_board.link())
+    given = task.artifact, task.state, task.dataset, work
+    result = train_on_board(board, *given, memory_bytes=memory)
+    monkeypatch.setenv("SPARSYFED_KERNELS", "portable")
+    assert result.update == train_locally(*given, memory_bytes=MEMORY).update
 
 
 def test_examples_that_a_board_holds_are_sent_once(host_board: HostBoard, task: Task) -> None:
