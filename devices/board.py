@@ -198,7 +198,7 @@ class Board:
         return self._read(SerialObject.VALUES, 4 * count)
 
     def profile(self) -> BoardProfile:
-        """What the board has measured until now."""
+        """What the board has measured until now with the session that is open."""
         return BoardProfile(*_unpack(_PROFILE, self._ask(Command.PROFILE).payload))
 
     def reset(self) -> None:

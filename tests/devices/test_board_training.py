@@ -17,7 +17,7 @@ from sparsyfed.devices.board import Board, BoardResetError
 from sparsyfed.devices.board_fit import fit_on_board
 from sparsyfed.devices.board_training import RESETS, examples_of, train_on_board
 from sparsyfed.devices.dataset import Dataset
-from sparsyfed.devices.serial_protocol import Command, Frame, SerialObject, Status
+from sparsyfed.devices.serial_protocol import Command, Computation, Frame, SerialObject, Status
 from sparsyfed.devices.training import LocalResult, LocalRound, TrainingStopped, train_locally
 from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.errors import (
@@ -189,13 +189,14 @@ def test_a_reset_before_or_within_any_frame_changes_nothing(
             host_board.reset()
 
     setattr(host_board, moment, count)
-    task.train(board)
+    undisturbed = task.train(board).profile
     for reset_at in range(1, writes + 1):
         host_board.reset()
         writes = 0
         result = task.train(board)
         assert result.update == expected.update, reset_at
         assert result.loss == expected.loss
+        assert result.profile == undisturbed, reset_at
 
 
 def test_a_board_that_resets_again_and_again_fails_the_round(
@@ -241,6 +242,20 @@ def test_ten_thousand_senseless_frames_leave_a_board_that_trains(
     }
     result = task.train(board)
     assert result.update == expected.update
+
+
+def test_examples_without_a_session_are_missing_what_they_belong_to(
+    host_board: HostBoard, task: Task
+) -> None:
+    board = Board(host_board.link())
+    board.send(SerialObject.ARTIFACT, task.artifact.encode())
+    board.send(SerialObject.EXAMPLES, bytes(100))
+    for what in Computation:
+        with pytest.raises(BoardResetError):
+            board.compute(what, 0, 1)
+    with pytest.raises(BoardResetError):
+        board.train([1, 0], 2, steps_before=0, learning_rate=0.1, weight_decay=0.0)
+    host_board.require_healthy()
 
 
 def test_random_bytes_are_complained_about_and_forgotten(host_board: HostBoard) -> None:
