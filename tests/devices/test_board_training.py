@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from board_firmware import HostBoard, build_host_firmware
 
-from sparsyfed.devices.board import Board, BoardResetError
+from sparsyfed.devices.board import MAX_PLACES, MAX_STEPS, Board, BoardResetError
 from sparsyfed.devices.board_fit import fit_on_board
 from sparsyfed.devices.board_training import RESETS, examples_of, train_on_board
 from sparsyfed.devices.dataset import Dataset
@@ -287,6 +287,34 @@ def test_values_can_be_read_and_training_goes_on(host_board: HostBoard, task: Ta
     with pytest.raises(DivergedError):
         board.train(range(8), 8, steps_before=1, learning_rate=1e30, weight_decay=1e30)
     assert board.profile().steps == 1
+
+
+@pytest.mark.parametrize(("places", "batch_size"), [(MAX_PLACES + 1, 8), (MAX_STEPS + 1, 1)])
+def test_more_than_one_request_takes_is_refused(
+    places: int, batch_size: int, host_board: HostBoard
+) -> None:
+    with pytest.raises(InputError, match=r"one request takes up to 504 in 255"):
+        Board(host_board.link()).train(
+            [0] * places, batch_size, steps_before=0, learning_rate=0.1, weight_decay=0.0
+        )
+
+
+def test_a_board_that_keeps_other_bytes_fails_the_transfer(
+    host_board: HostBoard, task: Task
+) -> None:
+    link = host_board.link()
+    ask_piece = link.ask_piece
+    asked = 0
+
+    def changed(command: Command, payload: bytes) -> Frame | None:
+        nonlocal asked
+        asked += 1
+        return ask_piece(command, payload[:-1] + bytes([payload[-1] ^ 1]))
+
+    link.ask_piece = changed  # type: ignore[method-assign]
+    with pytest.raises(BackendError, match="the board lost what it had of ARTIFACT 4 times"):
+        Board(link).send(SerialObject.ARTIFACT, task.artifact.encode())
+    assert asked >= 4
 
 
 def test_what_does_not_fit_is_refused_with_numbers(host_board: HostBoard, task: Task) -> None:
