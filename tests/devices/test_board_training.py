@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from board_firmware import HostBoard, build_host_firmware
+from board_firmware import HostBoard, HostPort, build_host_firmware
 
 from sparsyfed.devices.board import MAX_PLACES, MAX_STEPS, Board, BoardResetError
 from sparsyfed.devices.board_fit import fit_on_board
 from sparsyfed.devices.board_training import RESETS, examples_of, train_on_board
 from sparsyfed.devices.dataset import Dataset
+from sparsyfed.devices.serial_link import SerialLink
 from sparsyfed.devices.serial_protocol import Command, Computation, Frame, SerialObject, Status
 from sparsyfed.devices.training import LocalResult, LocalRound, TrainingStopped, train_locally
 from sparsyfed.edge_runtime.artifact import Artifact
@@ -360,3 +361,10 @@ def test_a_board_that_is_not_there_is_an_error(host_board: HostBoard) -> None:
     host_board.damage_share = 1.0
     with pytest.raises(BackendError, match=r"no answer from the board to HELLO in 0\.3 s"):
         Board(host_board.link(patience_s=0.3)).hello()
+
+
+def test_a_link_that_is_stopped_says_so(host_board: HostBoard) -> None:
+    host_board.damage_share = 1.0
+    link = SerialLink(lambda: HostPort(host_board), should_stop=lambda: True)
+    with pytest.raises(BackendError, match="stopped before the board answered HELLO"):
+        Board(link).hello()
