@@ -28,7 +28,7 @@ def list_boards() -> tuple[str, ...]:
 
 
 def compiler_of(board: str) -> str:
-    """The compiler that builds the firmware of a board, as its `board.mk` names it. Raises ConfigurationError for an unknown board."""
+    """The compiler that `board.mk` names. Raises ConfigurationError for an unknown board, or one that names none."""
     if board not in list_boards():
         raise ConfigurationError(f"got board {board!r}, wanted one of {', '.join(list_boards())}")
     makefile = sources() / board / "board.mk"

@@ -30,7 +30,7 @@ def test_a_board_without_a_compiler_is_refused(folder: Path) -> None:
 
 
 def test_a_board_that_does_not_start_leaves_no_port_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.which", lambda program: None)
+    monkeypatch.setattr("shutil.which", lambda _program: None)
     board = EmulatedBoard("mps2-an386", Path("firmware.elf"))
     with pytest.raises(BackendError, match="is not installed"), board:
         pytest.fail("it started")
