@@ -23,6 +23,9 @@ MAX_COUNTS = MAX_PAYLOAD // 4 - 1
 MAX_PLACES = (MAX_PAYLOAD - 16) // 2
 """That one request trains on."""
 MAX_STEPS = MAX_PAYLOAD // 4 - 1
+"""Whose losses one answer holds."""
+RESTARTS = 3
+"""How often a transfer may lose what it had sent: a frame's checksum misses one damage in four billion."""
 MEMORY_CHOICES = {"fast": 0, "small": 1}
 _FACTS = struct.Struct("<8I")
 _PLAN = struct.Struct("<4I4Q")
@@ -120,10 +123,12 @@ class Board:
     ) -> bool:
         """Send an artifact, a state or examples; what the board has already is not sent again.
 
-        False: `should_stop` said so before the end. Raises ArenaError if it does not fit.
+        False: `should_stop` said so before the end. Raises ArenaError if it does not fit, BackendError if the board
+        keeps other bytes than were sent.
         """
         begin = struct.pack("<3I", what, len(data), zlib.crc32(data))
         received = self._received(self._ask(Command.BEGIN, begin, len(data)))
+        restarts = 0
         while received < len(data):
             if should_stop():
                 return False
@@ -133,7 +138,13 @@ class Board:
                 continue
             if answer.status not in {Status.OK, Status.ORDER, Status.CHECKSUM}:
                 self._raise(Command.DATA, answer, len(data))
-            received = self._received(answer)
+            before, received = received, self._received(answer)
+            restarts += received <= before
+            if restarts > RESTARTS:
+                raise BackendError(
+                    f"the board lost what it had of {what.name} {restarts} times, the last time with "
+                    f"{Status(answer.status).name} at {before} of {len(data)} bytes: is its memory damaged?"
+                )
         return True
 
     def open(
@@ -160,15 +171,20 @@ class Board:
         """Train, and return the loss of each step.
 
         Each `batch_size` of `places` among the examples are a step, the last one may have fewer: MAX_PLACES
-        in all. `steps_before` are the steps that the session has done, so that none is done twice.
+        and MAX_STEPS in all. `steps_before` are the steps that the session has done, so that none is done twice.
 
-        Raises DivergedError or InputError as `Session.step` does.
+        Raises InputError for more, and DivergedError or InputError as `Session.step` does.
         """
+        steps = -(-len(places) // batch_size)
+        if len(places) > MAX_PLACES or steps > MAX_STEPS:
+            raise InputError(
+                f"got {len(places)} places in {steps} steps, one request takes up to {MAX_PLACES} in "
+                f"{MAX_STEPS}: send several"
+            )
         request = struct.pack(
             f"<I2fI{len(places)}H", steps_before, learning_rate, weight_decay, batch_size, *places
         )
         answer = self._ask(Command.TRAIN, request)
-        steps = -(-len(places) // batch_size)
         done, *losses = struct.unpack(f"<I{steps}f", _exactly(answer.payload, 4 + 4 * steps))
         if done != steps_before + steps:
             raise FormatError(f"the board has done {done} steps, wanted {steps_before + steps}")
@@ -198,7 +214,7 @@ class Board:
         return self._read(SerialObject.VALUES, 4 * count)
 
     def profile(self) -> BoardProfile:
-        """What the board has measured until now."""
+        """What the board has measured until now with the session that is open."""
         return BoardProfile(*_unpack(_PROFILE, self._ask(Command.PROFILE).payload))
 
     def reset(self) -> None:

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from sparsyfed.devices.board import MAX_PLACES
 from sparsyfed.devices.feasibility import DENSITIES, evenly_spread_state
 from sparsyfed.edge_runtime.artifact import Artifact
-from sparsyfed.edge_runtime.errors import ArenaError, SparsyFedError
+from sparsyfed.edge_runtime.errors import ArenaError, InputError, SparsyFedError
 from sparsyfed.edge_runtime.format import Loss, ParameterKind
 from sparsyfed.edge_runtime.plan import MemoryPlan, plan
 from sparsyfed.edge_runtime.state import State
@@ -30,11 +31,6 @@ class BoardFit:
     gathered_examples: int
     arena_limit: int
 
-    @property
-    def spare_bytes(self) -> int:
-        """What neither arena nor artifact nor examples take."""
-        return self.arena_limit - self.plan.arena_bytes
-
 
 def example_bytes(artifact: Artifact) -> int:
     """Bytes of one example and its target as a board holds them: float32, labels int32."""
@@ -48,8 +44,11 @@ def fit_on_board(
     """How a board with `memory_bytes` for models and data trains this state on `examples` examples.
 
     All examples stay on the board if they fit beside the plan with the least work that is left then, else it
-    holds a batch at a time. Raises ArenaError that says what is missing, and which batch size or density would fit.
+    holds a batch at a time. Raises ArenaError that says what is missing, and which batch size or density would fit,
+    InputError for a batch of more examples than one request can name.
     """
+    if batch_size > MAX_PLACES:
+        raise InputError(f"got batch size {batch_size}, a board takes up to {MAX_PLACES}")
     a_batch = min(batch_size, examples)
     choices = [(a_batch, 0)] if examples > MAX_HELD else [(examples, a_batch), (a_batch, 0)]
     for held, gathered in choices:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sparsyfed.devices.board import MAX_PLACES, Board, BoardFacts, BoardResetError
+from sparsyfed.devices.board import Board, BoardFacts, BoardResetError
 from sparsyfed.devices.board_fit import fit_on_board
 from sparsyfed.devices.dataset import Batch, Dataset, permutation
 from sparsyfed.devices.serial_protocol import SerialObject
@@ -61,8 +61,6 @@ def train_on_board(
     """
     structure = Artifact.of(artifact)
     require_fitting_data(structure, dataset)
-    if work.batch_size > MAX_PLACES:
-        raise InputError(f"got batch size {work.batch_size}, a board takes up to {MAX_PLACES}")
     started = clock()
     attempt = 0
     while True:
@@ -130,7 +128,7 @@ class _Round:
     def _epoch(self, epoch: int) -> float:
         """Sum of the loss over all examples."""
         work, total = self._work, 0.0
-        if self._fit.held_examples == len(self._dataset):
+        if self._fit.gathered_examples:
             self._send(SerialObject.EXAMPLES, examples_of(self._dataset.everything()))
             order = permutation(len(self._dataset), work.seed, epoch)
             for start in range(0, len(order), work.batch_size):

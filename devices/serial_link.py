@@ -151,7 +151,9 @@ class SerialLink:
 
     def _require_patience(self, command: Command, since: float) -> None:
         self.resent += 1
-        if self._should_stop() or time.monotonic() - since >= self._patience_s:
+        if self._should_stop():
+            raise BackendError(f"stopped before the board answered {command.name}")
+        if time.monotonic() - since >= self._patience_s:
             raise BackendError(
                 f"no answer from the board to {command.name} in {self._patience_s:g} s: is it connected, "
                 "does it run the firmware, is no other program on its port?"

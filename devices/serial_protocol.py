@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
-from sparsyfed.edge_runtime.errors import FormatError
+from sparsyfed.edge_runtime.errors import FormatError, InputError
 
 VERSION = 1
 HEADER = struct.Struct("<BbI")
@@ -78,7 +78,11 @@ class Frame:
     status: int = 0
 
     def encode(self) -> bytes:
-        """The bytes for the line, with the zero bytes around them."""
+        """The bytes for the line, with the zero bytes around them. Raises InputError for a payload too long."""
+        if len(self.payload) > MAX_PAYLOAD:
+            raise InputError(
+                f"got a payload of {len(self.payload)} bytes, wanted up to {MAX_PAYLOAD}"
+            )
         content = HEADER.pack(self.command, self.status, self.sequence) + self.payload
         return b"\0" + stuff(content + CHECKSUM.pack(zlib.crc32(content))) + b"\0"
 

@@ -12,11 +12,15 @@ from sparsyfed.edge_runtime.artifact import Artifact
 
 @dataclass(frozen=True, slots=True)
 class VirtualDevice:
-    """A device that lives in this process: its name, its data, and the bytes that training may use."""
+    """A device that lives in this process: its name, its data, and the bytes that training may use.
+
+    It joins for `first_round` of a job.
+    """
 
     name: str
     dataset: Dataset
     memory_bytes: int
+    first_round: int = 1
 
 
 def train_devices(

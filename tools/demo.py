@@ -59,7 +59,7 @@ class DemoSettings:
     folder: Path
     first_round: str = "dense"  # or "presparsified"
     engines: Sequence[str] = (NATIVE,)  # backends; device number n has engine n modulo their number
-    boards: bool = False  # emulated ones join for the last rounds
+    boards: bool = False  # emulated ones join for the last rounds of two or more
 
     def __post_init__(self) -> None:
         if not 1 <= self.rounds <= 10_000:
@@ -88,7 +88,7 @@ def run_demo(settings: DemoSettings, *, quiet: bool = False) -> dict[str, Any]:
     ):
         fleet = load_fleet()
         folders = fleet.save(Path(temporary) / "data")
-        if settings.boards:
+        if settings.boards and settings.rounds > 1:  # they join after the first round or later
             share_windows(folders)
         with SilentTable() if quiet else round_table() as table:
             job = watch_job.sparse_job(settings.rounds, settings.seed, settings.sparsity)
@@ -97,7 +97,7 @@ def run_demo(settings: DemoSettings, *, quiet: bool = False) -> dict[str, Any]:
             backends = assigned(watches, settings.engines)
             profiles = {name: _profile(backend) for name, backend in backends.items()}
             initial, result = _train_over_mqtt(settings, job, backends, places, table)
-            dense = _train_dense(settings, folders, table)
+            dense = _train_dense(settings, folders, result, table)
         run = DemoRun(
             job=job,
             profiles={**profiles, **board_profiles()},
@@ -194,7 +194,7 @@ def _train_over_mqtt(
                 if boards is not None and finished.round == max(1, job.rounds - LAST_ROUNDS):
                     table.status(f"{len(boards.names)} emulated boards join")
                     fleet.add(GATEWAY, boards.command)
-                    boards.wait_for_hello()
+                    boards.wait_for_hello(fleet.failed)
 
             table.status("waiting for the devices")
             result = _coordinate(config, fleet, show)
@@ -323,15 +323,20 @@ def _row(finished: RoundFinished) -> RoundRow:
 def _train_dense(
     settings: DemoSettings,
     folders: Mapping[str, Path],
+    sparse: JobResult,
     table: RoundTable,
 ) -> list[FinishedRound]:
-    """Dense FedAvg on the same data, by virtual devices in this process."""
+    """Dense FedAvg by virtual devices in this process, on the data that the sparse run had, in the same rounds."""
     job = watch_job.dense_job(settings.rounds, settings.seed)
-    workers = min(len(os.sched_getaffinity(0)), len(folders) - 1)
+    first_rounds = {device.id: job.rounds - device.rounds + 1 for device in sparse.devices}
+    used = {name: folders[name] for name in ("held-out", *first_rounds)}
+    workers = min(len(os.sched_getaffinity(0)), len(first_rounds))
     memory_bytes = find_profile(watch_job.DEVICE_PROFILE).memory_bytes
     rounds = []
     table.status(f"dense FedAvg for comparison, {job.rounds} rounds in this process")
-    for finished in watch_job.run_virtually(job, 1.0, folders, memory_bytes, workers=workers):
+    for finished in watch_job.run_virtually(
+        job, 1.0, used, memory_bytes, workers=workers, first_rounds=first_rounds
+    ):
         rounds.append(finished)
         say = table.progress if finished.round % 10 else table.status
         say(

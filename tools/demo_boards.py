@@ -1,7 +1,7 @@
 """Boards in the demo: emulated, behind a gateway, with windows of two wearers of their own."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +32,16 @@ class DemoBoards:
     names: tuple[str, ...]
     command: DeviceCommand
 
-    def wait_for_hello(self) -> None:
-        """Wait until the gateway has said hello for every board. Raises BackendError if it does not."""
+    def wait_for_hello(self, failed: Callable[[], str | None]) -> None:
+        """Wait until the gateway has said hello for every board.
+
+        Raises BackendError if it does not, or once `failed` says that a process has.
+        """
         until = time.monotonic() + HELLO_SECONDS
         while time.monotonic() < until:
+            problem = failed()
+            if problem is not None:
+                raise BackendError(problem)
             log = self.command.log
             if log.exists() and log.read_text("utf-8").count("said hello as") >= len(self.names):
                 return

@@ -63,7 +63,11 @@ class EmulatedBoard:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self._listener.close()
+            raise
         return self
 
     def __exit__(

@@ -1,6 +1,7 @@
 """The firmware of boards, built from the sources in `devices/boards` of a checkout."""
 
 import os
+import re
 import shutil
 import subprocess
 from importlib import resources
@@ -8,8 +9,8 @@ from pathlib import Path
 
 from sparsyfed.edge_runtime.errors import BackendError, ConfigurationError
 
-COMPILERS = {"mps": "arm-none-eabi-gcc", "rv32": "riscv64-unknown-elf-gcc"}
-"""By the beginning of a board's name."""
+TOOLS = re.compile(r"^TOOLS\s*:=\s*(\S+)\s*$", re.MULTILINE)
+"""In `board.mk`: how the names of a board's compiler and its tools begin."""
 BUILD_SECONDS = 600
 
 
@@ -27,10 +28,14 @@ def list_boards() -> tuple[str, ...]:
 
 
 def compiler_of(board: str) -> str:
-    """The compiler that builds the firmware of a board. Raises ConfigurationError for an unknown one."""
+    """The compiler that `board.mk` names. Raises ConfigurationError for an unknown board, or one that names none."""
     if board not in list_boards():
         raise ConfigurationError(f"got board {board!r}, wanted one of {', '.join(list_boards())}")
-    return next(tool for start, tool in COMPILERS.items() if board.startswith(start))
+    makefile = sources() / board / "board.mk"
+    tools = TOOLS.search(makefile.read_text(encoding="utf-8"))
+    if tools is None:
+        raise ConfigurationError(f"{makefile}: wanted a line such as TOOLS := arm-none-eabi-")
+    return f"{tools[1]}gcc"
 
 
 def require_tools(board: str, *more: str) -> None:

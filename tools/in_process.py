@@ -75,7 +75,7 @@ def run_federation(
     workers: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[FinishedRound]:
-    """Runs the job and yields each round as it ends. Every device takes part in every round.
+    """Runs the job and yields each round as it ends. Every device takes part in every round since its first.
 
     `workers` devices train at a time; their number does not change the result.
     """
@@ -89,7 +89,12 @@ def run_federation(
         updates: list[tuple[SparseUpdate, LocalResult]] = []
         work = job.local_round(number)
         for _, result in train_devices(
-            in_order, artifact, encoded, work, clock=clock, workers=workers
+            [device for device in in_order if device.first_round <= number],
+            artifact,
+            encoded,
+            work,
+            clock=clock,
+            workers=workers,
         ):
             update = rules.read(result.update, state)
             average.add(update, result.examples)

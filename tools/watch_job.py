@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -53,18 +54,22 @@ def run_virtually(
     *,
     workers: int,
     start_sparsity: float = 0.0,
+    first_rounds: Mapping[str, int] = MappingProxyType({}),
 ) -> Iterator[FinishedRound]:
     """Runs the job on virtual devices in this process and yields each round as it ends.
 
     `folders` are those of `WatchFleet.save`; each device declares `memory_bytes`;
-    `start_sparsity` is that of the initial state.
+    `start_sparsity` is that of the initial state; `first_rounds` has devices that join later than round 1.
     """
     torch.set_num_threads(1)
     artifact, state = compile_watch(beta, job.seed, start_sparsity)
     with ExitStack() as stack:
         data = {name: stack.enter_context(closing(Dataset(path))) for name, path in folders.items()}
         held_out = data.pop("held-out")
-        devices = [VirtualDevice(name, dataset, memory_bytes) for name, dataset in data.items()]
+        devices = [
+            VirtualDevice(name, dataset, memory_bytes, first_rounds.get(name, 1))
+            for name, dataset in data.items()
+        ]
         yield from run_federation(artifact, state, job, devices, held_out, workers=workers)
 
 

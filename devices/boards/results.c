@@ -103,7 +103,7 @@ void trainer_read(struct trainer *trainer, const uint8_t *request, uint32_t byte
     }
 }
 
-/* -> what the board has measured: zeros where nothing has run. */
+/* -> what the board has measured with the session that is open: zeros where nothing has run. */
 void trainer_profile(struct trainer *trainer, const uint8_t *request, uint32_t bytes,
                      struct trainer_answer *answer)
 {
@@ -111,12 +111,12 @@ void trainer_profile(struct trainer *trainer, const uint8_t *request, uint32_t b
 
     (void)request;
     (void)bytes;
-    memset(&counters, 0, sizeof counters);
-    if (trainer->session != NULL) {
-        (void)sfd_counters(trainer->session, &counters);
-        if (!trainer->object[SERIAL_OBJECT_UPDATE].is_whole)
-            trainer->touched_bytes = arena_touched(trainer);
+    if (sfd_counters(trainer->session, &counters) != SFD_OK) {
+        answer->status = SERIAL_STATUS_MISSING;
+        return;
     }
+    if (!trainer->object[SERIAL_OBJECT_UPDATE].is_whole)
+        trainer->touched_bytes = arena_touched(trainer);
     answer_u32(answer, (uint32_t)counters.steps);
     answer_u32(answer, (uint32_t)trainer->plan.arena_bytes);
     answer_u32(answer, trainer->touched_bytes);

@@ -11,13 +11,15 @@ struct batch {
     const void *y;
 };
 
-/* How many examples there are: all their inputs, then all their targets. */
+/* How many examples there are: all their inputs, then all their targets. None without a session, which
+ * alone knows how large one is. */
 static uint32_t examples_held(const struct trainer *trainer)
 {
     const struct trainer_object *examples = &trainer->object[SERIAL_OBJECT_EXAMPLES];
 
-    return examples->is_whole ? examples->bytes / (trainer->input_bytes + trainer->target_bytes)
-                              : 0u;
+    if (trainer->session == NULL || !examples->is_whole)
+        return 0u;
+    return examples->bytes / (trainer->input_bytes + trainer->target_bytes);
 }
 
 static const uint8_t *input_at(const struct trainer *trainer, uint32_t example)
@@ -36,7 +38,7 @@ static int find_batch(const struct trainer *trainer, uint32_t first, uint32_t co
 {
     const uint32_t held = examples_held(trainer);
 
-    if (trainer->session == NULL || held == 0u)
+    if (held == 0u)
         return SERIAL_STATUS_MISSING;
     if (first > held || count > held - first)
         return SERIAL_STATUS_RANGE;
@@ -49,18 +51,20 @@ static int find_batch(const struct trainer *trainer, uint32_t first, uint32_t co
 static int gather_batch(struct trainer *trainer, const uint8_t *places, uint32_t count,
                         struct batch *batch)
 {
-    uint8_t *x = trainer->memory + trainer->arena_end, *y = x + count * trainer->input_bytes;
     const uint32_t held = examples_held(trainer);
+    uint8_t *x, *y;
     uint32_t i, in_order = 1u;
 
     for (i = 1u; i < count; ++i)
         in_order += sfd_load_u16(places + 2u * i) == sfd_load_u16(places) + i;
     if (in_order == count)
         return find_batch(trainer, sfd_load_u16(places), count, batch);
-    if (trainer->session == NULL || held == 0u)
+    if (held == 0u)
         return SERIAL_STATUS_MISSING;
     if (count > trainer->gathered_most)
         return SERIAL_STATUS_RANGE;
+    x = trainer->memory + trainer->arena_end;
+    y = x + count * trainer->input_bytes;
     for (i = 0u; i < count; ++i) {
         const uint32_t place = sfd_load_u16(places + 2u * i);
         if (place >= held)

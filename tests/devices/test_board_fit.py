@@ -1,8 +1,12 @@
 """What fits a board."""
 
+from pathlib import Path
+
 import pytest
 
+from sparsyfed.devices.board import MAX_PLACES, BoardFacts
 from sparsyfed.devices.board_fit import MAX_HELD, example_bytes, fit_on_board
+from sparsyfed.devices.board_training import refusal_of_board
 from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.errors import ArenaError
 from sparsyfed.edge_runtime.state import State
@@ -14,7 +18,18 @@ def test_all_examples_stay_where_there_is_room(artifact: Artifact, state: State)
     assert fit.example_bytes == example_bytes(artifact) == 4 * (6 + 1)
     held = fit.artifact_bytes + 108 * fit.example_bytes
     assert fit.arena_limit <= (1 << 20) - held < fit.arena_limit + 4
-    assert fit.spare_bytes == fit.arena_limit - fit.plan.arena_bytes
+
+
+def test_a_batch_that_one_request_cannot_name_is_declined_before_it_is_pulled(
+    artifact: Artifact, state: State, tmp_path: Path
+) -> None:
+    artifact.save(tmp_path / "model.sfd")
+    state.save(tmp_path / "model.sfs")
+    facts = BoardFacts("roomy", 1 << 30, 4096, 0, 0, 0, 1)
+    refuse = refusal_of_board(facts, 1000)
+    given = tmp_path / "model.sfd", tmp_path / "model.sfs"
+    assert refuse(*given, MAX_PLACES, 1 << 30) is None
+    assert refuse(*given, MAX_PLACES + 1, 1 << 30) == "got batch size 505, a board takes up to 504"
 
 
 def test_more_examples_than_a_place_can_name_come_by_the_batch(

@@ -7,17 +7,18 @@ import random
 import struct
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from board_firmware import HostBoard, build_host_firmware
+from board_firmware import HostBoard, HostPort, build_host_firmware
 
-from sparsyfed.devices.board import Board, BoardResetError
+from sparsyfed.devices.board import MAX_PLACES, MAX_STEPS, Board, BoardResetError
 from sparsyfed.devices.board_fit import fit_on_board
 from sparsyfed.devices.board_training import RESETS, examples_of, train_on_board
 from sparsyfed.devices.dataset import Dataset
-from sparsyfed.devices.serial_protocol import Command, Frame, SerialObject, Status
+from sparsyfed.devices.serial_link import SerialLink
+from sparsyfed.devices.serial_protocol import Command, Computation, Frame, SerialObject, Status
 from sparsyfed.devices.training import LocalResult, LocalRound, TrainingStopped, train_locally
 from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.errors import (
@@ -110,6 +111,24 @@ def test_the_update_is_that_of_the_portable_kernels(
         assert result.profile.arena_peak_bytes == result.profile.planned_arena_bytes
 
 
+@pytest.mark.parametrize("more", [0, 11])
+def test_all_examples_in_one_batch_need_no_room_besides(
+    more: int, host_board: HostBoard, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = len(task.dataset)
+    work = replace(WORK, batch_size=examples + more)
+    with pytest.raises(ArenaError) as caught:
+        fit_on_board(task.artifact, task.state, work.batch_size, 100, examples)
+    memory = caught.value.wanted
+    fit = fit_on_board(task.artifact, task.state, work.batch_size, memory, examples)
+    assert (fit.held_examples, fit.gathered_examples) == (examples, 0)
+    board = Board(host_board.link())
+    given = task.artifact, task.state, task.dataset, work
+    result = train_on_board(board, *given, memory_bytes=memory)
+    monkeypatch.setenv("SPARSYFED_KERNELS", "portable")
+    assert result.update == train_locally(*given, memory_bytes=MEMORY).update
+
+
 def test_examples_that_a_board_holds_are_sent_once(host_board: HostBoard, task: Task) -> None:
     sent: list[int] = []
     link = host_board.link()
@@ -171,13 +190,14 @@ def test_a_reset_before_or_within_any_frame_changes_nothing(
             host_board.reset()
 
     setattr(host_board, moment, count)
-    task.train(board)
+    undisturbed = task.train(board).profile
     for reset_at in range(1, writes + 1):
         host_board.reset()
         writes = 0
         result = task.train(board)
         assert result.update == expected.update, reset_at
         assert result.loss == expected.loss
+        assert result.profile == undisturbed, reset_at
 
 
 def test_a_board_that_resets_again_and_again_fails_the_round(
@@ -225,6 +245,20 @@ def test_ten_thousand_senseless_frames_leave_a_board_that_trains(
     assert result.update == expected.update
 
 
+def test_examples_without_a_session_are_missing_what_they_belong_to(
+    host_board: HostBoard, task: Task
+) -> None:
+    board = Board(host_board.link())
+    board.send(SerialObject.ARTIFACT, task.artifact.encode())
+    board.send(SerialObject.EXAMPLES, bytes(100))
+    for what in Computation:
+        with pytest.raises(BoardResetError):
+            board.compute(what, 0, 1)
+    with pytest.raises(BoardResetError):
+        board.train([1, 0], 2, steps_before=0, learning_rate=0.1, weight_decay=0.0)
+    host_board.require_healthy()
+
+
 def test_random_bytes_are_complained_about_and_forgotten(host_board: HostBoard) -> None:
     board = Board(host_board.link())
     chance = random.Random(3)
@@ -254,6 +288,34 @@ def test_values_can_be_read_and_training_goes_on(host_board: HostBoard, task: Ta
     with pytest.raises(DivergedError):
         board.train(range(8), 8, steps_before=1, learning_rate=1e30, weight_decay=1e30)
     assert board.profile().steps == 1
+
+
+@pytest.mark.parametrize(("places", "batch_size"), [(MAX_PLACES + 1, 8), (MAX_STEPS + 1, 1)])
+def test_more_than_one_request_takes_is_refused(
+    places: int, batch_size: int, host_board: HostBoard
+) -> None:
+    with pytest.raises(InputError, match=r"one request takes up to 504 in 255"):
+        Board(host_board.link()).train(
+            [0] * places, batch_size, steps_before=0, learning_rate=0.1, weight_decay=0.0
+        )
+
+
+def test_a_board_that_keeps_other_bytes_fails_the_transfer(
+    host_board: HostBoard, task: Task
+) -> None:
+    link = host_board.link()
+    ask_piece = link.ask_piece
+    asked = 0
+
+    def changed(command: Command, payload: bytes) -> Frame | None:
+        nonlocal asked
+        asked += 1
+        return ask_piece(command, payload[:-1] + bytes([payload[-1] ^ 1]))
+
+    link.ask_piece = changed  # type: ignore[method-assign]
+    with pytest.raises(BackendError, match="the board lost what it had of ARTIFACT 4 times"):
+        Board(link).send(SerialObject.ARTIFACT, task.artifact.encode())
+    assert asked >= 4
 
 
 def test_what_does_not_fit_is_refused_with_numbers(host_board: HostBoard, task: Task) -> None:
@@ -299,3 +361,10 @@ def test_a_board_that_is_not_there_is_an_error(host_board: HostBoard) -> None:
     host_board.damage_share = 1.0
     with pytest.raises(BackendError, match=r"no answer from the board to HELLO in 0\.3 s"):
         Board(host_board.link(patience_s=0.3)).hello()
+
+
+def test_a_link_that_is_stopped_says_so(host_board: HostBoard) -> None:
+    host_board.damage_share = 1.0
+    link = SerialLink(lambda: HostPort(host_board), should_stop=lambda: True)
+    with pytest.raises(BackendError, match="stopped before the board answered HELLO"):
+        Board(link).hello()

@@ -19,7 +19,7 @@ from sparsyfed.devices.serial_protocol import (
     stuff,
     unstuff,
 )
-from sparsyfed.edge_runtime.errors import FormatError
+from sparsyfed.edge_runtime.errors import FormatError, InputError
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,6 +45,11 @@ def test_stuffing_gives_the_bytes_of_its_authors() -> None:
 def test_a_frame_comes_back(command: int, sequence: int, payload: bytes) -> None:
     frame = Frame(command, sequence, payload, status=-7)
     assert list(FrameReader().feed(frame.encode())) == [frame]
+
+
+def test_a_payload_that_no_board_takes_is_refused() -> None:
+    with pytest.raises(InputError, match="got a payload of 1025 bytes, wanted up to 1024"):
+        Frame(3, 9, bytes(MAX_PAYLOAD + 1)).encode()
 
 
 @given(st.binary(max_size=40), st.data())

@@ -13,7 +13,7 @@ from board_machines import require_tools
 from sparsyfed.devices.board import Board
 from sparsyfed.devices.serial_link import SerialLink
 from sparsyfed.devices.serial_port import open_port
-from sparsyfed.tools.cli import main
+from sparsyfed.tools.cli import EXIT_INTERRUPTED, main
 
 BOARD = "mps2-an386"
 GATEWAY = ("gateway", "--id", "g", "--broker", "b", "--directory", "d")
@@ -51,6 +51,7 @@ def test_emulated_boards_answer_and_end_with_their_command() -> None:
             assert len(processes_with(firmware)) == 2
         finally:
             process.terminate()
+    assert process.returncode == EXIT_INTERRUPTED
     until = time.monotonic() + 10
     while processes_with(firmware) and time.monotonic() < until:
         time.sleep(0.05)

@@ -1,5 +1,7 @@
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -48,8 +50,13 @@ def federate(
     names: str = "abc",
     workers: int = 1,
     memory_bytes: int = 1 << 20,
+    *,
+    first_rounds: Mapping[str, int] = MappingProxyType({}),
 ) -> list[FinishedRound]:
-    devices = [VirtualDevice(name, Dataset(folders[name]), memory_bytes) for name in names]
+    devices = [
+        VirtualDevice(name, Dataset(folders[name]), memory_bytes, first_rounds.get(name, 1))
+        for name in names
+    ]
     held_out = Dataset(folders["held-out"])
     rounds = list(
         run_federation(*model, JOB, devices, held_out, workers=workers, clock=lambda: 0.0)
@@ -69,6 +76,14 @@ def test_the_fleet_learns_and_the_model_gets_sparse(
     assert rounds[1].density_down < 0.3
     assert all(entry.density_up == pytest.approx(0.1, abs=0.001) for entry in rounds)
     assert rounds[-1].multiply_adds.forward < 0.3 * rounds[0].multiply_adds.forward
+
+
+def test_a_device_that_joins_later_trains_since_its_first_round(
+    model: tuple[Artifact, State], folders: dict[str, Path]
+) -> None:
+    rounds = federate(model, folders, first_rounds={"c": 3})
+    assert [len(entry.update_bytes) for entry in rounds] == [2, 2, 3, 3, 3, 3, 3, 3]
+    assert rounds[:2] == federate(model, folders, "ab")[:2]
 
 
 def test_neither_workers_nor_the_order_of_devices_change_the_result(

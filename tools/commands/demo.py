@@ -42,7 +42,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--boards",
         choices=("auto", "none"),
         default="auto",
-        help="two emulated boards join for the last rounds, if QEMU and a compiler are there (default)",
+        help="two emulated boards join for the last rounds of two or more, if QEMU and a compiler are "
+        "there (default)",
     )
     parser.add_argument("--json", action="store_true", help="print report.json, nothing else")
     parser.set_defaults(run=run)

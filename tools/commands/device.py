@@ -4,6 +4,7 @@
 
 import argparse
 import logging
+import signal
 import ssl
 import time
 from contextlib import ExitStack
@@ -182,6 +183,7 @@ def run_emulate(arguments: argparse.Namespace) -> int:
     find_machine(arguments.board)
     ram = None if arguments.ram is None else parse_bytes(arguments.ram)
     firmware = build_firmware(arguments.board, ram)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as stack:
         boards = [
             stack.enter_context(EmulatedBoard(arguments.board, firmware))

@@ -4,8 +4,7 @@
 
 #include "board.h"
 #include "cortex_m.h"
-
-#define PAINT UINT32_C(0xa5a5a5a5)
+#include "drivers/stack.h"
 
 #define SYSTEM_CONTROL UINT32_C(0xe000e000)
 #define SYSTICK_CONTROL 0x010u
@@ -76,7 +75,7 @@ static void paint_stack(void)
 
     /* up to what this function itself may use */
     for (word = stack_bottom; word < (uint32_t *)__builtin_frame_address(0) - 16; ++word)
-        *word = PAINT;
+        *word = STACK_PAINT;
 }
 
 void reset_handler(void)
@@ -87,20 +86,6 @@ void reset_handler(void)
     memcpy(board_data_start, data_load_start, (size_t)(board_data_end - board_data_start));
     memset(board_bss_start, 0, (size_t)(board_bss_end - board_bss_start));
     (void)main();
-}
-
-uint32_t board_stack_bytes(void)
-{
-    return (uint32_t)((uintptr_t)stack_top - (uintptr_t)stack_bottom);
-}
-
-uint32_t board_stack_touched(void)
-{
-    const volatile uint32_t *word = stack_bottom;
-
-    while (word < stack_top && *word == PAINT)
-        ++word;
-    return (uint32_t)((uintptr_t)stack_top - (uintptr_t)word);
 }
 
 void board_start_ticks(void)

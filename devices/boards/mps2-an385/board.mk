@@ -1,5 +1,5 @@
 # Cortex-M3 without floating-point unit
-CORE := cortex_m
+TOOLS := arm-none-eabi-
 CPU := -mcpu=cortex-m3 -mthumb -mfloat-abi=soft
 DEVICES := -DCMSDK_UART=0x40004000u -DCLOCK_HZ=25000000u -DLINE_INTERRUPT=0u
-SOURCES := cortex_m/start.c drivers/cmsdk_uart.c
+SOURCES := cortex_m/start.c drivers/cmsdk_uart.c drivers/stack.c

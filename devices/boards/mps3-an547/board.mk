@@ -1,5 +1,5 @@
 # Cortex-M55 with Helium
-CORE := cortex_m
+TOOLS := arm-none-eabi-
 CPU := -mcpu=cortex-m55 -mthumb -mfloat-abi=hard
 DEVICES := -DCMSDK_UART=0x59303000u -DCLOCK_HZ=32000000u -DLINE_INTERRUPT=33u
-SOURCES := cortex_m/start.c drivers/cmsdk_uart.c
+SOURCES := cortex_m/start.c drivers/cmsdk_uart.c drivers/stack.c

@@ -23,10 +23,7 @@
 #define TEST_DEVICE UINT32_C(0x00100000)
 #define TEST_RESET 0x7777u
 
-#define PAINT UINT32_C(0xa5a5a5a5)
 #define TICKS_PER_SECOND UINT32_C(1000000000) /* of QEMU's -icount shift=0: one an instruction */
-
-extern uint32_t stack_bottom[], stack_top[];
 
 static volatile uint8_t *uart_register(uint32_t offset)
 {
@@ -105,18 +102,4 @@ uint64_t board_ticks(void)
 uint32_t board_ticks_per_second(void)
 {
     return TICKS_PER_SECOND;
-}
-
-uint32_t board_stack_bytes(void)
-{
-    return (uint32_t)((uintptr_t)stack_top - (uintptr_t)stack_bottom);
-}
-
-uint32_t board_stack_touched(void)
-{
-    const volatile uint32_t *word = stack_bottom;
-
-    while (word < stack_top && *word == PAINT)
-        ++word;
-    return (uint32_t)((uintptr_t)stack_top - (uintptr_t)word);
 }

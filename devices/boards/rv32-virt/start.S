@@ -1,4 +1,6 @@
 /* Start-up: floating-point unit, stack, then C. */
+#include "drivers/stack.h"
+
     .section .start, "ax"
     .global start
 start:
@@ -8,7 +10,7 @@ start:
     csrw mtvec, t0
     la sp, stack_top
     la t0, stack_bottom
-    li t1, 0xa5a5a5a5
+    li t1, STACK_PAINT
 paint:
     sw t1, 0(t0)
     addi t0, t0, 4
