@@ -75,7 +75,11 @@ def test_an_export_is_pulled_and_laid_out_by_name(phone: Bench, opened: str | No
         (SETTINGS, offer_of(FILES, None), "work for onnxruntime, this device trains with native"),
         (PHONE, OFFER, "work for native, this device trains with onnxruntime"),
         (PHONE, offer_of(FILES, None, 2**20 + 1), "measured to take 1048577 bytes on onnxruntime"),
-        (replace(PHONE, max_object_bytes=1000), offer_of(FILES, None), "over this device's limit"),
+        (
+            replace(PHONE, max_offer_bytes=len(STATE) + 4000),  # which each object is below
+            offer_of(FILES, None),
+            "objects of 16847 bytes are over this device's limit of 16345",
+        ),
     ],
 )
 def test_work_that_it_can_not_do_is_declined(
