@@ -92,3 +92,33 @@ def test_work_that_it_can_not_do_is_declined(
     assert not declined.accept
     assert reason in declined.reason
     bench.storage.close()
+
+
+def test_work_in_hand_is_given_up_when_the_engine_has_changed(phone: Bench) -> None:
+    phone.send(events.Connected())
+    phone.offer(offer_of(FILES, None))
+    phone.settings = SETTINGS
+    phone.restart()
+    assert phone.agent.work is None
+    assert phone.storage.work is None
+    (started,) = phone.pull(without_answer(phone.offer()))
+    assert isinstance(started, StartTraining)
+    assert started.offer == OFFER
+
+
+def test_work_in_hand_is_given_up_when_there_is_less_memory(phone: Bench) -> None:
+    phone.send(events.Connected())
+    phone.offer(offer_of(FILES, None))
+    phone.settings = replace(PHONE, memory_bytes=2**20 - 1)
+    phone.restart()
+    assert phone.agent.work is None
+
+
+def test_the_offer_of_another_export_takes_the_place_of_the_work_in_hand(phone: Bench) -> None:
+    phone.send(events.Connected())
+    phone.offer(offer_of(FILES, None))
+    better = FILES | {"train.onnx": b"better" * 300}
+    phone.objects |= {transfer.sha256_hex(data): data for data in better.values()}
+    (started,) = phone.pull(without_answer(phone.offer(offer_of(better, None))))
+    assert isinstance(started, StartTraining)
+    assert (started.artifact / "train.onnx").read_bytes() == better["train.onnx"]
