@@ -33,7 +33,9 @@ def bundle_of(config: Configuration) -> Bundle | None:
 
 
 def prepare(config: Configuration, store: Store, bundle: Bundle | None = None) -> Artifact:
-    """Artifact of the job; a new job is compiled or loaded, `bundle` being its own, and journalled with its first state.
+    """Artifact of the job; a new job is compiled or loaded and journalled with its first state.
+
+    `bundle` is what `bundle_of` gives for this configuration; it is not read where the store holds the job.
 
     A job that the store holds goes on as it is: nothing is compiled again. Raises ConfigurationError if the store
     holds a job with other settings, or the held-out data of a new one can't be used.

@@ -49,27 +49,25 @@ def test_an_export_is_loaded_with_what_it_takes(
     assert (export.opened, export.memory_bytes, export.batch_size) == ("b", 5000, 16)
 
 
+ONE = {"onnx/a": b"1"}
+
+
 @pytest.mark.parametrize(
-    ("files", "wrong", "reason"),
+    ("wrong", "reason"),
     [
-        ({f"onnx/{n}": b"1" for n in range(65)}, {}, "files: got .* wanted .*64"),
-        ({"onnx/a b": b"1"}, {}, "got 'a b'"),
-        ({"onnx/a": b"1", "other/a": b"2"}, {}, "each once"),
-        ({"onnx/a": b""}, {}, "size: got 0"),
-        ({"onnx/a": b"1"}, {"opened": "absent"}, "got 'absent'"),
-        ({"onnx/a": b"1"}, {"measured": MEASURED | {"growth_bytes": "x"}}, "invalid literal"),
-        ({"onnx/a": b"1"}, {"measured": MEASURED | {"growth_bytes": -5}}, "memory_bytes: got -5"),
+        ({"files": {f"onnx/{n}": b"1" for n in range(65)}}, "files: got .* wanted .*64"),
+        ({"files": {"onnx/a b": b"1"}}, "got 'a b'"),
+        ({"files": {"onnx/a": b"1", "other/a": b"2"}}, "each once"),
+        ({"files": {"onnx/a": b""}}, "size: got 0"),
+        ({"files": ONE, "opened": "absent"}, "got 'absent'"),
+        ({"files": ONE, "measured": MEASURED | {"growth_bytes": "x"}}, "invalid literal"),
+        ({"files": ONE, "measured": MEASURED | {"growth_bytes": -5}}, "memory_bytes: got -5"),
     ],
     ids=["many", "name", "twice", "empty", "opened", "text", "negative"],
 )
 def test_an_export_that_no_offer_can_hold_is_refused_at_the_start(
-    tmp_path: Path,
-    artifact: Artifact,
-    dense_state: State,
-    files: dict[str, bytes],
-    wrong: dict[str, Any],
-    reason: str,
+    tmp_path: Path, artifact: Artifact, dense_state: State, wrong: dict[str, Any], reason: str
 ) -> None:
-    write(tmp_path, artifact, dense_state, files, **wrong)
+    write(tmp_path, artifact, dense_state, **wrong)
     with pytest.raises(ConfigurationError, match=reason):
         Bundle.load(tmp_path, None)
