@@ -329,7 +329,8 @@ class Stateless(torch.nn.Module):
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_torchscript_without_parameters_is_an_error_of_the_backend(tmp_path: Path) -> None:
     path, artifact = tmp_path / "step.pt", compiled("mlp")
-    torch.jit.script(Stateless()).save(path, _extra_files={"model.sfd": artifact.native.encode()})
+    extra = {"model.sfd": artifact.native.encode()}
+    torch.jit.script(Stateless()).save(path, _extra_files=extra)  # type: ignore[no-untyped-call]
     with pytest.raises(BackendError, match=r"does not take .*step\.pt.*state"):
         Session.open(path, state_at(artifact, 0.5), backend="torchscript")
 
