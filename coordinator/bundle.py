@@ -9,6 +9,8 @@ from typing import Any
 
 from sparsyfed.edge_runtime import Artifact, State
 from sparsyfed.edge_runtime.errors import ConfigurationError
+from sparsyfed.edge_runtime.messages import MAX_BLOCK_BYTES, Export, ExportFile
+from sparsyfed.edge_runtime.transfer import object_reference
 
 MANIFEST_NAME = "manifest.json"
 MEASURED_NAME = "measured.json"
@@ -58,9 +60,11 @@ class Bundle:
                 for name, record in chosen.items()
                 if name != NATIVE
             ]
-        except (KeyError, TypeError, AttributeError) as error:
+        except ConfigurationError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ConfigurationError(
-                f"{folder / MANIFEST_NAME} is no manifest of a bundle: {error!r}"
+                f"{folder / MANIFEST_NAME} is no manifest of a bundle, or {MEASURED_NAME} is not its own: {error!r}"
             ) from error
         missing = sorted(set(targets or ()) - set(known))
         if missing:
@@ -78,12 +82,17 @@ class Bundle:
 def _export(
     folder: Path, hashes: Mapping[str, str], record: Mapping[str, Any], measured: Any
 ) -> EngineExport:
-    names = [Path(name) for name in record["device_files"]]
+    """The export of a target. Raises FormatError for one that no offer can name."""
+    paths = [Path(name) for name in record["device_files"]]
+    files = [(path.name, _read(folder, path.as_posix(), hashes)) for path in paths]
+    memory_bytes = None if measured is None else int(measured["growth_bytes"])
+    references = (ExportFile(name, object_reference(data, MAX_BLOCK_BYTES)) for name, data in files)
+    Export(record["backend"], tuple(references), record["opened"], memory_bytes or 0)
     return EngineExport(
         backend=record["backend"],
-        files={path.name: _read(folder, path.as_posix(), hashes) for path in names},
+        files=dict(files),
         opened=record["opened"],
-        memory_bytes=None if measured is None else int(measured["growth_bytes"]),
+        memory_bytes=memory_bytes,
         batch_size=None if measured is None else int(measured["batch_size"]),
     )
 

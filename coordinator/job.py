@@ -26,8 +26,16 @@ logger = logging.getLogger(__name__)
 Content = TypeVar("Content")
 
 
-def prepare(config: Configuration, store: Store) -> Artifact:
+def bundle_of(config: Configuration) -> Bundle | None:
+    """The bundle that the job names, None without one. Raises ConfigurationError where it is not whole."""
+    job = config.job
+    return None if job.bundle is None else Bundle.load(job.bundle, job.targets)
+
+
+def prepare(config: Configuration, store: Store, bundle: Bundle | None = None) -> Artifact:
     """Artifact of the job; a new job is compiled or loaded and journalled with its first state.
+
+    `bundle` is what `bundle_of` gives for this configuration; it is not read where the store holds the job.
 
     A job that the store holds goes on as it is: nothing is compiled again. Raises ConfigurationError if the store
     holds a job with other settings, or the held-out data of a new one can't be used.
@@ -35,7 +43,7 @@ def prepare(config: Configuration, store: Store) -> Artifact:
     wanted = _identity(config)
     stored = store.job()
     if stored is None:
-        artifact, state = _begin(config)
+        artifact, state = _begin(config, bundle)
         # Before the job is journalled: settings that were wrong at the first start can be mended.
         HeldOutData.load(config.evaluation, artifact)
         store.begin_job(wanted, artifact.encode(), state.encode())
@@ -55,23 +63,21 @@ def prepare(config: Configuration, store: Store) -> Artifact:
     return Artifact.decode(data)
 
 
-def engines_of(config: Configuration) -> Engines:
-    """The engines that the job is for. Raises ConfigurationError for a bundle that is not whole."""
-    job = config.job
-    if job.bundle is None:
+def engines_of(bundle: Bundle | None) -> Engines:
+    """The engines that a job with this bundle is for."""
+    if bundle is None:
         return Engines(native=True, exports={})
-    bundle = Bundle.load(job.bundle, job.targets)
     return Engines(bundle.native, bundle.exports)
 
 
-def _begin(config: Configuration) -> tuple[Artifact, State]:
-    return compile_job(config) if config.job.model is not None else _load(config)
+def _begin(config: Configuration, bundle: Bundle | None) -> tuple[Artifact, State]:
+    return compile_job(config) if config.job.model is not None else _load(config, bundle)
 
 
-def _load(config: Configuration) -> tuple[Artifact, State]:
+def _load(config: Configuration, bundle: Bundle | None) -> tuple[Artifact, State]:
     """The artifact and the state that the configuration names, for round 1, cut to the sparsity if so configured."""
     job = config.job
-    artifact, state = _named(config)
+    artifact, state = _named(config, bundle)
     try:
         # Opening a session checks that the two belong together; its Top-K is the one that devices use.
         with Session.open(artifact, state, batch_size=1) as session:
@@ -83,10 +89,9 @@ def _load(config: Configuration) -> tuple[Artifact, State]:
         raise ConfigurationError(message) from error
 
 
-def _named(config: Configuration) -> tuple[Artifact, State]:
+def _named(config: Configuration, bundle: Bundle | None) -> tuple[Artifact, State]:
     job = config.job
-    if job.bundle is not None:
-        bundle = Bundle.load(job.bundle, job.targets)
+    if bundle is not None:
         return bundle.artifact, bundle.state
     assert job.artifact is not None
     assert job.state is not None

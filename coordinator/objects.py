@@ -12,7 +12,7 @@ from sparsyfed.edge_runtime.transfer import (
 
 
 class ObjectServer:
-    """Answers requests for blocks of the objects of one round."""
+    """Answers requests for blocks of these objects."""
 
     def __init__(self, *objects: bytes) -> None:
         self._objects = {sha256_hex(data): data for data in objects}
@@ -32,13 +32,16 @@ class ObjectServer:
             self._hash_lists[key] = hash_list(data, size)
         return self._references[key]
 
+    def has_offered(self, request: BlockRequest) -> bool:
+        """Whether there is a reference for this object in blocks of this size."""
+        return (request.object, request.block_bytes) in self._references
+
     def blocks(self, request: BlockRequest) -> list[bytes]:
         """Payloads of the requested blocks, each once.
 
         Raises FormatError for an object or a block size that was not offered, and for a block past the end.
         """
-        key = (request.object, request.block_bytes)
-        if key not in self._references:
+        if not self.has_offered(request):
             raise FormatError(
                 f"request: got object {request.object[:8]} in blocks of {request.block_bytes} "
                 "bytes, wanted what was offered in this round"
@@ -47,7 +50,9 @@ class ObjectServer:
         payloads = []
         for index in dict.fromkeys(request.blocks):
             if index == HASH_LIST_INDEX:
-                payloads.append(encode_block(index, self._hash_lists[key]))
+                payloads.append(
+                    encode_block(index, self._hash_lists[request.object, request.block_bytes])
+                )
             else:
                 payloads.append(encode_block(index, object_block(data, request.block_bytes, index)))
         return payloads

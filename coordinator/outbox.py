@@ -53,16 +53,17 @@ class Outbox:
         self._link = link
         self._artifact = artifact
         self._exports = exports
+        files = (data for export in exports.values() for data in export.files.values())
+        self._constants = ObjectServer(artifact, *files)
         self._boot = boot
         self._devices: dict[str, Receiver] = {}
         self.bytes_sent = 0
 
     def begin_round(self, round_number: int, state: bytes) -> None:
-        """Serve the artifact and this state from now on."""
+        """Serve this state from now on, beside the artifact and the exports."""
         self._round = round_number
         self._state = state
-        files = (data for export in self._exports.values() for data in export.files.values())
-        self._objects = ObjectServer(self._artifact, state, *files)
+        self._states = ObjectServer(state)
 
     def know_device(self, device: str, block_bytes: int, backend: str) -> int:
         """The bytes of the largest block that the device will be sent; its engine, too, is remembered.
@@ -121,8 +122,8 @@ class Outbox:
             job=job.name,
             round=action.round,
             attempt=action.attempt,
-            artifact=self._objects.reference(self._artifact, block_bytes),
-            state=self._objects.reference(self._state, block_bytes),
+            artifact=self._constants.reference(self._artifact, block_bytes),
+            state=self._states.reference(self._state, block_bytes),
             batch_size=training.batch_size,
             epochs=training.epochs,
             learning_rate=self._config.learning_rate(action.round),
@@ -141,7 +142,7 @@ class Outbox:
             return None
         assert export.memory_bytes is not None  # else no such device is admitted
         files = tuple(
-            ExportFile(name, self._objects.reference(data, receiver.block_bytes))
+            ExportFile(name, self._constants.reference(data, receiver.block_bytes))
             for name, data in sorted(export.files.items())
         )
         return Export(export.backend, files, export.opened, export.memory_bytes)
@@ -164,7 +165,8 @@ class Outbox:
         Raises FormatError for blocks that were not offered.
         """
         topic = block_topic(device, request.object)
-        for payload in self._objects.blocks(request):
+        constant = self._constants.has_offered(request)
+        for payload in (self._constants if constant else self._states).blocks(request):
             if not self._link.publish(topic, payload, messages.QOS[messages.BLOCK]):
                 return
             self.bytes_sent += len(payload)

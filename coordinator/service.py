@@ -15,7 +15,7 @@ from sparsyfed.coordinator.attempt import Phase
 from sparsyfed.coordinator.config import Configuration
 from sparsyfed.coordinator.evaluation import HeldOutData
 from sparsyfed.coordinator.inbox import Inbox
-from sparsyfed.coordinator.job import engines_of, prepare
+from sparsyfed.coordinator.job import bundle_of, engines_of, prepare
 from sparsyfed.coordinator.mqtt import BrokerLink
 from sparsyfed.coordinator.outbox import Outbox
 from sparsyfed.coordinator.results import (
@@ -59,7 +59,8 @@ def run(
     """
     with ExitStack() as stack:
         store = stack.enter_context(Store(config.store.directory))
-        artifact = prepare(config, store)
+        bundle = None if store.is_done() else bundle_of(config)
+        artifact = prepare(config, store, bundle)
         if not store.is_done():
             asked = stack.enter_context(_stop_on_signals(stop or threading.Event()))
             link = BrokerLink(
@@ -68,9 +69,14 @@ def run(
                 client_id=f"sparsyfed-coordinator-{config.job.name}",
                 subscription=COORDINATOR_FILTER,
             )
-            engines = engines_of(config)
             service = Service(
-                config, store, artifact, engines, link, clock=clock, boot=boot or _new_boot()
+                config,
+                store,
+                artifact,
+                engines_of(bundle),
+                link,
+                clock=clock,
+                boot=boot or _new_boot(),
             )
             with link.opened(CONNECT_TIMEOUT_S):
                 service.serve(on_round, asked)

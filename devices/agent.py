@@ -8,7 +8,7 @@ coordinator answers. Each step survives a restart of either side.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from random import Random
@@ -88,7 +88,16 @@ class Agent:
         if self._outbox.report is not None:
             storage.drop_work()
         elif offer is not None:
+            self._resume(offer, now)
+
+    def _resume(self, offer: Offer, now: float) -> None:
+        """Go on with work that an earlier run took, unless the device's settings have changed since."""
+        reason = refusal_of_offer(offer, self.settings)
+        if reason is None:
             self._work = Work(offer, now + offer.deadline_s)
+        else:
+            logger.warning("%s: given up: %s", work_title(offer), reason)
+            self._storage.drop_work()
 
     @property
     def holding(self) -> Report | None:
@@ -220,7 +229,7 @@ class Agent:
         if report is not None and work_key(report) == work_key(offer):
             again = self._publish_all(self._outbox.ask_again(now))
             return [self._answer(offer, accept=True), *again]
-        if self._work and work_key(self._work.offer) == work_key(offer):
+        if self._work and replace(self._work.offer, deadline_s=offer.deadline_s) == offer:
             self._work.deadline = now + offer.deadline_s
             return [self._answer(offer, accept=True)]
         current = report or self.work

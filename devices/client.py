@@ -145,7 +145,7 @@ class DeviceClient:
                 examples=len(dataset),
                 block_bytes=settings.profile.block_bytes,
                 backend=engine.backend,
-                max_object_bytes=settings.max_object_bytes,
+                max_offer_bytes=settings.max_offer_bytes,
             ),
             storage,
             self._random,

@@ -26,12 +26,10 @@ def refusal_of_offer(offer: Offer, settings: AgentSettings) -> str | None:
             f"training was measured to take {offer.export.memory_bytes} bytes on {offer.backend}, "
             f"this device has {settings.memory_bytes}"
         )
+    size = sum(reference.size for reference in offer.objects)
+    if size > settings.max_offer_bytes:
+        return f"objects of {size} bytes are over this device's limit of {settings.max_offer_bytes}"
     for reference in offer.objects:
-        if reference.size > settings.max_object_bytes:
-            return (
-                f"object of {reference.size} bytes is over this device's limit of "
-                f"{settings.max_object_bytes}"
-            )
         if reference.block_bytes > settings.block_bytes:
             return (
                 f"blocks of {reference.block_bytes} bytes are over this device's "

@@ -8,7 +8,7 @@ from sparsyfed.edge_runtime import messages
 from sparsyfed.edge_runtime.errors import ConfigurationError, FormatError
 from sparsyfed.edge_runtime.messages import device_topic
 
-DEFAULT_MAX_OBJECT_BYTES = 256 * 2**20
+DEFAULT_MAX_OFFER_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,8 @@ class AgentSettings:
     `memory_bytes` is what training may take: on the native core its arena, on another engine what the process grows by
     over program and engine. `backend` is the engine, as in `Session.open`.
 
-    `boot` differs each time the device starts. Objects over `max_object_bytes` are declined before any file is made.
+    `boot` differs each time the device starts. An offer whose objects sum up to more than
+    `max_offer_bytes` is declined before any file is made.
     Times are in seconds: a block or report without an answer is repeated after `answer_timeout_s`, then at growing
     intervals up to `answer_limit_s`; hellos on a coordinator's restart are spread over `hello_spread_s`. A device that
     has no work says hello again after `hello_interval_s`, or up to half as much more: a hello may be lost.
@@ -33,7 +34,7 @@ class AgentSettings:
     macs_per_second: float | None = None
     block_bytes: int = 64 * 1024
     backend: str = "native"
-    max_object_bytes: int = DEFAULT_MAX_OBJECT_BYTES
+    max_offer_bytes: int = DEFAULT_MAX_OFFER_BYTES
     answer_timeout_s: float = 2.0
     answer_limit_s: float = 60.0
     hello_spread_s: float = 2.0
@@ -68,7 +69,7 @@ class DeviceSettings:
     memory_bytes: int
     macs_per_second: float | None = None
     backend: str = "native"
-    max_object_bytes: int = DEFAULT_MAX_OBJECT_BYTES
+    max_offer_bytes: int = DEFAULT_MAX_OFFER_BYTES
     exit_on_finish: bool = False
     tls: TlsFiles | None = None
     keepalive_s: int = 60

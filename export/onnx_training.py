@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sparsyfed.edge_runtime.errors import VerificationError
 from sparsyfed.edge_runtime.format import ParameterKind
-from sparsyfed.edge_runtime.graph_names import GRADIENT, NEW_STATE, STATE
+from sparsyfed.edge_runtime.graph_names import GRADIENT, NEW_STATE, STATE, STATISTIC, TRAINED
 from sparsyfed.export import gate
 from sparsyfed.export.joint_graph import (
     JointGraph,
@@ -157,7 +157,7 @@ def _parameters(
     parameters = {}
     for parameter in artifact.native.parameters:
         tensor = numpy_helper.from_array(values[parameter.name].numpy(), STATE + parameter.name)
-        kind = "statistic." if parameter.kind is ParameterKind.STATISTIC else "trained."
+        kind = STATISTIC if parameter.kind is ParameterKind.STATISTIC else TRAINED
         data = tensor.SerializeToString()
         parameters[kind + parameter.name] = np.frombuffer(data, np.uint8)
     return parameters

@@ -113,7 +113,11 @@ def _rows_of_batch(
     settings: EngineSettings,
     folder: Path,
 ) -> list[dict[str, Any]]:
-    """Rows of all sparsities. An engine that holds everything dense takes the same memory at each."""
+    """Rows of all sparsities. Engines that hold everything dense are measured once, where they take most memory.
+
+    At another sparsity nothing differs but the scratch of the core's operators in ExecuTorch, which do the work of the
+    nonzeros alone.
+    """
     native, *others = exports
     rows = []
     dense = {"eager": _eager_memory(model, batch_size, folder)}

@@ -225,8 +225,8 @@ def _measured(target: Target, settings: BundleSettings, say: Say) -> dict[str, A
     if device is not None and growth > device.memory_bytes:
         raise ConfigurationError(
             f"{device.name} has {device.memory_bytes:,} bytes for training, a step of batch "
-            f"{settings.batch_size} on {target.backend} was measured to take {growth:,}, whatever the "
-            "sparsity: choose a smaller --batch-size, another device, or --target native"
+            f"{settings.batch_size} on {target.backend} was measured to take {growth:,}: "
+            "choose a smaller --batch-size, another device, or --target native"
         )
     return found
 

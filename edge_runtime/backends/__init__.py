@@ -36,7 +36,8 @@ def open_engine(
     engine_session, module = _modules(backend)
     Path(path).stat()  # no such path is the system's error, as it is for native sessions
     encoded = encoded_state(state)
-    engine = module.load(Path(path), threads)
+    with engine_session.engine_errors(f"{backend} does not take {path}"):
+        engine = module.load(Path(path), threads)
     require_match(engine.artifact, encoded)
     state = state if isinstance(state, State) else State.decode(encoded)
     session: EngineSession = engine_session.EngineSession(engine, state, batch_size)

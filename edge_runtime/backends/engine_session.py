@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -17,7 +18,7 @@ from sparsyfed.edge_runtime.arguments import check_round, require_rate
 from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.batches import Batch, check_batch, divergence, refuse_values
 from sparsyfed.edge_runtime.budget import keep_counts
-from sparsyfed.edge_runtime.errors import DivergedError, InputError
+from sparsyfed.edge_runtime.errors import BackendError, DivergedError, InputError, SparsyFedError
 from sparsyfed.edge_runtime.format import Loss, ParameterKind
 from sparsyfed.edge_runtime.kept_inputs import kept_inputs
 from sparsyfed.edge_runtime.process_memory import peak_rss_bytes
@@ -62,6 +63,21 @@ class Engine(Protocol):
         """Give memory back."""
 
 
+@contextmanager
+def engine_errors(what: str) -> Iterator[None]:
+    """Turn what an engine raises into BackendError: engines have no common error of their own.
+
+    An export may come from a network, and be one that only the engine itself finds to be wrong. Errors of the project
+    and of the system are left as they are.
+    """
+    try:
+        yield
+    except (SparsyFedError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise BackendError(f"{what}: {type(error).__name__}: {error}") from error
+
+
 @dataclass(frozen=True, slots=True)
 class EngineMemory:
     """Memory of an engine that plans its own, in bytes.
@@ -88,8 +104,10 @@ class EngineCounters:
 class EngineSession:
     """A model in training on an engine: the methods of `Session`, with the same meaning and errors.
 
-    Weights, gradients and saved inputs are dense there: pruned weights cost memory and time like
-    others. They stay exactly zero all the same.
+    Weights, gradients and saved inputs are dense there: pruned weights cost memory like others, and
+    time too but for ExecuTorch with the core's operators. They stay exactly zero all the same.
+
+    Whatever else the engine itself finds wrong, each method raises as BackendError.
     """
 
     def __init__(self, engine: Engine, state: State, batch_size: int) -> None:
@@ -110,7 +128,8 @@ class EngineSession:
             t.name: entry_positions(t) for t in state.tensors if isinstance(t, SparseTensor)
         }
         self._steps = 0
-        engine.load({tensor.name: self._dense(tensor) for tensor in state.tensors})
+        with self._engine_at_work() as opened:
+            opened.load({tensor.name: self._dense(tensor) for tensor in state.tensors})
 
     def __enter__(self) -> Self:
         return self
@@ -140,10 +159,10 @@ class EngineSession:
         """Mean loss of the batch, after which one SGD step is applied; see `Session.step`."""
         require_rate("learning_rate", learning_rate)
         require_rate("weight_decay", weight_decay)
-        engine, batch = self._open_engine(), check_batch(self.artifact, x, y, self.batch_size)
-        loss = engine.train(
-            *self._arrays(batch, "step"), self._keep(batch.examples), learning_rate, weight_decay
-        )
+        with self._engine_at_work() as engine:
+            batch = check_batch(self.artifact, x, y, self.batch_size)
+            arrays, keep = self._arrays(batch, "step"), self._keep(batch.examples)
+            loss = engine.train(*arrays, keep, learning_rate, weight_decay)
         if not math.isfinite(loss):
             raise DivergedError(divergence("step"))
         self._steps += 1
@@ -151,28 +170,29 @@ class EngineSession:
 
     def gradients(self, x: BufferLike, y: BufferLike) -> tuple[float, dict[str, array[float]]]:
         """Mean loss of the batch in training mode and all gradients; see `Session.gradients`."""
-        engine, batch = self._open_engine(), check_batch(self.artifact, x, y, self.batch_size)
-        loss, dense = engine.gradients(
-            *self._arrays(batch, "gradients"), self._keep(batch.examples)
-        )
-        if not math.isfinite(loss) or not all(np.isfinite(g).all() for g in dense.values()):
-            raise DivergedError(divergence("gradients"))
-        return loss, {
-            parameter.name: self._stored(parameter.name, dense[parameter.name])
-            for parameter in self.artifact.parameters
-            if parameter.kind is not ParameterKind.STATISTIC
-        }
+        with self._engine_at_work() as engine:
+            batch = check_batch(self.artifact, x, y, self.batch_size)
+            arrays, keep = self._arrays(batch, "gradients"), self._keep(batch.examples)
+            loss, dense = engine.gradients(*arrays, keep)
+            if not math.isfinite(loss) or not all(np.isfinite(g).all() for g in dense.values()):
+                raise DivergedError(divergence("gradients"))
+            return loss, {
+                parameter.name: self._stored(parameter.name, dense[parameter.name])
+                for parameter in self.artifact.parameters
+                if parameter.kind is not ParameterKind.STATISTIC
+            }
 
     def evaluate(self, x: BufferLike, y: BufferLike) -> tuple[float, int | None]:
         """Mean loss and number of right answers in evaluation mode; see `Session.evaluate`."""
-        engine, batch = self._open_engine(), check_batch(self.artifact, x, y)
-        inputs, targets = self._arrays(batch, "evaluation")
         total, correct = 0.0, 0
-        for start in range(0, batch.examples, self.batch_size):
-            part = slice(start, start + self.batch_size)
-            loss, right = engine.evaluate(inputs[part], targets[part])
-            total += loss * len(inputs[part])
-            correct += right
+        with self._engine_at_work() as engine:
+            batch = check_batch(self.artifact, x, y)
+            inputs, targets = self._arrays(batch, "evaluation")
+            for start in range(0, batch.examples, self.batch_size):
+                part = slice(start, start + self.batch_size)
+                loss, right = engine.evaluate(inputs[part], targets[part])
+                total += loss * len(inputs[part])
+                correct += right
         if not math.isfinite(total):
             raise DivergedError(divergence("evaluation"))
         squared = self.artifact.loss is Loss.MEAN_SQUARED_ERROR
@@ -207,10 +227,11 @@ class EngineSession:
 
     def state(self) -> State:
         """Copy of the model as trained so far, with support and round of the state it began as."""
-        dense = self._open_engine().values()
-        return self._state.with_values(
-            [self._stored(tensor.name, dense[tensor.name]) for tensor in self._state.tensors]
-        )
+        with self._engine_at_work() as engine:
+            dense = engine.values()
+            return self._state.with_values(
+                [self._stored(tensor.name, dense[tensor.name]) for tensor in self._state.tensors]
+            )
 
     @property
     def memory(self) -> EngineMemory:
@@ -228,6 +249,12 @@ class EngineSession:
         if self._engine is None:
             raise InputError("the session is closed: open another one")
         return self._engine
+
+    @contextmanager
+    def _engine_at_work(self) -> Iterator[Engine]:
+        engine = self._open_engine()
+        with engine_errors(engine.name):
+            yield engine
 
     def _keep(self, examples: int) -> Integers:
         return np.array(kept_inputs(self.artifact, self._state, examples), np.int64)

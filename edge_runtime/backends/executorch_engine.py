@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from sparsyfed.edge_runtime.artifact import Artifact
-from sparsyfed.edge_runtime.errors import BackendError, FormatError
+from sparsyfed.edge_runtime.errors import FormatError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it says of itself that it is experimental
@@ -117,10 +117,7 @@ class ExecutorchEngine:
     def _call(self, method: str, batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The results of a method; they lie in memory that its next call writes to."""
         inputs = [*self._values.values(), *batch]
-        try:
-            return list(self._module.run_method(method, inputs, clone_outputs=False))
-        except RuntimeError as error:
-            raise BackendError(f"{self.name}: {method}: {error}") from error
+        return list(self._module.run_method(method, inputs, clone_outputs=False))
 
 
 def _tensor(value: NDArray[Any]) -> torch.Tensor:

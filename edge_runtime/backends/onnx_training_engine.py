@@ -18,7 +18,6 @@ from sparsyfed.edge_runtime.backends.onnx_training_module import (
     STATE,
     TrainingModule,
 )
-from sparsyfed.edge_runtime.errors import BackendError
 
 Floats = NDArray[np.float32]
 
@@ -40,10 +39,7 @@ class OnnxTrainingEngine:
         self.threads = threads
         self.batch_limit: int | None = None
         self.name = f"onnxruntime-training {onnxruntime.__version__}"
-        try:
-            self._module: TrainingModule | None = TrainingModule(path, threads)
-        except Exception as error:
-            raise BackendError(f"{self.name} does not take {path}: {error}") from error
+        self._module: TrainingModule | None = TrainingModule(path, threads)
 
     def load(self, values: Mapping[str, Floats]) -> None:
         """Take parameters, flat."""

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from sparsyfed.edge_runtime.artifact import Artifact
-from sparsyfed.edge_runtime.errors import BackendError, FormatError
+from sparsyfed.edge_runtime.errors import FormatError
 from sparsyfed.edge_runtime.graph_names import GRADIENT
 
 Floats = NDArray[np.float32]
@@ -99,8 +99,5 @@ class TorchScriptEngine:
             else value
             for value in arguments
         ]
-        try:
-            with process_threads(self.threads):
-                return method(*tensors)
-        except RuntimeError as error:
-            raise BackendError(f"{self.name}: {error}") from error
+        with process_threads(self.threads):
+            return method(*tensors)

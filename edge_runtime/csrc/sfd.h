@@ -263,6 +263,9 @@ SFD_API int sfd_gradients(struct sfd_session *session, const float *x, const voi
 SFD_API int sfd_evaluate(struct sfd_session *session, const float *x, const void *y,
                          enum sfd_target target, uint32_t n, float *loss, uint32_t *correct);
 
+/* Elements of one example of x, as sfd_step and the others read it. */
+SFD_API uint32_t sfd_input_size(const struct sfd_session *session);
+
 SFD_API uint32_t sfd_parameter_count(const struct sfd_session *session);
 SFD_API int sfd_parameter(const struct sfd_session *session, uint32_t index,
                           struct sfd_parameter_view *view);

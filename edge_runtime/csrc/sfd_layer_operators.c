@@ -107,12 +107,12 @@ void sfd_layer_forward(const struct sfd_layer_geometry *geometry, const float *v
 }
 
 /* All of it, or nothing: neither has to be searched for. */
-static int is_packed(const struct sfd_layer *layer, uint32_t n, uint64_t keep)
+static int is_packed(const struct sfd_layer *layer, uint32_t n, uint32_t keep)
 {
     return keep < sfd_in_elements(layer) * n;
 }
 
-static uint64_t packed_bytes(const struct sfd_layer *layer, uint32_t n, uint64_t keep)
+static uint64_t packed_bytes(const struct sfd_layer *layer, uint32_t n, uint32_t keep)
 {
     const uint64_t elements = sfd_in_elements(layer) * n;
 
@@ -122,7 +122,7 @@ static uint64_t packed_bytes(const struct sfd_layer *layer, uint32_t n, uint64_t
 }
 
 uint64_t sfd_layer_backward_bytes(const struct sfd_layer_geometry *geometry, const float *v,
-                                  uint32_t n, uint64_t keep)
+                                  uint32_t n, uint32_t keep)
 {
     const struct sfd_kernels *kernels = sfd_kernels_find(SFD_KERNELS_AUTOMATIC);
     const struct sfd_layer layer = layer_counted(geometry, v);
@@ -132,7 +132,7 @@ uint64_t sfd_layer_backward_bytes(const struct sfd_layer_geometry *geometry, con
 }
 
 static struct sfd_saved_input saved_input(const struct sfd_layer *layer, const float *x, uint32_t n,
-                                          uint64_t keep, uint8_t *scratch)
+                                          uint32_t keep, uint8_t *scratch)
 {
     const struct sfd_kernels *kernels = sfd_kernels_find(SFD_KERNELS_AUTOMATIC);
     const uint64_t elements = sfd_in_elements(layer) * n;
@@ -145,12 +145,12 @@ static struct sfd_saved_input saved_input(const struct sfd_layer *layer, const f
     saved.dense = NULL;
     saved.values = packed;
     saved.mask = (const uint32_t *)(const void *)packed + keep;
-    saved.kept = (uint32_t)keep;
+    saved.kept = keep;
     if (keep == 0u)
         memset(packed, 0, (size_t)((elements + 31u) / 32u) * 4u);
     else
-        kernels->tensors->pack(x, (uint32_t)sfd_in_elements(layer), n, (uint32_t)keep, histogram,
-                               packed, NULL);
+        kernels->tensors->pack(x, (uint32_t)sfd_in_elements(layer), n, keep, histogram, packed,
+                               NULL);
     return saved;
 }
 
@@ -165,7 +165,7 @@ static void put_in_place(const struct sfd_support *support, const float *gradien
 }
 
 void sfd_layer_backward(const struct sfd_layer_geometry *geometry, const float *v, float beta,
-                        const float *x, const float *dy, uint32_t n, uint64_t keep, float *dx,
+                        const float *x, const float *dy, uint32_t n, uint32_t keep, float *dx,
                         float *dv, float *d_bias, void *scratch)
 {
     const struct sfd_kernels *kernels = sfd_kernels_find(SFD_KERNELS_AUTOMATIC);

@@ -120,12 +120,12 @@ void sfd_norm_gradients(const struct sfd_norm_geometry *geometry, const float *x
                                       d_bias);
 }
 
-void sfd_rectifier(const float *x, uint64_t count, float ceiling, float *y)
+void sfd_rectifier(const float *x, uint32_t count, float ceiling, float *y)
 {
-    kernels()->tensors->rectifier_forward(x, (uint32_t)count, ceiling, NULL, y);
+    kernels()->tensors->rectifier_forward(x, count, ceiling, NULL, y);
 }
 
-void sfd_rectifier_gradient(const float *x, const float *dy, uint64_t count, float ceiling,
+void sfd_rectifier_gradient(const float *x, const float *dy, uint32_t count, float ceiling,
                             float *dx)
 {
     uint64_t i;
@@ -141,19 +141,19 @@ static struct sfd_operation smooth_operation(uint32_t kind, uint32_t flags)
     return operation;
 }
 
-void sfd_smooth(uint32_t kind, uint32_t flags, const float *x, uint64_t count, float *y)
+void sfd_smooth(uint32_t kind, uint32_t flags, const float *x, uint32_t count, float *y)
 {
     const struct sfd_operation operation = smooth_operation(kind, flags);
 
-    kernels()->tensors->smooth_forward(&operation, x, (uint32_t)count, y);
+    kernels()->tensors->smooth_forward(&operation, x, count, y);
 }
 
 void sfd_smooth_gradient(uint32_t kind, uint32_t flags, const float *x, const float *dy,
-                         uint64_t count, float *dx)
+                         uint32_t count, float *dx)
 {
     const struct sfd_operation operation = smooth_operation(kind, flags);
 
-    kernels()->tensors->smooth_backward(&operation, x, dy, (uint32_t)count, dx, 0);
+    kernels()->tensors->smooth_backward(&operation, x, dy, count, dx, 0);
 }
 
 /* A pool over one block of images. */
@@ -235,7 +235,7 @@ void sfd_pool_gradient(const struct sfd_pool_geometry *geometry, const float *dy
     }
 }
 
-void sfd_descend(const float *p, const float *gradient, uint64_t count, float rate, float decay,
+void sfd_descend(const float *p, const float *gradient, uint32_t count, float rate, float decay,
                  float *next)
 {
     uint64_t i;

@@ -6,7 +6,8 @@
  *
  * Weights are v, dense; the work is that of their nonzeros. Nothing is allocated: where a function
  * takes scratch, another one says how much, aligned to SFD_ALIGNMENT. The kernels are the best ones
- * that build and processor have, on one thread. Sizes are not checked. */
+ * that build and processor have, on one thread. Sizes are not checked: n is 1 or more, and no tensor has
+ * 2^32 elements. */
 #ifndef SFD_OPERATORS_H
 #define SFD_OPERATORS_H
 
@@ -39,10 +40,10 @@ SFD_API void sfd_layer_forward(const struct sfd_layer_geometry *geometry, const 
  * for each output channel. dx and d_bias may be NULL. A tie of |x| goes to the lower place in NCHW
  * order. */
 SFD_API uint64_t sfd_layer_backward_bytes(const struct sfd_layer_geometry *geometry, const float *v,
-                                          uint32_t n, uint64_t keep);
+                                          uint32_t n, uint32_t keep);
 SFD_API void sfd_layer_backward(const struct sfd_layer_geometry *geometry, const float *v,
                                 float beta, const float *x, const float *dy, uint32_t n,
-                                uint64_t keep, float *dx, float *dv, float *d_bias, void *scratch);
+                                uint32_t keep, float *dx, float *dv, float *d_bias, void *scratch);
 
 /* A batch norm over n images of `channels` by `pixels`. weight and bias may be NULL. */
 struct sfd_batch_norm_geometry {
@@ -80,14 +81,14 @@ SFD_API void sfd_norm_gradients(const struct sfd_norm_geometry *geometry, const 
                                 float *d_weight, float *d_bias);
 
 /* y = min(max(x, 0), ceiling). dx = dy where 0 < x < ceiling, x being input or output; else 0. */
-SFD_API void sfd_rectifier(const float *x, uint64_t count, float ceiling, float *y);
-SFD_API void sfd_rectifier_gradient(const float *x, const float *dy, uint64_t count, float ceiling,
+SFD_API void sfd_rectifier(const float *x, uint32_t count, float ceiling, float *y);
+SFD_API void sfd_rectifier_gradient(const float *x, const float *dy, uint32_t count, float ceiling,
                                     float *dx);
 
 /* kind: SFD_OPERATION_SILU or SFD_OPERATION_GELU; flags: SFD_FLAG_GELU_TANH. */
-SFD_API void sfd_smooth(uint32_t kind, uint32_t flags, const float *x, uint64_t count, float *y);
+SFD_API void sfd_smooth(uint32_t kind, uint32_t flags, const float *x, uint32_t count, float *y);
 SFD_API void sfd_smooth_gradient(uint32_t kind, uint32_t flags, const float *x, const float *dy,
-                                 uint64_t count, float *dx);
+                                 uint32_t count, float *dx);
 
 /* kind: SFD_OPERATION_MAX_POOL, _AVERAGE_POOL or _ADAPTIVE_AVERAGE_POOL, which reads no more than the
  * sizes; flags: SFD_FLAG_COUNT_PADDING. A max pool writes the winner of each output, the first one of
@@ -103,7 +104,7 @@ SFD_API void sfd_pool_gradient(const struct sfd_pool_geometry *geometry, const f
                                const uint16_t *winner, uint32_t n, float *dx);
 
 /* next = p - rate * (gradient + decay * p) */
-SFD_API void sfd_descend(const float *p, const float *gradient, uint64_t count, float rate,
+SFD_API void sfd_descend(const float *p, const float *gradient, uint32_t count, float rate,
                          float decay, float *next);
 
 #ifdef __cplusplus

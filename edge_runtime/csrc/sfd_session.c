@@ -329,6 +329,11 @@ int sfd_evaluate(struct sfd_session *session, const float *x, const void *y, enu
     return sfd_all_finite(loss, 1u) ? SFD_OK : SFD_ERR_DIVERGED;
 }
 
+uint32_t sfd_input_size(const struct sfd_session *session)
+{
+    return session == NULL ? 0u : session->values[0].size;
+}
+
 uint32_t sfd_parameter_count(const struct sfd_session *session)
 {
     return session == NULL ? 0u : session->parameter_count;

@@ -3,6 +3,7 @@
 //
 // Activations are in the core's order; export/executorch_operators.py has the schemas, in the order
 // of which the arguments lie on the stack, results last.
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
@@ -75,8 +76,19 @@ uint32_t channels(const Tensor &x)
     return static_cast<uint32_t>(x.size(1));
 }
 
+// The core counts elements in 32 bits, and divides by the number of examples.
+bool is_countable(KernelRuntimeContext &context, const Tensor &x)
+{
+    if (x.numel() > 0 && static_cast<uint64_t>(x.numel()) <= UINT32_MAX)
+        return true;
+    context.fail(Error::InvalidArgument);
+    return false;
+}
+
 bool resize_like(KernelRuntimeContext &context, Tensor &out, const Tensor &like)
 {
+    if (!is_countable(context, like))
+        return false;
     if (executorch::runtime::resize_tensor(out, like.sizes()) == Error::Ok)
         return true;
     context.fail(Error::InvalidArgument);
@@ -89,6 +101,8 @@ bool resize_batch(KernelRuntimeContext &context, Tensor &out, const Tensor &like
     std::array<SizesType, 8> sizes{};
     const auto rank = static_cast<size_t>(out.dim());
 
+    if (!is_countable(context, like))
+        return false;
     if (rank == 0 || rank > sizes.size()) {
         context.fail(Error::InvalidArgument);
         return false;
@@ -169,9 +183,9 @@ void layer_backward(KernelRuntimeContext &context, Stack stack)
     const auto beta = static_cast<float>(stack[6]->toDouble());
     const sfd_layer_geometry geometry = layer_geometry(x, dy, stack[5]);
     Tensor &dx = stack[9]->toTensor();
-    const uint64_t kept = keep < 0 ? 0u : static_cast<uint64_t>(keep);
+    const auto kept = static_cast<uint32_t>(std::clamp<int64_t>(keep, 0, UINT32_MAX));
 
-    if (stack[7]->toBool() && !resize_like(context, dx, x))
+    if (!is_countable(context, x) || (stack[7]->toBool() && !resize_like(context, dx, x)))
         return;
     void *memory = scratch(context, sfd_layer_backward_bytes(&geometry, v, images(x), kept));
     if (memory != nullptr)
@@ -275,7 +289,7 @@ void rectifier(KernelRuntimeContext &context, Stack stack)
     Tensor &y = stack[2]->toTensor();
 
     if (resize_like(context, y, x))
-        sfd_rectifier(floats(x), static_cast<uint64_t>(x.numel()),
+        sfd_rectifier(floats(x), static_cast<uint32_t>(x.numel()),
                       static_cast<float>(stack[1]->toDouble()), floats_of(y));
 }
 
@@ -287,7 +301,7 @@ void rectifier_backward(KernelRuntimeContext &context, Stack stack)
 
     if (resize_like(context, dx, dy))
         sfd_rectifier_gradient(floats(stack[1]->toTensor()), floats(dy),
-                               static_cast<uint64_t>(dy.numel()),
+                               static_cast<uint32_t>(dy.numel()),
                                static_cast<float>(stack[2]->toDouble()), floats_of(dx));
 }
 
@@ -300,7 +314,7 @@ void smooth(KernelRuntimeContext &context, Stack stack)
     if (resize_like(context, y, x))
         sfd_smooth(static_cast<uint32_t>(stack[1]->toInt()),
                    static_cast<uint32_t>(stack[2]->toInt()), floats(x),
-                   static_cast<uint64_t>(x.numel()), floats_of(y));
+                   static_cast<uint32_t>(x.numel()), floats_of(y));
 }
 
 // dy, x, kind, flags; dx
@@ -312,7 +326,7 @@ void smooth_backward(KernelRuntimeContext &context, Stack stack)
     if (resize_like(context, dx, dy))
         sfd_smooth_gradient(static_cast<uint32_t>(stack[2]->toInt()),
                             static_cast<uint32_t>(stack[3]->toInt()), floats(stack[1]->toTensor()),
-                            floats(dy), static_cast<uint64_t>(dy.numel()), floats_of(dx));
+                            floats(dy), static_cast<uint32_t>(dy.numel()), floats_of(dx));
 }
 
 // geometry: kind, flags, kernel, stride and padding as height and width.
@@ -364,9 +378,9 @@ void descend(KernelRuntimeContext &context, Stack stack)
     const Tensor &p = stack[0]->toTensor();
     Tensor &next = stack[4]->toTensor();
 
-    (void)context;
-    sfd_descend(floats(p), floats(stack[1]->toTensor()), static_cast<uint64_t>(p.numel()),
-                *floats(stack[2]->toTensor()), *floats(stack[3]->toTensor()), floats_of(next));
+    if (is_countable(context, p))
+        sfd_descend(floats(p), floats(stack[1]->toTensor()), static_cast<uint32_t>(p.numel()),
+                    *floats(stack[2]->toTensor()), *floats(stack[3]->toTensor()), floats_of(next));
 }
 
 const Kernel kernels[] = {

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sparsyfed.coordinator.bundle import EngineExport
 from sparsyfed.coordinator.config import Configuration
 from sparsyfed.coordinator.events import (
     DeviceHello,
@@ -18,8 +19,9 @@ from sparsyfed.coordinator.events import (
 from sparsyfed.coordinator.inbox import COMPLAINT_PERIOD_S, MAX_COMPLAINTS, Complaints, Inbox
 from sparsyfed.coordinator.mqtt import CONNECTED, BrokerLink, Received
 from sparsyfed.coordinator.outbox import Outbox
-from sparsyfed.edge_runtime import messages
+from sparsyfed.edge_runtime import FormatError, messages
 from sparsyfed.edge_runtime.messages import Control, Hello, Offer, OfferAnswer, Online, device_topic
+from sparsyfed.edge_runtime.transfer import hash_list
 
 
 class MemoryLink(BrokerLink):
@@ -120,6 +122,33 @@ def test_an_offer_holds_the_work_and_blocks_of_the_devices_size(
     assert inbox.receive(0) == []
     assert [topic for topic, _ in link.sent[-2:]] == [messages.block_topic("a", offer.state.id)] * 2
     assert outbox.bytes_sent - before == (4 + 1024) + (4 + 5000 - 4 * 1024)
+
+
+def test_what_stays_the_same_is_prepared_once_for_all_rounds(
+    config: Configuration, link: MemoryLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[bytes] = []
+
+    def counted(data: bytes, block_bytes: int) -> bytes:
+        hashed.append(data)
+        return hash_list(data, block_bytes)
+
+    monkeypatch.setattr("sparsyfed.coordinator.objects.hash_list", counted)
+    files = {"train.onnx": b"train" * 1000}
+    export = EngineExport("onnxruntime", files, None, memory_bytes=1, batch_size=1)
+    outbox = Outbox(config, link, b"artifact", {"onnxruntime": export}, "boot-1")
+    outbox.know_device("a", 1024, "onnxruntime")
+    for number, state in ((1, b"one"), (2, b"two")):
+        outbox.begin_round(number, state)
+        outbox.send(SendOffer("a", number, 1, 30.0))
+    assert sorted(hashed) == [b"artifact", b"one", files["train.onnx"], b"two"]
+    first, second = (Offer.from_json(payload) for _, payload in link.sent)
+    assert first.export == second.export
+    assert first.state != second.state
+    for reference in second.objects:
+        outbox.send_blocks("a", messages.BlockRequest(reference.id, 1024, (0,)))
+    with pytest.raises(FormatError, match="what was offered"):
+        outbox.send_blocks("a", messages.BlockRequest(first.state.id, 1024, (0,)))
 
 
 def test_an_abort_names_the_work_that_it_is_about(link: MemoryLink, outbox: Outbox) -> None:

@@ -87,7 +87,7 @@ def declined_reason(actions: list[Action]) -> str:
 
 
 def test_an_object_over_the_limit_is_declined_before_a_file_is_made(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, replace(SETTINGS, max_object_bytes=12_344))
+    bench = Bench(tmp_path, replace(SETTINGS, max_offer_bytes=12_344))
     bench.send(events.Connected())
     assert "over this device's limit of 12344" in declined_reason(bench.offer())
     assert not list((tmp_path / "partial").iterdir())

@@ -75,7 +75,11 @@ def test_an_export_is_pulled_and_laid_out_by_name(phone: Bench, opened: str | No
         (SETTINGS, offer_of(FILES, None), "work for onnxruntime, this device trains with native"),
         (PHONE, OFFER, "work for native, this device trains with onnxruntime"),
         (PHONE, offer_of(FILES, None, 2**20 + 1), "measured to take 1048577 bytes on onnxruntime"),
-        (replace(PHONE, max_object_bytes=1000), offer_of(FILES, None), "over this device's limit"),
+        (
+            replace(PHONE, max_offer_bytes=len(STATE) + 4000),  # which each object is below
+            offer_of(FILES, None),
+            "objects of 16847 bytes are over this device's limit of 16345",
+        ),
     ],
 )
 def test_work_that_it_can_not_do_is_declined(
@@ -88,3 +92,33 @@ def test_work_that_it_can_not_do_is_declined(
     assert not declined.accept
     assert reason in declined.reason
     bench.storage.close()
+
+
+def test_work_in_hand_is_given_up_when_the_engine_has_changed(phone: Bench) -> None:
+    phone.send(events.Connected())
+    phone.offer(offer_of(FILES, None))
+    phone.settings = SETTINGS
+    phone.restart()
+    assert phone.agent.work is None
+    assert phone.storage.work is None
+    (started,) = phone.pull(without_answer(phone.offer()))
+    assert isinstance(started, StartTraining)
+    assert started.offer == OFFER
+
+
+def test_work_in_hand_is_given_up_when_there_is_less_memory(phone: Bench) -> None:
+    phone.send(events.Connected())
+    phone.offer(offer_of(FILES, None))
+    phone.settings = replace(PHONE, memory_bytes=2**20 - 1)
+    phone.restart()
+    assert phone.agent.work is None
+
+
+def test_the_offer_of_another_export_takes_the_place_of_the_work_in_hand(phone: Bench) -> None:
+    phone.send(events.Connected())
+    phone.offer(offer_of(FILES, None))
+    better = FILES | {"train.onnx": b"better" * 300}
+    phone.objects |= {transfer.sha256_hex(data): data for data in better.values()}
+    (started,) = phone.pull(without_answer(phone.offer(offer_of(better, None))))
+    assert isinstance(started, StartTraining)
+    assert (started.artifact / "train.onnx").read_bytes() == better["train.onnx"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import json
 import subprocess
 import sys
 from array import array
@@ -18,6 +21,7 @@ from engine_cases import batch, compiled, state_at
 
 from sparsyfed import export
 from sparsyfed.edge_runtime import Session, SparseTensor, SparseUpdate, State
+from sparsyfed.edge_runtime.backends import ENGINES
 from sparsyfed.edge_runtime.backends.engine_session import EngineSession
 from sparsyfed.edge_runtime.errors import (
     BackendError,
@@ -281,6 +285,73 @@ def test_a_changed_file_is_refused(exported: Exported, tmp_path: Path) -> None:
         file.write(b"\0")
     with pytest.raises(FormatError, match=r"train\.onnx is not the file of the manifest"):
         Session.open(tmp_path, state, backend="onnxruntime")
+
+
+def changed_folder(source: Path, folder: Path, **changes: str) -> Path:
+    """A copy of an ONNX export, true to its manifest, where some graphs are others of the export."""
+    manifest = json.loads((source / "manifest.json").read_bytes())
+    for record in manifest["files"]:
+        name = record["name"]
+        data = (source / changes.get(Path(name).stem, name)).read_bytes()
+        record["sha256"] = hashlib.sha256(data).hexdigest()
+        (folder / name).write_bytes(data)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_a_graph_that_is_not_the_training_step_is_an_error_of_the_backend(
+    exported: Exported, tmp_path: Path
+) -> None:
+    artifact, state = compiled("mlp"), state_at(compiled("mlp"), 0.5)
+    x, y = (tensor.numpy() for tensor in batch(artifact, 4, seed=0))
+    source = exported("mlp", "onnxruntime")
+    wrong = changed_folder(
+        source, tmp_path, train="gradients.onnx", gradients="evaluate.onnx", evaluate="train.onnx"
+    )
+    with Session.open(wrong, state, batch_size=4, backend="onnxruntime") as session:
+        for use in (
+            lambda: session.step(x, y, learning_rate=0.1),
+            lambda: session.gradients(x, y),
+            lambda: session.evaluate(x, y),
+        ):
+            with pytest.raises(BackendError, match=r"^onnxruntime \d"):
+                use()
+
+
+class Stateless(torch.nn.Module):
+    """TorchScript with a training step, and no parameters."""
+
+    @torch.jit.export
+    def train_step(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_torchscript_without_parameters_is_an_error_of_the_backend(tmp_path: Path) -> None:
+    path, artifact = tmp_path / "step.pt", compiled("mlp")
+    extra = {"model.sfd": artifact.native.encode()}
+    torch.jit.script(Stateless()).save(path, _extra_files=extra)  # type: ignore[no-untyped-call]
+    with pytest.raises(BackendError, match=r"does not take .*step\.pt.*state"):
+        Session.open(path, state_at(artifact, 0.5), backend="torchscript")
+
+
+def test_an_executorch_manifest_without_parameters_is_an_error_of_the_backend(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = importlib.import_module(ENGINES["executorch"])
+    read = engine._bytes
+
+    def cut(module: Any, method: str) -> bytes:
+        data: bytes = read(module, method)
+        if method != "manifest":
+            return data
+        manifest = json.loads(data)
+        del manifest["parameters"]
+        return json.dumps(manifest).encode()
+
+    monkeypatch.setattr(engine, "_bytes", cut)
+    with pytest.raises(BackendError, match=r"executorch does not take .*KeyError"):
+        opened(exported, "mlp", "executorch", state_at(compiled("mlp"), 0.5))
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_gradients_are_those_of_the_pruned_input(name: str, examples: int, share
     d_x, d_v = np.empty(x.numel(), np.float32), np.empty(v.shape, np.float32)
     d_bias = np.empty(g.out_channels, np.float32)
     flat_v, in_blocks, d_out = v.numpy(), blocks(x), blocks(d_y)
-    count = ctypes.c_uint64(keep)
+    count = ctypes.c_uint32(keep)
     size = core().sfd_layer_backward_bytes(ctypes.byref(g), pointer(flat_v), examples, count)
     scratch = Scratch(size)
     core().sfd_layer_backward(

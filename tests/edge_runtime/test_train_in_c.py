@@ -36,6 +36,17 @@ def build(folder: Path) -> Path:
     return folder / "train"
 
 
+def run(program: Path, arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*RUNNER, str(program), *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
 @pytest.mark.skipif(not all(map(shutil.which, TOOLS)), reason=f"needs {' and '.join(TOOLS)}")
 def test_the_example_trains_as_a_session_does(tmp_path: Path) -> None:
     program = build(tmp_path / "build")
@@ -52,14 +63,7 @@ def test_the_example_trains_as_a_session_does(tmp_path: Path) -> None:
     keep = model.state.nonzeros // 2
     numbers = map(str, (EXAMPLES, EPOCHS, BATCH, keep))
     files = ["model.sfd", "initial.sfs", "x.bin", "y.bin", *numbers, "update.sfs"]
-    ended = subprocess.run(
-        [*RUNNER, str(program), *files],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    ended = run(program, files, tmp_path)
     assert ended.returncode == 0, ended.stderr
     losses = [float(line.split()[-1]) for line in ended.stdout.splitlines() if "loss" in line]
     wanted = []
@@ -77,3 +81,7 @@ def test_the_example_trains_as_a_session_does(tmp_path: Path) -> None:
     assert written.nonzeros == update.nonzeros == keep
     for name, matrix in written.csr().items():
         assert abs(matrix - update.csr()[name]).max() <= 1e-4
+    x[..., :-1].tofile(tmp_path / "x.bin")  # examples of another model
+    ended = run(program, files, tmp_path)
+    assert ended.returncode == 1
+    assert f"do not hold {EXAMPLES} examples of {x[0].size} values" in ended.stderr

@@ -289,3 +289,12 @@ def test_without_a_compiler_the_error_says_so(
     with pytest.raises(BackendError, match="do not compile"):
         load()
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_batch_without_examples_is_refused(executorch_file: Files) -> None:
+    artifact = compiled("mlp")
+    engine = executorch_engine.load(executorch_file("mlp"), 1)
+    x, y = (tensor.numpy() for tensor in batch(artifact, 3, seed=0))
+    assert engine.evaluate(x, y)[0] > 0
+    with pytest.raises(RuntimeError, match="0x12"):  # InvalidArgument
+        engine.evaluate(x[:0], y[:0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule
 
 from sparsyfed import export
-from sparsyfed.edge_runtime import State
+from sparsyfed.edge_runtime import State, graph_names
 from sparsyfed.edge_runtime.errors import UnsupportedOperationError, VerificationError
 from sparsyfed.edge_runtime.kept_inputs import kept_inputs
 from sparsyfed.export import onnx_operations
@@ -257,3 +258,15 @@ def test_large_parameters_lie_outside_the_model_file(tmp_path: Path) -> None:
     places = {len(t.raw_data): t.data_location for t in model.graph.initializer}
     assert places[0] == onnx.TensorProto.EXTERNAL
     assert (tmp_path / "parameters.onnx").stat().st_size < 4096
+
+
+def test_the_program_for_onnxruntime_training_has_the_same_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It can import nothing of ours, and is not imported where onnxruntime is the plain one."""
+    monkeypatch.setattr("onnxruntime.capi._pybind_state.Module", object, raising=False)
+    path = Path(graph_names.__file__).parent / "backends" / "onnx_training_module.py"
+    names = runpy.run_path(str(path), run_name="onnx_training_module")
+    assert names["FILES"] == target.TRAINING_FILES
+    for name in ("STATE", "NEW_STATE", "GRADIENT", "TRAINED", "STATISTIC"):
+        assert names[name] == getattr(graph_names, name), name

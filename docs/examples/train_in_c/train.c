@@ -84,8 +84,9 @@ static struct sfd_session *open_session(const char *model, const char *initial, 
 
 /* One pass over the examples in their order; returns the mean loss. */
 static double train_epoch(struct sfd_session *session, const float *x, const int32_t *y,
-                          uint32_t examples, uint32_t batch, size_t example_size)
+                          uint32_t examples, uint32_t batch)
 {
+    const size_t example_size = sfd_input_size(session);
     double sum = 0.0;
     uint32_t start, count;
     float loss;
@@ -139,15 +140,15 @@ int main(int count, char **argument)
     session = open_session(argument[1], argument[2], batch);
     x = (float *)(void *)read_file(argument[3], &x_bytes);
     y = (int32_t *)(void *)read_file(argument[4], &y_bytes);
-    if (examples == 0u || y_bytes / sizeof *y != examples ||
-        x_bytes % (examples * sizeof *x) != 0u) {
-        fprintf(stderr, "%s and %s do not hold %u examples\n", argument[3], argument[4],
-                (unsigned)examples);
+    if (examples == 0u || y_bytes != (uint64_t)examples * sizeof *y ||
+        x_bytes != (uint64_t)examples * sfd_input_size(session) * sizeof *x) {
+        fprintf(stderr, "%s and %s do not hold %u examples of %u values and a label\n", argument[3],
+                argument[4], (unsigned)examples, (unsigned)sfd_input_size(session));
         return 1;
     }
     for (epoch = 1u; epoch <= epochs; ++epoch)
         printf("epoch %u: loss %.6f\n", (unsigned)epoch,
-               train_epoch(session, x, y, examples, batch, x_bytes / sizeof *x / examples));
+               train_epoch(session, x, y, examples, batch));
     write_update(session, number(argument[8]), argument[9]);
     sfd_close(session);
     return 0;
