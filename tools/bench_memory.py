@@ -6,6 +6,9 @@ resident before the model was made, and when it was loaded: dense, the module wi
 ours, the open session. A session touches its whole arena when it is opened, and its steps add next to
 nothing; what compares with the growth of the dense step is the transient part of the arena, which
 only a step needs.
+
+How high dense PyTorch goes depends on where its allocations happen to fall: from 163 to 209 MiB over
+16 processes with ResNet-18. It gets several processes, of which the median counts.
 """
 
 import tempfile
@@ -24,6 +27,9 @@ from sparsyfed.tools.bench_models import BenchModel
 from sparsyfed.tools.bench_process import measure_apart, say
 from sparsyfed.tools.bench_session import session_options
 from sparsyfed.tools.quantities import byte_text
+
+# Odd, so that the median is one of them.
+DENSE_PROCESSES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +67,13 @@ def run(settings: MemorySettings) -> dict[str, list[dict[str, Any]]]:
 
 
 def _dense(model: BenchModel, batch_size: int) -> dict[str, Any]:
-    """The figures of the memory format that takes less."""
-    figures = []
+    """The median process of the memory format that takes less."""
+    medians = []
     for name in memory_formats(np.empty((batch_size, *model.input_shape), np.float32)):
-        measured = measure_apart(
-            "bench_resident", {**_batch(model, name, batch_size), "model": model.name}
-        )
-        figures.append({"format": name, **measured})
-    return min(figures, key=lambda each: int(each["peak_bytes"]) - int(each["before_bytes"]))
+        settings = {**_batch(model, name, batch_size), "model": model.name}
+        measured = [measure_apart("bench_resident", settings) for _ in range(DENSE_PROCESSES)]
+        medians.append({"format": name, **sorted(measured, key=growth)[DENSE_PROCESSES // 2]})
+    return min(medians, key=growth)
 
 
 def _session(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sparsyfed.tools.bench_memory import DENSE_PROCESSES
 from sparsyfed.tools.bench_step import COUNTED, PASSES
 from sparsyfed.tools.roofline import levels
 from sparsyfed.tools.step_goals import by_sparsity, judge, resnet18
@@ -151,9 +152,10 @@ def _memory(rows: Sequence[Row]) -> str:
         )
     text = (
         "MiB, batch 16, each side in a process of its own: high-water mark of three steps over what "
-        "was resident before the model was made (model and step), and when it was loaded (step). A "
-        "session touches its arena when it is opened, so the step is compared with the transient "
-        "part of the arena or the growth of its steps, whichever is more. Arenas in bytes."
+        "was resident before the model was made (model and step), and when it was loaded (step). "
+        f"Of dense, the median of {DENSE_PROCESSES} processes. A session touches its arena when it "
+        "is opened, so the step is compared with the transient part of the arena or the growth of "
+        "its steps, whichever is more. Arenas in bytes."
     )
     return f"{text}\n\n{_table(heading, body)}"
 

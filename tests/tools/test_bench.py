@@ -15,8 +15,14 @@ import numpy as np
 from sparsyfed.edge_runtime.kernels import available_kernels
 from sparsyfed.edge_runtime.process_memory import CLEAR_REFERENCES
 from sparsyfed.export.targets import TARGETS
-from sparsyfed.tools import bench_engines, bench_layer, bench_report, bench_step, cli
-from sparsyfed.tools.bench_memory import smaller_by
+from sparsyfed.tools import (
+    bench_engines,
+    bench_layer,
+    bench_memory,
+    bench_report,
+    bench_step,
+    cli,
+)
 
 SPREAD = {"median", "low", "high"}
 TWO_DIMENSIONAL = """
@@ -147,7 +153,8 @@ def test_layers(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.skipif(not CLEAR_REFERENCES.exists(), reason="no peak to reset")
-def test_memory(capsys: pytest.CaptureFixture[str]) -> None:
+def test_memory(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_memory, "DENSE_PROCESSES", 1)
     arguments = ["memory", "--models", "watch_cnn", "--batch-size", "64", "--sparsity", "0.95"]
     (row,) = found(arguments, capsys)["memory"]
     ours, dense = row["session"], row["dense"]
@@ -161,9 +168,12 @@ def test_memory(capsys: pytest.CaptureFixture[str]) -> None:
 def test_memory_is_compared_with_the_model_and_without_it() -> None:
     dense = {"before_bytes": 100, "loaded_bytes": 140, "peak_bytes": 340}
     ours = {"before_bytes": 10, "loaded_bytes": 58, "peak_bytes": 58, "transient_bytes": 40}
-    assert smaller_by(dense, ours) == {"smaller_with_model": 5.0, "smaller_step": 5.0}
+    assert bench_memory.smaller_by(dense, ours) == {"smaller_with_model": 5.0, "smaller_step": 5.0}
     ours["peak_bytes"] = 110
-    assert smaller_by(dense, ours) == {"smaller_with_model": 2.4, "smaller_step": 200 / 52}
+    assert bench_memory.smaller_by(dense, ours) == {
+        "smaller_with_model": 2.4,
+        "smaller_step": 200 / 52,
+    }
 
 
 @pytest.mark.parametrize(
