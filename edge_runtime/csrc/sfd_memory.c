@@ -1,9 +1,10 @@
 /* The plan of a session's memory: what its options ask for. */
 #include "sfd_planning.h"
 
-/* Without a limit for the arena a fast plan may compute again what takes as long as one part in so
- * many of all results takes to be written, whatever the density; a small plan as much as a forward. */
-#define FAST_SHARE 2u
+/* Without a limit for the arena a fast plan may compute again what takes as long as this share of all
+ * results takes to be written, whatever the density; a small plan as much as a forward. */
+#define FAST_PARTS 4u
+#define FAST_WHOLE 7u
 
 /* By which part of itself the target is lowered at first, and at least. */
 #define FIRST_PART 32u
@@ -80,7 +81,7 @@ static int place_best(struct sfd_session *session, uint64_t base, const struct s
     const int is_fast = options->memory == SFD_MEMORY_FAST;
     struct best best = {is_fast ? options->arena_bytes : 0u, UINT64_MAX, 0u};
 
-    descend(session, base, sfd_search_element_work(session) / FAST_SHARE, &best);
+    descend(session, base, sfd_search_element_work(session) / FAST_WHOLE * FAST_PARTS, &best);
     if (!is_fast || (options->arena_bytes > 0u && (best.end > best.limit || best.work > 0u)))
         descend(session, base, sfd_search_forward_work(session), &best);
     if (best.end == UINT64_MAX)
