@@ -8,6 +8,7 @@ import functools
 import importlib.resources
 import mmap
 import os
+from pathlib import Path
 from typing import Any, NoReturn
 
 from sparsyfed.edge_runtime.errors import (
@@ -267,6 +268,17 @@ def library() -> ctypes.CDLL:
     except (OSError, AttributeError) as error:
         raise BackendError(f"the native library does not load: {error}; {BUILD_ADVICE}") from error
     return loaded
+
+
+def onnxruntime_operators() -> Path:
+    """The library with the core's operators for ONNX Runtime. Raises BackendError when it is not there.
+
+    It finds the core by its name, which is loaded first.
+    """
+    path = Path(library()._name).with_name("libsparsyfed_onnxruntime.so")  # noqa: SLF001 - where ctypes found it
+    if not path.exists():
+        raise BackendError(f"{path} is not there; {BUILD_ADVICE}")
+    return path
 
 
 def raise_error(code: int, subject: str, problem: Problem | None = None) -> NoReturn:

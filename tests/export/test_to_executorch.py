@@ -23,9 +23,9 @@ from sparsyfed.edge_runtime.errors import (
     VerificationError,
 )
 from sparsyfed.export import (
-    executorch_kernels,
+    core_kernels,
+    core_rules,
     executorch_program,
-    executorch_rules,
     executorch_stock,
     gate,
 )
@@ -41,7 +41,7 @@ Files = Callable[[str], Path]
 
 def lowered(graph: JointGraph, name: str, kernels: str, path: Path) -> gate.Run:
     """One method alone, in the runtime."""
-    own = executorch_kernels.with_kernels(graph) if kernels == "sparsyfed" else graph
+    own = core_kernels.with_kernels(graph) if kernels == "sparsyfed" else graph
     ruled = executorch_program.written(own, executorch_stock.DECOMPOSITIONS, executorch_stock.PLAIN)
     methods = {name: executorch_program.exported(ruled, 16)}
     path.write_bytes(executorch_program.Program(methods).encode({}))
@@ -208,7 +208,7 @@ def test_an_activation_in_the_wrong_order_is_caught(
     small: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     _, cases, graph = small
-    monkeypatch.setattr(executorch_kernels._Order, "_convert", lambda *_, **__: None)
+    monkeypatch.setattr(core_kernels._Order, "_convert", lambda *_, **__: None)
     run = lowered(graph, "gradients", "sparsyfed", tmp_path / "m.pte")
     with pytest.raises(VerificationError, match="relative error"):
         gate.verify(cases, run, "executorch")
@@ -222,7 +222,7 @@ def test_a_failing_gate_leaves_no_file(
     def stale(d_y: Tensor, *_: Any) -> Any:
         return d_y * 1.01
 
-    monkeypatch.setitem(executorch_rules.RULES, torch.ops.aten.silu_backward.default, stale)
+    monkeypatch.setitem(core_rules.RULES, torch.ops.aten.silu_backward.default, stale)
     with pytest.raises(VerificationError, match="executorch train: gradient"):
         export.to_executorch(artifact, tmp_path / "m.pte")
     assert not list(tmp_path.iterdir())
@@ -264,7 +264,7 @@ def test_an_operator_without_a_rule_is_named_with_its_layer(
 ) -> None:
     silu = torch.ops.aten.silu.default
     monkeypatch.delitem(executorch_stock.DECOMPOSITIONS, silu)
-    monkeypatch.delitem(executorch_rules.RULES, silu)
+    monkeypatch.delitem(core_rules.RULES, silu)
     message = r"aten\.silu\.default near layer 'head\.0\.weight'.*native, torchscript"
     with pytest.raises(UnsupportedOperationError, match=message):
         export.to_executorch(compiled("odd_net"), tmp_path / "m.pte")
