@@ -79,7 +79,7 @@ def test_a_fault_of_a_rule_stops_the_export(
         return low.name(node.args[0])  # type: ignore[attr-defined]
 
     monkeypatch.setitem(onnx_operations.RULES, operator, passed)
-    with pytest.raises(VerificationError, match="gradient.1.weight"):
+    with pytest.raises(VerificationError, match=r"gradient\.1\.weight"):
         export.to_onnx(compiled("mlp"), tmp_path / "out", kernels="sparsyfed")
     assert not (tmp_path / "out").exists()
 
