@@ -70,13 +70,13 @@ void layer_backward(struct call *call)
 
     if (call->status == NULL) {
         kept = ((const int64_t *)keep.data)[integer(call, 9u)];
-        kept = kept < 0 ? 0 : kept;
+        kept = kept < 0 ? 0 : kept > UINT32_MAX ? UINT32_MAX : kept;
         scratch = take_scratch(
-            call, sfd_layer_backward_bytes(&geometry, v.data, images(&x), (uint64_t)kept));
+            call, sfd_layer_backward_bytes(&geometry, v.data, images(&x), (uint32_t)kept));
     }
     if (call->status == NULL)
         sfd_layer_backward(&geometry, v.data, number(call, 0u), x.data, dy.data, images(&x),
-                           (uint64_t)kept, dx, dv, d_bias, scratch.aligned);
+                           (uint32_t)kept, dx, dv, d_bias, scratch.aligned);
     give_back(call, &scratch);
 }
 
@@ -185,7 +185,7 @@ void rectifier(struct call *call)
     float *y = output_like(call, 0u, &x);
 
     if (call->status == NULL)
-        sfd_rectifier(x.data, x.count, number(call, 0u), y);
+        sfd_rectifier(x.data, (uint32_t)x.count, number(call, 0u), y);
 }
 
 /* dy, x; dx. numbers: ceiling */
@@ -195,7 +195,7 @@ void rectifier_backward(struct call *call)
     float *dx = output_like(call, 0u, &dy);
 
     if (call->status == NULL)
-        sfd_rectifier_gradient(x.data, dy.data, dy.count, number(call, 0u), dx);
+        sfd_rectifier_gradient(x.data, dy.data, (uint32_t)dy.count, number(call, 0u), dx);
 }
 
 /* x; y. integers: kind, flags */
@@ -205,7 +205,7 @@ void smooth(struct call *call)
     float *y = output_like(call, 0u, &x);
 
     if (call->status == NULL)
-        sfd_smooth(integer(call, 0u), integer(call, 1u), x.data, x.count, y);
+        sfd_smooth(integer(call, 0u), integer(call, 1u), x.data, (uint32_t)x.count, y);
 }
 
 /* dy, x; dx. integers: kind, flags */
@@ -215,7 +215,8 @@ void smooth_backward(struct call *call)
     float *dx = output_like(call, 0u, &dy);
 
     if (call->status == NULL)
-        sfd_smooth_gradient(integer(call, 0u), integer(call, 1u), x.data, dy.data, dy.count, dx);
+        sfd_smooth_gradient(integer(call, 0u), integer(call, 1u), x.data, dy.data,
+                            (uint32_t)dy.count, dx);
 }
 
 /* integers: kind, flags, kernel, stride and padding as height and width. */
@@ -263,6 +264,6 @@ void descend(struct call *call)
     float *next = output_like(call, 0u, &p);
 
     if (call->status == NULL)
-        sfd_descend(p.data, gradient.data, p.count, *(const float *)rate.data,
+        sfd_descend(p.data, gradient.data, (uint32_t)p.count, *(const float *)rate.data,
                     *(const float *)decay.data, next);
 }
