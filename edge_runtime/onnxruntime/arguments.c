@@ -23,8 +23,10 @@ static void read_shape(struct call *call, const struct ort_value *value, struct 
         call->status = api->create_status(ORT_INVALID_ARGUMENT, "more than 8 dimensions");
     if (call->status == NULL && succeeded(call, api->dimensions(info, tensor->shape, tensor->rank)))
         succeeded(call, api->count(info, &tensor->count));
-    if (call->status == NULL && tensor->count == 0u)
-        call->status = api->create_status(ORT_INVALID_ARGUMENT, "an input without elements");
+    /* The core counts elements in 32 bits, and divides by the number of examples. */
+    if (call->status == NULL && (tensor->count == 0u || tensor->count > UINT32_MAX))
+        call->status = api->create_status(
+            ORT_INVALID_ARGUMENT, "an input without elements, or with 2^32 of them or more");
     api->release_shape(info);
 }
 
