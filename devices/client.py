@@ -7,18 +7,16 @@ training it asks for. Only this module needs paho-mqtt (extra `agent`).
 import logging
 import secrets
 import select
-import signal
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from random import Random
-from types import FrameType
 from typing import Any
 
 import sparsyfed
@@ -29,6 +27,7 @@ from sparsyfed.devices.events import Action, Event, StartTraining
 from sparsyfed.devices.pull import full_jitter
 from sparsyfed.devices.refusal import refusal_of_plan
 from sparsyfed.devices.settings import AgentSettings, DeviceSettings
+from sparsyfed.devices.signals import ended_by_signals
 from sparsyfed.devices.storage import DeviceStorage
 from sparsyfed.devices.training import (
     LocalEngine,
@@ -90,24 +89,6 @@ def run_device(settings: DeviceSettings, stop: threading.Event | None = None) ->
             ended_by_signals(client.stop),
         ):
             client.run()
-
-
-@contextmanager
-def ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGTERM and SIGINT call `stop`; outside the main thread signals are left alone."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        stop()
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class DeviceClient:

@@ -15,12 +15,13 @@ from pathlib import Path
 
 from sparsyfed.devices.board import Board, BoardFacts
 from sparsyfed.devices.board_training import refusal_of_board, train_on_board
-from sparsyfed.devices.client import DeviceClient, ended_by_signals
+from sparsyfed.devices.client import DeviceClient
 from sparsyfed.devices.dataset import Dataset
 from sparsyfed.devices.profiles import DeviceProfile
 from sparsyfed.devices.serial_link import SerialLink
 from sparsyfed.devices.serial_port import open_port
 from sparsyfed.devices.settings import DeviceSettings, TlsFiles
+from sparsyfed.devices.signals import ended_by_signals
 from sparsyfed.devices.storage import DeviceStorage
 from sparsyfed.devices.training import LocalEngine
 from sparsyfed.edge_runtime.errors import ConfigurationError

@@ -57,7 +57,7 @@ def build_report(run: DemoRun) -> dict[str, Any]:
         "last_round_accuracy": sparse[-1],
         "dense_reference_accuracy": watch_job.final_accuracy(dense),
         "dense_reference_last_round_accuracy": dense[-1],
-        "accuracy_definition": watch_job.ACCURACY_DEFINITION,
+        "accuracy_definition": watch_job.accuracy_definition(run.job.rounds),
         "dense_update_bytes": watch_job.dense_bytes(run.initial),
         "seed": run.job.seed,
         "command": run.command,

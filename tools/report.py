@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from sparsyfed.tools.demo_boards import board_names
 from sparsyfed.tools.page import figures, numbers, page, table
 from sparsyfed.tools.quantities import byte_text, count_text, optional_bytes
 from sparsyfed.tools.report_plots import draw_all, native_devices
@@ -14,7 +15,7 @@ def render(report: Mapping[str, Any]) -> str:
     job = report["job"]
     return page(
         f"SparsyFed: {job['model']}",
-        f"<h1>{len(report['devices'])} device processes trained one model at "
+        f"<h1>{_who(report)} trained one model at "
         f"{job['sparsity']:.0%} sparsity</h1>\n"
         f'<p class="muted">{escape(_subtitle(report))}</p>\n'
         f"{numbers(_numbers(report))}\n"
@@ -25,12 +26,18 @@ def render(report: Mapping[str, Any]) -> str:
     )
 
 
+def _who(report: Mapping[str, Any]) -> str:
+    boards = sum(device["id"] in board_names() for device in report["devices"])
+    processes = f"{len(report['devices']) - boards} device processes"
+    return f"{processes} and {boards} emulated boards" if boards else processes
+
+
 def _subtitle(report: Mapping[str, Any]) -> str:
     job = report["job"]
     examples = sum(device["examples"] for device in report["devices"])
     return (
-        f"Simulated watches: {len(report['devices'])} device processes on this machine, each with the "
-        f"recordings of one wearer, {examples:,} windows of motion data in all. Model {job['model']}, "
+        f"Simulated watches: {_who(report)} on this machine, each process with the recordings of one "
+        f"wearer, {examples:,} windows of motion data in all. Model {job['model']}, "
         f"{report['model']['prunable']:,} prunable weights; {job['rounds']} rounds over MQTT. Tested "
         f"on {report['data']['held_out_examples']} windows of wearers that no process trains on."
     )
@@ -134,7 +141,9 @@ def _engine(device: Mapping[str, Any]) -> str:
     """Name of the engine, and its version or kernels."""
     backend: str = device["backend"]
     engine: str = device["engine"]
-    return engine if engine.startswith(backend) else f"{backend}, {engine}"
+    if not engine or engine.startswith(backend):
+        return engine or backend
+    return f"{backend}, {engine}"
 
 
 def _exact_bytes(count: int | None) -> str:

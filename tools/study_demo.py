@@ -82,7 +82,7 @@ def study(
     _, state = watch_job.compile_watch(watch_job.BETA, 0)
     return {
         "model": watch_job.MODEL,
-        "accuracy_definition": watch_job.ACCURACY_DEFINITION,
+        "accuracy_definition": watch_job.accuracy_definition(rounds),
         "dense_update_bytes": watch_job.dense_bytes(state),
         "jobs": {
             system.name: {

@@ -25,7 +25,6 @@ LEARNING_RATE = 0.3
 FINAL_LEARNING_RATE = 0.05
 
 LAST_ROUNDS = 5
-ACCURACY_DEFINITION = f"mean over the last {LAST_ROUNDS} rounds on the held-out wearers"
 
 
 def sparse_job(rounds: int, seed: int, sparsity: float = SPARSITY) -> FederatedJob:
@@ -71,6 +70,11 @@ def run_virtually(
             for name, dataset in data.items()
         ]
         yield from run_federation(artifact, state, job, devices, held_out, workers=workers)
+
+
+def accuracy_definition(rounds: int) -> str:
+    """What `final_accuracy` of so many rounds is, in words."""
+    return f"mean over the last {min(rounds, LAST_ROUNDS)} rounds on the held-out wearers"
 
 
 def final_accuracy(accuracies: Sequence[float]) -> float:
