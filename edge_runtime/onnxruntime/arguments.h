@@ -1,10 +1,11 @@
-/* The arguments of one call of an operator.
+/* The arguments of one call of an operator, which a file from anywhere may ask for.
  *
  * A fault is kept in `status`, after which functions do nothing and give NULL: an operator looks at it
  * once, before it computes. */
 #ifndef ARGUMENTS_H
 #define ARGUMENTS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -13,6 +14,7 @@
 #define RANK_LIMIT 8u
 #define INTEGERS_LIMIT 12u
 #define NUMBERS_LIMIT 2u
+#define EXAMPLE_LIMIT (1u << 26) /* elements, as in an artifact: docs/format.md */
 
 struct operation;
 
@@ -40,12 +42,21 @@ struct tensor {
     size_t rank, count;
 };
 
-struct tensor input(struct call *call, size_t index);
+/* Notes a fault unless it holds; true while there is none. */
+bool require(struct call *call, bool holds, const char *fault);
 
-/* Outputs; NULL where the graph does not use one. */
+struct tensor input(struct call *call, size_t index);
+struct tensor optional_input(struct call *call, size_t index);
+
+/* Examples along the first dimension. */
+struct tensor activation(struct call *call, size_t index);
+
+/* Optional ones are NULL where the graph does not use them; a vector also where it has no elements. */
 void *output(struct call *call, size_t index, const int64_t *shape, size_t rank);
 void *output_like(struct call *call, size_t index, const struct tensor *like);
 void *vector(struct call *call, size_t index, uint32_t size);
+void *optional_output(struct call *call, size_t index, const int64_t *shape, size_t rank);
+void *optional_vector(struct call *call, size_t index, uint32_t size);
 
 /* The first output, of the attribute's shape, with as many examples as `like`. */
 struct tensor shaped_output(struct call *call, const struct tensor *like);

@@ -75,7 +75,7 @@ static int ORT_CALL first_version(const struct ort_operator *base)
 static struct ort_status *read_attributes(struct kernel *kernel, const struct ort_info *info)
 {
     const struct ort_api *api = kernel->api;
-    size_t integers = INTEGERS_LIMIT, numbers = NUMBERS_LIMIT;
+    size_t integers = INTEGERS_LIMIT, numbers = NUMBERS_LIMIT, i;
     struct ort_status *status = api->integers(info, "integers", kernel->integers, &integers);
 
     kernel->rank = RANK_LIMIT;
@@ -83,6 +83,10 @@ static struct ort_status *read_attributes(struct kernel *kernel, const struct or
         status = api->integers(info, "shape", kernel->shape, &kernel->rank);
     if (status == NULL)
         status = api->floats(info, "numbers", kernel->numbers, &numbers);
+    for (i = 0u; status == NULL && i < integers; ++i)
+        if (kernel->integers[i] < 0 || kernel->integers[i] > UINT32_MAX)
+            status = api->create_status(ORT_INVALID_ARGUMENT,
+                                        "an integer of a node is below 0, or 2^32 or more");
     if (status == NULL)
         status = api->processor_memory(ORT_ARENA_ALLOCATOR, ORT_MEMORY_DEFAULT, &kernel->memory);
     return status;
@@ -163,9 +167,13 @@ struct ort_status *ORT_CALL RegisterCustomOps(struct ort_options *options,
 {
     const struct ort_api *api = runtime->api(ORT_VERSION);
     struct ort_domain *domain = NULL;
-    struct ort_status *status = api->create_domain("sparsyfed", &domain);
+    struct ort_status *status;
     size_t i;
 
+    if (api == NULL) /* the first version has had what makes a status */
+        return runtime->api(1u)->create_status(
+            ORT_FAIL, "the operators of sparsyfed need ONNX Runtime 1.17 or newer");
+    status = api->create_domain("sparsyfed", &domain);
     for (i = 0u; status == NULL && i < sizeof operations / sizeof *operations; ++i)
         status = api->add_operator(domain, &operations[i].base);
     return status != NULL ? status : api->add_domain(options, domain);
