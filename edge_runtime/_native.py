@@ -25,6 +25,8 @@ BUILD_ADVICE = (
     "the path of a built libsfd.so"
 )
 
+ONNXRUNTIME_OPERATORS = "libsparsyfed_onnxruntime.so"
+
 
 class ErrorCode(enum.IntEnum):
     """The codes of `enum sfd_error`."""
@@ -275,9 +277,12 @@ def onnxruntime_operators() -> Path:
 
     It finds the core by its name, which is loaded first.
     """
-    path = Path(library()._name).with_name("libsparsyfed_onnxruntime.so")  # noqa: SLF001 - where ctypes found it
+    path = Path(library()._name).with_name(ONNXRUNTIME_OPERATORS)  # noqa: SLF001 - where ctypes found it
     if not path.exists():
-        raise BackendError(f"{path} is not there; {BUILD_ADVICE}")
+        raise BackendError(
+            f"the export calls the core's operators for ONNX Runtime, and {path} is not there: install the "
+            "package again, it belongs beside libsfd.so; or export with kernels 'stock'"
+        )
     return path
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsyfed.edge_runtime import _native
 from sparsyfed.edge_runtime.errors import BackendError, InputError
 from sparsyfed.edge_runtime.files import write_atomic
 from sparsyfed.edge_runtime.state import State
@@ -64,7 +65,9 @@ def to_onnx(
 
     `kernels` "stock" uses ONNX Runtime's own operators alone: any ONNX Runtime runs the files. "sparsyfed" calls the
     core's (`edge_runtime/onnxruntime`), several times faster on sparse states; a session must have loaded them with
-    `SessionOptions.register_custom_ops_library`, the training artifacts can't.
+    `SessionOptions.register_custom_ops_library`, the training artifacts can't. What it must have loaded is the field
+    `needs` of the manifest: the operators and their domain, the library, and the hash of the one that the export was
+    verified with.
 
     x is float32 (batch, ...), y int64 labels or float32 targets, `keep` int64 with one count for each prunable weight,
     the rates float32 without dimensions. Any batch size will do.
@@ -105,6 +108,8 @@ def to_onnx(
         if kernels == "sparsyfed":
             graphs = {name: onnx_kernels.with_operators(each) for name, each in graphs.items()}
         files = onnx_lowering.model_files(graphs)
+        if kernels == "sparsyfed":
+            record["needs"] = onnx_lowering.needs(files)
         if cases:
             verified = _verified(artifact, cases, files, record)
             record["verified"] = verification_record(verified)
@@ -165,6 +170,8 @@ def _verified(
             "or export with verify=False and verify elsewhere"
         ) from error
     record["engine"]["onnxruntime"] = onnxruntime.__version__
+    if "needs" in record:
+        record["needs"]["sha256"] = file_record(_native.onnxruntime_operators())["sha256"]
     train, gradients, evaluate = (
         runner(onnx_engine.session(files[name], kernels=record["kernels"]))
         for name in ("train.onnx", "gradients.onnx", "evaluate.onnx")

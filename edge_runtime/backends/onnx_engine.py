@@ -48,7 +48,7 @@ class OnnxEngine:
         self.artifact = Artifact.decode(folder.read("model.sfd"))
         self.threads = threads
         self.batch_limit: int | None = None
-        self.name = f"onnxruntime {onnxruntime.__version__}"
+        self.name = f"onnxruntime {onnxruntime.__version__}, {folder.kernels} kernels"
         self._session = cache(self._open)
         self._parameters = [parameter.name for parameter in self.artifact.parameters]
         inputs = {value.name: value.shape for value in self._session("train.onnx").get_inputs()}
@@ -127,5 +127,7 @@ class OnnxEngine:
         data = self._folder.read(file)
         try:
             return session(data, threads=self.threads, kernels=self._folder.kernels)
+        except BackendError:
+            raise
         except Exception as error:
             raise BackendError(f"{self.name} does not take {file}: {error}") from error

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from engine_cases import DENSITIES, batch, compiled, follow_eager, gate_cases, state_at, traced
+from engine_cases import (
+    GraphTrainer,
+    batch,
+    compiled,
+    follow_at_all_densities,
+    gate_cases,
+    state_at,
+    traced,
+)
 from torch import Tensor, nn
 
 from sparsyfed import export
@@ -54,37 +62,10 @@ def loaded(path: Path, name: str, graph: JointGraph) -> gate.Run:
     return run
 
 
-class ExecutorchTrainer:
-    def __init__(self, run: gate.Run) -> None:
-        self.run = run
-        self.state: dict[str, Tensor] = {}
-
-    def start(self, artifact: export.TrainingArtifact, state: Any) -> None:
-        values = dense_tensors(artifact.model, state)
-        self.state = {f"state.{name}": value for name, value in values.items()}
-
-    def step(self, x: Tensor, y: Tensor, keep: Tensor, rate: float, decay: float) -> float:
-        rates = {"learning_rate": torch.tensor(rate), "weight_decay": torch.tensor(decay)}
-        results = dict(self.run({**self.state, "x": x, "y": y, "keep": keep, **rates}))
-        loss = float(results.pop("loss"))
-        self.state = {name.removeprefix("new_"): value for name, value in results.items()}
-        return loss
-
-    def values(self) -> Mapping[str, Tensor]:
-        return {name.removeprefix("state."): value for name, value in self.state.items()}
-
-
 @pytest.mark.parametrize("name", ["mlp", "odd_net", "signal_net"])
 def test_twenty_steps_follow_the_eager_reference(name: str, executorch_file: Files) -> None:
     train = loaded(executorch_file(name), "train", add_sgd(traced(name)))
     follow_at_all_densities(name, train)
-
-
-def follow_at_all_densities(name: str, train: gate.Run) -> None:
-    trainer = ExecutorchTrainer(train)
-    for density in DENSITIES:
-        trainer.start(compiled(name), state_at(compiled(name), density))
-        follow_eager(name, density, trainer)
 
 
 def test_the_step_of_a_deep_net_is_right(tmp_path: Path) -> None:
@@ -248,8 +229,7 @@ def test_stock_pruning_is_that_of_the_reference(values: str) -> None:
 def test_every_batch_size_up_to_the_limit_runs(examples: int, executorch_file: Files) -> None:
     artifact, state = compiled("signal_net"), state_at(compiled("signal_net"), 0.5)
     train = loaded(executorch_file("signal_net"), "train", add_sgd(traced("signal_net")))
-    trainer = ExecutorchTrainer(train)
-    trainer.start(artifact, state)
+    trainer = GraphTrainer(train, artifact, state)
     x, y = batch(artifact, examples, seed=1)
     keep = torch.tensor([10**6] * 3)
     model = export.reference(artifact.model, artifact.beta)
