@@ -191,5 +191,5 @@ def check_kernels(targets: Sequence[Target], asked: str | None) -> None:
         able = ", ".join(name for name, target in TARGETS.items() if len(target.kernels) > 1)
         got = ", ".join(target.name for target in targets)
         raise ConfigurationError(
-            f"got kernels {asked!r} for {got}, which can't choose: only {able} can"
+            f"got kernels {asked!r} for {got}, which have no choice: {able} have one"
         )

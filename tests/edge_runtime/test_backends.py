@@ -31,9 +31,10 @@ from sparsyfed.edge_runtime.errors import (
     MismatchError,
 )
 
+ENGINE_NAMES = ("onnxruntime", "torchscript", "executorch")
 OWN_ONNX = "onnxruntime (sparsyfed)"
-BACKENDS = ("onnxruntime", OWN_ONNX, "torchscript", "executorch")
-"""The first word is the backend's name."""
+BACKENDS = (*ENGINE_NAMES, OWN_ONNX)
+"""The first word is the name of the engine."""
 DEVICE = """
 import sys
 import numpy as np
@@ -270,7 +271,7 @@ def test_numbers_are_checked_as_in_native_sessions(backend: str, exported: Expor
                 session.update(0.5, round=number)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ENGINE_NAMES)
 def test_a_path_without_an_export_is_refused(backend: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"nothing")
     state = state_at(compiled("mlp"), 0.5)

@@ -156,7 +156,7 @@ def complaint(capsys: pytest.CaptureFixture[str]) -> str:
         (["--target", "onnx", "--kernels", "fast"], "got kernels 'fast', wanted one of sparsyfed"),
         (
             ["--target", "native,torchscript", "--kernels", "stock"],
-            "got kernels 'stock' for native, torchscript, which can't choose: only onnx, executorch can",
+            "for native, torchscript, which have no choice: onnx, executorch have one",
         ),
     ],
 )
