@@ -14,7 +14,7 @@ NATIVE := $(VENV)/.native
 TRAINING_VENV := .venv-onnxruntime-training
 TRAINING := $(TRAINING_VENV)/.installed
 TRAINING_PYTHON = $(if $(wildcard $(TRAINING)),SPARSYFED_ONNXRUNTIME_TRAINING_PYTHON=$(CURDIR)/$(TRAINING_VENV)/bin/python)
-C_SOURCES := $(wildcard edge_runtime/csrc/*.[ch] edge_runtime/csrc/fast/*.[ch])
+C_SOURCES := $(wildcard edge_runtime/csrc/*.[ch] edge_runtime/csrc/fast/*.[ch] edge_runtime/onnxruntime/*.[ch])
 BOARD_SOURCES := $(wildcard devices/boards/*.[ch] devices/boards/*/*.[ch])
 CONSTRAINTS := requirements/constraints.txt
 BENCH_ARGS := step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,15 @@ from onnx import TensorProto, helper, numpy_helper
 from torch.fx import Node
 
 OPSET = 20
+CORE = "sparsyfed"
+"""The domain of the core's operators."""
+OPSETS = {"": OPSET, CORE: 1}
 IR_VERSION = 10
 TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
 
 
 class OnnxGraph:
-    """Collects nodes of the standard operator set; tensors are known by their names."""
+    """Collects nodes; tensors are known by their names."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -31,10 +34,17 @@ class OnnxGraph:
         return self.call_many(operator, 1, *inputs, **attributes)[0]
 
     def call_many(
-        self, operator: str, count: int, *inputs: str, **attributes: Any
+        self,
+        operator: str,
+        count: int,
+        *inputs: str,
+        absent: Collection[int] = (),
+        **attributes: Any,
     ) -> tuple[str, ...]:
-        """Append a call with `count` outputs and return their names."""
-        outputs = tuple(self._new_name(operator.lower()) for _ in range(count))
+        """Append a call with `count` outputs and return their names, empty for those that are not wanted."""
+        outputs = tuple(
+            "" if place in absent else self._new_name(operator.lower()) for place in range(count)
+        )
         self._nodes.append(helper.make_node(operator, inputs, outputs, **attributes))
         return outputs
 
@@ -100,10 +110,11 @@ class OnnxGraph:
         used = {name for node in nodes for name in _read(node)}
         constants = [tensor for tensor in self._initializers if tensor.name in used]
         graph = helper.make_graph(nodes, self.name, inputs, outputs, constants)
+        domains = sorted({"", *(node.domain for node in nodes)})
         model = helper.make_model(
             graph,
             producer_name="sparsyfed",
-            opset_imports=[helper.make_opsetid("", OPSET)],
+            opset_imports=[helper.make_opsetid(name, OPSETS[name]) for name in domains],
             ir_version=IR_VERSION,
         )
         onnx.checker.check_model(model)

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from torch.fx import Node
 
 from sparsyfed.edge_runtime.errors import UnsupportedOperationError
-from sparsyfed.export import onnx_layers
+from sparsyfed.export import onnx_kernels, onnx_layers
 from sparsyfed.export.native_operations import arguments_of
 from sparsyfed.export.onnx_graph import Lowering, OnnxGraph, Value, elements, shape_of
 
@@ -325,5 +325,6 @@ RULES: dict[Any, Rule] = {
     _ATEN.mse_loss.default: _squared_error,
     _ATEN.mse_loss_backward.default: _squared_error_backward,
     _ATEN.argmax.default: _arg_max,
+    **onnx_kernels.RULES,
 }
 """By operator and overload."""

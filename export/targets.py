@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import sparsyfed
 from sparsyfed.edge_runtime.errors import ConfigurationError
 from sparsyfed.edge_runtime.state import State
+from sparsyfed.export.core_kernels import KERNELS
 from sparsyfed.export.manifest import manifest
 from sparsyfed.export.to_executorch import SMALLEST_LIMIT, to_executorch
 from sparsyfed.export.to_onnx import to_onnx
@@ -33,11 +34,13 @@ class Write(Protocol):
         /,
         *,
         batch_size: int,
+        kernels: str,
         verify: bool,
     ) -> dict[str, Any]:
         """Write a file or folder, through the gate if `verify`; return its manifest.
 
-        Where the size of batches is limited when the file is written, it is for `batch_size` examples at least.
+        `kernels` is one of `Target.kernels`. Where the size of batches is limited when the file is written, it is for
+        `batch_size` examples at least.
         """
 
 
@@ -57,6 +60,8 @@ class Target:
     """The extra of sparsyfed-edge that brings them."""
     kept_back: frozenset[str] = frozenset()
     """Files that a device of a fleet does not get: first values, which come as the state, and what it does not open."""
+    kernels: tuple[str, ...] = ("stock",)
+    """Whose kernels it can be written with, the usual ones first: ours, or the engine's own."""
     python_variable: str | None = None
     """The environment variable that names the Python with the engine, where it can't share one with the others."""
 
@@ -64,6 +69,10 @@ class Target:
     def python(self) -> str:
         """The Python that has the engine."""
         return os.environ.get(self.python_variable or "", sys.executable)
+
+    def kernels_for(self, asked: str | None) -> str:
+        """The kernels that were asked for, where there is a choice of them; else the usual ones."""
+        return asked if asked in self.kernels else self.kernels[0]
 
     def missing(self) -> list[str]:
         """What is not there: packages, or the variable that names the Python with the engine."""
@@ -101,9 +110,9 @@ def _native(artifact: TrainingArtifact, path: Path, _: State, **__: object) -> d
 
 
 def _onnx(
-    artifact: TrainingArtifact, path: Path, state: State, *, verify: bool, **_: object
+    artifact: TrainingArtifact, path: Path, state: State, *, kernels: str, verify: bool, **_: object
 ) -> dict[str, Any]:
-    return to_onnx(artifact, path, state, verify=verify)
+    return to_onnx(artifact, path, state, kernels=kernels, verify=verify)
 
 
 def _onnx_training(
@@ -114,11 +123,16 @@ def _onnx_training(
 
 
 def _executorch(
-    artifact: TrainingArtifact, path: Path, state: State, *, batch_size: int, verify: bool
+    artifact: TrainingArtifact,
+    path: Path,
+    state: State,
+    *,
+    batch_size: int,
+    kernels: str,
+    verify: bool,
 ) -> dict[str, Any]:
-    return to_executorch(
-        artifact, path, state, batch_size=max(batch_size, SMALLEST_LIMIT), verify=verify
-    )
+    limit = max(batch_size, SMALLEST_LIMIT)
+    return to_executorch(artifact, path, state, kernels=kernels, batch_size=limit, verify=verify)
 
 
 def _torchscript(
@@ -128,14 +142,18 @@ def _torchscript(
 
 
 _ONNX = ("onnx", "onnxruntime")
+_STOCK_FIRST, _OWN_FIRST = ("stock", "sparsyfed"), ("sparsyfed", "stock")
 _ONNX_VALUES = frozenset({"parameters.onnx", "parameters.bin"})
 _PLAIN_ONNX = frozenset({"train.onnx", "gradients.onnx", "evaluate.onnx"})
 
 TARGETS = {
     target.name: target
     for target in (
-        Target("native", "native", _native, "model.sfd", (), "export"),
-        Target("onnx", "onnxruntime", _onnx, None, _ONNX, "onnx", _ONNX_VALUES),
+        Target("native", "native", _native, "model.sfd", (), "export", kernels=("sparsyfed",)),
+        # Stock kernels: what makes ONNX worth choosing is that any ONNX Runtime takes the files as they are.
+        Target(
+            "onnx", "onnxruntime", _onnx, None, _ONNX, "onnx", _ONNX_VALUES, kernels=_STOCK_FIRST
+        ),
         Target(
             "onnx-training",
             "onnxruntime-training",
@@ -144,9 +162,13 @@ TARGETS = {
             _ONNX,
             "onnx",
             _ONNX_VALUES | _PLAIN_ONNX,
-            PYTHON_VARIABLE,
+            python_variable=PYTHON_VARIABLE,
         ),
-        Target("executorch", "executorch", _executorch, "model.pte", ("executorch",), "executorch"),
+        # Our own: with its stock kernels a step takes many times that of PyTorch.
+        Target(
+            *("executorch", "executorch", _executorch, "model.pte", ("executorch",), "executorch"),
+            kernels=_OWN_FIRST,
+        ),
         Target("torchscript", "torchscript", _torchscript, "model.pt", ("torch",), "torchscript"),
     )
 }
@@ -159,3 +181,15 @@ def find_targets(names: Sequence[str]) -> list[Target]:
         if name not in TARGETS:
             raise ConfigurationError(f"got target {name!r}, wanted some of {', '.join(TARGETS)}")
     return [target for name, target in TARGETS.items() if name in names]
+
+
+def check_kernels(targets: Sequence[Target], asked: str | None) -> None:
+    """Raise ConfigurationError for kernels that no target has, or for targets that have no choice of them."""
+    if asked is not None and asked not in KERNELS:
+        raise ConfigurationError(f"got kernels {asked!r}, wanted one of {', '.join(KERNELS)}")
+    if asked is not None and all(len(target.kernels) == 1 for target in targets):
+        able = ", ".join(name for name, target in TARGETS.items() if len(target.kernels) > 1)
+        got = ", ".join(target.name for target in targets)
+        raise ConfigurationError(
+            f"got kernels {asked!r} for {got}, which have no choice: {able} have one"
+        )

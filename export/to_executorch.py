@@ -18,12 +18,12 @@ from sparsyfed.edge_runtime.errors import BackendError, InputError
 from sparsyfed.edge_runtime.files import write_atomic
 from sparsyfed.edge_runtime.state import State
 from sparsyfed.export import gate
+from sparsyfed.export.core_kernels import KERNELS
 from sparsyfed.export.joint_graph import JointGraph, add_sgd, evaluation_graph, joint_graph
 from sparsyfed.export.manifest import encode, manifest, operators, verification_record
 from sparsyfed.export.states import dense_tensors
 from sparsyfed.export.training_artifact import TrainingArtifact
 
-KERNELS = ("sparsyfed", "stock")
 SMALLEST_LIMIT, LARGEST_LIMIT = 5, 65535
 """What the largest batch can be: the gate's batches have up to five examples."""
 
@@ -67,7 +67,7 @@ def to_executorch(
         )
     try:
         from sparsyfed.export import (  # noqa: PLC0415 - the other targets need no executorch
-            executorch_kernels,
+            core_kernels,
             executorch_program,
             executorch_stock,
         )
@@ -78,7 +78,7 @@ def to_executorch(
     graph = joint_graph(artifact)
     graphs = {"train": add_sgd(graph), "gradients": graph, "evaluate": evaluation_graph(artifact)}
     if kernels == "sparsyfed":
-        graphs = {name: executorch_kernels.with_kernels(source) for name, source in graphs.items()}
+        graphs = {name: core_kernels.with_kernels(source) for name, source in graphs.items()}
     methods = {
         name: executorch_program.exported(
             executorch_program.written(

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsyfed.edge_runtime.errors import BackendError
+from sparsyfed.edge_runtime import _native
+from sparsyfed.edge_runtime.errors import BackendError, InputError
 from sparsyfed.edge_runtime.files import write_atomic
 from sparsyfed.edge_runtime.state import State
 from sparsyfed.export import gate
+from sparsyfed.export.core_kernels import KERNELS
 from sparsyfed.export.joint_graph import add_sgd, evaluation_graph, joint_graph
 from sparsyfed.export.manifest import (
     encode,
@@ -44,6 +46,7 @@ def to_onnx(
     directory: str | Path,
     state: State | None = None,
     *,
+    kernels: str = "stock",
     training: bool = False,
     verify: bool = True,
 ) -> dict[str, Any]:
@@ -60,6 +63,12 @@ def to_onnx(
       the parameters in the checkpoint are called `state.<parameter>`. Without it those of an older export go.
     * `model.sfd` and `manifest.json`, which is written last.
 
+    `kernels` "stock" uses ONNX Runtime's own operators alone: any ONNX Runtime runs the files. "sparsyfed" calls the
+    core's (`edge_runtime/onnxruntime`), several times faster on sparse states; a session must have loaded them with
+    `SessionOptions.register_custom_ops_library`, the training artifacts can't. What it must have loaded is the field
+    `needs` of the manifest: the operators and their domain, the library, and the hash of the one that the export was
+    verified with.
+
     x is float32 (batch, ...), y int64 labels or float32 targets, `keep` int64 with one count for each prunable weight,
     the rates float32 without dimensions. Any batch size will do.
 
@@ -69,9 +78,13 @@ def to_onnx(
     the environment variable SPARSYFED_ONNXRUNTIME_TRAINING_PYTHON names, since one environment can't hold it and
     onnxruntime. Raises BackendError where it is not there.
     """
+    if kernels not in KERNELS:
+        raise InputError(f"got kernels {kernels!r}, wanted one of {', '.join(KERNELS)}")
+    if training and kernels != "stock":
+        raise InputError(f"got kernels {kernels!r} and training, which takes stock kernels alone")
     try:
         # The other targets need no onnx.
-        from sparsyfed.export import onnx_lowering, onnx_training  # noqa: PLC0415
+        from sparsyfed.export import onnx_kernels, onnx_lowering, onnx_training  # noqa: PLC0415
     except ImportError as error:
         raise BackendError(f"cannot write ONNX: {error}; install sparsyfed-edge[onnx]") from error
     record = manifest(artifact, "onnx", {**onnx_lowering.VERSIONS, "torch": torch.__version__})
@@ -87,13 +100,18 @@ def to_onnx(
             "gradients": graph,
             "evaluate": evaluation_graph(artifact),
         }
+        record["kernels"] = kernels
         record["graphs"] = {
             f"{name}.onnx": signature(source.inputs, source.outputs)
             for name, source in graphs.items()
         }
+        if kernels == "sparsyfed":
+            graphs = {name: onnx_kernels.with_operators(each) for name, each in graphs.items()}
         files = onnx_lowering.model_files(graphs)
+        if kernels == "sparsyfed":
+            record["needs"] = onnx_lowering.needs(files)
         if cases:
-            verified = _verified(artifact, cases, files, record["engine"])
+            verified = _verified(artifact, cases, files, record)
             record["verified"] = verification_record(verified)
         files |= onnx_lowering.parameter_files(values)
         if worker:
@@ -139,19 +157,23 @@ def _verified(
     artifact: TrainingArtifact,
     cases: gate.Cases,
     files: Mapping[str, bytes],
-    engine: dict[str, str],
+    record: dict[str, Any],
 ) -> gate.Verification:
     try:
-        import onnxruntime  # noqa: PLC0415 - an export that is not verified needs none
+        # An export that is not verified needs none.
+        import onnxruntime  # noqa: PLC0415
+
+        from sparsyfed.edge_runtime.backends import onnx_engine  # noqa: PLC0415
     except ImportError as error:
         raise BackendError(
             "onnxruntime, which the export is verified with, is not there: install sparsyfed-edge[onnx], "
             "or export with verify=False and verify elsewhere"
         ) from error
-    engine["onnxruntime"] = onnxruntime.__version__
-    providers = ["CPUExecutionProvider"]
+    record["engine"]["onnxruntime"] = onnxruntime.__version__
+    if "needs" in record:
+        record["needs"]["sha256"] = file_record(_native.onnxruntime_operators())["sha256"]
     train, gradients, evaluate = (
-        runner(onnxruntime.InferenceSession(files[name], providers=providers))
+        runner(onnx_engine.session(files[name], kernels=record["kernels"]))
         for name in ("train.onnx", "gradients.onnx", "evaluate.onnx")
     )
     gate.verify_evaluation(artifact, cases, evaluate, "onnx evaluate.onnx")

@@ -38,13 +38,19 @@ def available() -> list[str]:
 
 
 def write(
-    folder: Path, *, targets: list[str], verify: bool = False, batch_size: int = 16
+    folder: Path,
+    *,
+    targets: list[str],
+    kernels: str | None = None,
+    verify: bool = False,
+    batch_size: int = 16,
 ) -> Bundle:
     settings = BundleSettings(
         model=f"{__name__}:Net",
         folder=folder,
         targets=targets,
         batch_size=batch_size,
+        kernels=kernels,
         verify=verify,
         input_shape=SHAPE,
         sparsity=0.5,

@@ -19,6 +19,7 @@ from sparsyfed.export import models
 from sparsyfed.export.gate import Cases, Run, keep_count_largest
 from sparsyfed.export.joint_graph import JointGraph, joint_graph
 from sparsyfed.export.powerprop import method_of
+from sparsyfed.export.states import dense_tensors
 
 torch.set_num_threads(1)
 
@@ -203,6 +204,25 @@ class EagerTrainer:
         return {p.name: state[p.name] for p in self.artifact.native.parameters}
 
 
+class GraphTrainer:
+    """An exported step of SGD in training, by the names of its joint graph."""
+
+    def __init__(self, run: Run, artifact: export.TrainingArtifact, state: State) -> None:
+        self.run = run
+        values = dense_tensors(artifact.model, state)
+        self.state = {f"state.{name}": value for name, value in values.items()}
+
+    def step(self, x: Tensor, y: Tensor, keep: Tensor, rate: float, decay: float) -> float:
+        rates = {"learning_rate": torch.tensor(rate), "weight_decay": torch.tensor(decay)}
+        results = dict(self.run({**self.state, "x": x, "y": y, "keep": keep, **rates}))
+        loss = float(results.pop("loss"))
+        self.state = {name.removeprefix("new_"): value for name, value in results.items()}
+        return loss
+
+    def values(self) -> Mapping[str, Tensor]:
+        return {name.removeprefix("state."): value for name, value in self.state.items()}
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """Twenty steps of the reference with other counts from the tenth on."""
@@ -248,3 +268,10 @@ def follow_eager(name: str, density: float, engine: Trainer) -> None:
     together = torch.cat([value.flatten() for value in wanted.values.values()])
     errors = torch.cat([(got[key] - value).flatten() for key, value in wanted.values.items()])
     assert errors.norm() <= 1e-3 * together.norm()
+
+
+def follow_at_all_densities(name: str, train: Run) -> None:
+    """`follow_eager` by an exported step."""
+    artifact = compiled(name)
+    for density in DENSITIES:
+        follow_eager(name, density, GraphTrainer(train, artifact, state_at(artifact, density)))

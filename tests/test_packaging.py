@@ -70,6 +70,7 @@ def test_the_wheel_holds_the_package_and_its_library_alone(wheel: Path) -> None:
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"sparsyfed"}
     assert "sparsyfed/edge_runtime/libsfd.so" in names
+    assert "sparsyfed/edge_runtime/libsparsyfed_onnxruntime.so" in names
     assert "sparsyfed/py.typed" in names
     assert not [name for name in names if "csrc" in name or "__pycache__" in name]
     assert not [name for name in names if name.endswith((".c", ".sh"))]

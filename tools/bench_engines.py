@@ -4,7 +4,9 @@
 and pruning, in the better memory format; the other engines run exports of the same step.
 All take the same batches, in turns in one process on one thread. An engine that excludes another one
 from its environment takes turns with the native core there, and its ratio to eager is the product of
-two ratios of medians. Memory is that of a process of its own, which has nothing in it but the engine.
+two ratios of medians. An engine that runs the step by our kernels or by its own is there twice, except
+ExecuTorch: by its own, a step of a large model takes minutes. Memory is that of a process of its own,
+which has nothing in it but the engine.
 """
 
 import copy
@@ -31,6 +33,8 @@ from sparsyfed.tools.bench_timing import Side, Spread, best_of, ratio, take_turn
 from sparsyfed.tools.quantities import byte_text
 
 STATE_NAME = "state.sfs"
+UNMEASURED = {("executorch", "stock")}
+"""Targets and kernels that are left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +51,17 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A target in a folder of its own."""
+    """A target in a folder of its own, with one of its sets of kernels."""
 
     target: Target
+    kernels: str
     path: Path
+
+    @property
+    def name(self) -> str:
+        """Of the engine in the rows."""
+        backend = self.target.backend
+        return f"{backend} ({self.kernels})" if len(self.target.kernels) > 1 else backend
 
     @property
     def bytes(self) -> int:
@@ -95,15 +106,30 @@ def _exports(
     x, _ = model.batch(1)
     artifact = export.compile(model.module, torch.from_numpy(x), beta=BETA, loss="cross_entropy")
     exports = []
-    for target in targets:
-        say(f"{model.name}: export for {target.backend}")
-        place = folder / target.name
-        place.mkdir()
-        path = target.path(place)
-        batch_size = max(settings.batch_sizes)
-        target.write(artifact, path, model.dense, batch_size=batch_size, verify=False)
-        exports.append(Exported(target, path))
+    for target, kernels in _ways(targets):
+        exported = Exported(target, kernels, target.path(folder / f"{target.name}-{kernels}"))
+        say(f"{model.name}: export for {exported.name}")
+        exported.path.parent.mkdir(exist_ok=True)
+        target.write(
+            artifact,
+            exported.path,
+            model.dense,
+            batch_size=max(settings.batch_sizes),
+            kernels=kernels,
+            verify=False,
+        )
+        exports.append(exported)
     return exports
+
+
+def _ways(targets: Sequence[Target]) -> list[tuple[Target, str]]:
+    """The targets by each of their kernels."""
+    return [
+        (target, kernels)
+        for target in targets
+        for kernels in target.kernels
+        if (target.name, kernels) not in UNMEASURED
+    ]
 
 
 def _rows_of_batch(
@@ -115,15 +141,13 @@ def _rows_of_batch(
 ) -> list[dict[str, Any]]:
     """Rows of all sparsities. Engines that hold everything dense are measured once, where they take most memory.
 
-    At another sparsity nothing differs but the scratch of the core's operators in ExecuTorch, which do the work of the
-    nonzeros alone.
+    At another sparsity nothing differs but the scratch of the core's operators, which do the work of the nonzeros
+    alone.
     """
     native, *others = exports
     rows = []
     dense = {"eager": _eager_memory(model, batch_size, folder)}
-    dense |= {
-        each.target.backend: _memory(each, model.dense, batch_size, folder) for each in others
-    }
+    dense |= {each.name: _memory(each, model.dense, batch_size, folder) for each in others}
     for sparsity in settings.sparsities:
         say(f"{model.name}, batch {batch_size}, {sparsity:.2%} random masks")
         state = model.masked("random", sparsity, "global", None)
@@ -143,7 +167,7 @@ def _rows_of_batch(
             for each in others
             if each.target.python_variable
         ]
-        sizes = {each.target.backend: each.bytes for each in exports}
+        sizes = {each.name: each.bytes for each in exports}
         rows += [
             same
             | row
@@ -163,7 +187,7 @@ def _memory(exported: Exported, state: State, batch_size: int, folder: Path) -> 
         "state": str(file),
         "batch_size": batch_size,
     }
-    say(f"{exported.target.backend}: memory of a process of its own")
+    say(f"{exported.name}: memory of a process of its own")
     found: dict[str, Any] = measure_apart("engine_memory", settings, python=exported.target.python)
     return found
 
@@ -193,7 +217,7 @@ def _times(
     sides = {name: dense_step(copy.deepcopy(model.module), x, y, name) for name in formats}
     sides["eager"] = _eager_step(model, state, x, y)
     sessions = {
-        each.target.backend: Session.open(each.path, state, batch_size, each.target.backend)
+        each.name: Session.open(each.path, state, batch_size, each.target.backend)
         for each in exports
         if not each.target.python_variable
     }
@@ -238,7 +262,7 @@ def _times_apart(
     over_native = ratio(taken["engine"], taken["native"])
     over_eager = {name: native_over_eager * value for name, value in asdict(over_native).items()}
     return {
-        "engine": exported.target.backend,
+        "engine": exported.name,
         "version": None,
         "seconds": asdict(Spread.of(taken["engine"])),
         "over_eager": over_eager,

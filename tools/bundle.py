@@ -26,7 +26,7 @@ from sparsyfed.edge_runtime.errors import (
 )
 from sparsyfed.edge_runtime.files import write_atomic
 from sparsyfed.export.manifest import interface
-from sparsyfed.export.targets import TARGETS, Target, find_targets
+from sparsyfed.export.targets import TARGETS, Target, check_kernels, find_targets
 from sparsyfed.export.training_artifact import TrainingArtifact
 from sparsyfed.tools.bench_process import measure_apart
 from sparsyfed.tools.machine import describe_machine
@@ -35,7 +35,7 @@ ARTIFACT_NAME = "model.sfd"
 STATE_NAME = "initial.sfs"
 FORMAT = 1
 """Version of the manifest; it changes when a field changes its meaning."""
-PLANNED_FIELDS = ("batch", "kernels", "memory")
+PLANNED_FIELDS = ("batch", "kernels", "memory", "needs")
 """What some targets fix when they are written, and the manifest repeats."""
 
 Say = Callable[[str], None]
@@ -45,7 +45,8 @@ Say = Callable[[str], None]
 class BundleSettings:
     """What to export: a model as in `compile_training`, and for whom.
 
-    `device` and `batch_size` are what memory is planned and measured for. Without `verify` nothing
+    `device` and `batch_size` are what memory is planned and measured for. `kernels` is for the targets that have a
+    choice of them; None: to each its usual ones. Without `verify` nothing
     that a target computes is compared with PyTorch.
     """
 
@@ -54,6 +55,7 @@ class BundleSettings:
     targets: Sequence[str] = (NATIVE,)
     device: DeviceProfile | None = None
     batch_size: int = 16
+    kernels: str | None = None
     verify: bool = True
     input_shape: Sequence[int] | None = None
     beta: float = 1.25
@@ -83,6 +85,7 @@ def write_bundle(settings: BundleSettings, say: Say) -> Bundle:
     too small, and what `compile_training` and the targets raise.
     """
     targets = find_targets(settings.targets)
+    check_kernels(targets, settings.kernels)
     for target in targets:
         target.require()
     artifact, state = compile_training(
@@ -153,7 +156,12 @@ def _write(
         path.parent.mkdir(exist_ok=True)
         try:
             record = target.write(
-                artifact, path, state, batch_size=settings.batch_size, verify=settings.verify
+                artifact,
+                path,
+                state,
+                batch_size=settings.batch_size,
+                kernels=target.kernels_for(settings.kernels),
+                verify=settings.verify,
             )
         except UnsupportedOperationError as error:
             raise _unsupported(target, settings, artifact, state, error) from error
@@ -198,6 +206,7 @@ def _unsupported(
                     other.path(Path(folder)),
                     state,
                     batch_size=settings.batch_size,
+                    kernels=other.kernels_for(settings.kernels),
                     verify=False,
                 )
             except UnsupportedOperationError:

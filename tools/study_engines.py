@@ -20,9 +20,9 @@ from sparsyfed.tools.step_goals import MODELS
 
 SPARSITIES = (0.9, 0.95)
 GOALS = (
-    ("onnxruntime", None, 1.4),
-    ("executorch", "resnet18", 1.0),
-    ("executorch", "kws_dscnn", 0.7),
+    ("onnxruntime (stock)", None, 1.4),
+    ("executorch (sparsyfed)", "resnet18", 1.0),
+    ("executorch (sparsyfed)", "kws_dscnn", 0.7),
 )
 """Engine, model (None: each), and the most that a step may take over eager PyTorch at 95 %."""
 
@@ -31,7 +31,8 @@ INTRODUCTION = """# The training step on every engine
 One step of the method: power-propagation, forward, loss, backward with pruned saved inputs, SGD with weight decay;
 batch 16, random masks, one thread. `eager` is PyTorch doing this step, with the fastest search for the largest
 inputs that it has (kthvalue), `dense` PyTorch eager without powerprop and pruning in the better memory format,
-`native` our C core; the others run the files of `sparsyfed export`. Times are CPU time, medians over turns in which
+`native` our C core; the others run the files of `sparsyfed export`, `(sparsyfed)` by our kernels as operators of
+the engine, `(stock)` by its own. Times are CPU time, medians over turns in which
 all engines of a row step one after the other in one process; ratios are medians of the ratios of the turns.
 onnxruntime-training excludes onnxruntime from its environment: it takes turns with the native core there, and its
 ratio to eager is the product of two. Memory is the resident set of a process that has nothing in it but interpreter
@@ -45,7 +46,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     machine, versions = found["machine"], found["versions"]
     rows = found["engines"]
     engines = {row["engine"]: row["version"] for row in rows if row["version"]}
-    named = "; ".join(v if v.startswith(e) else f"{e}: {v}" for e, v in engines.items())
+    named = "; ".join(v if v.startswith(e.split()[0]) else f"{e}: {v}" for e, v in engines.items())
     made = (
         f"Made by `{found['command']}` on {machine['processor']}, {machine['cpu_count']} cores, "
         f"{machine['platform']}, on {found['date']}; PyTorch {versions['torch']}; {named}. The machine was "

@@ -105,7 +105,7 @@ class EngineSession:
     """A model in training on an engine: the methods of `Session`, with the same meaning and errors.
 
     Weights, gradients and saved inputs are dense there: pruned weights cost memory like others, and
-    time too but for ExecuTorch with the core's operators. They stay exactly zero all the same.
+    time too, unless the export calls the core's kernels. They stay exactly zero all the same.
 
     Whatever else the engine itself finds wrong, each method raises as BackendError.
     """

@@ -16,6 +16,7 @@ class ExportFolder:
         self._path = path
         try:
             manifest = json.loads((path / "manifest.json").read_bytes())
+            self.kernels: str = manifest.get("kernels", "stock")
             self._files = {record["name"]: record["sha256"] for record in manifest["files"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise FormatError(f"{path} is no export for ONNX: manifest.json: {error}") from error

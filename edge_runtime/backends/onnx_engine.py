@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from sparsyfed.edge_runtime import _native
 from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.backends.export_folder import ExportFolder
 from sparsyfed.edge_runtime.errors import BackendError
@@ -22,6 +23,17 @@ Floats = NDArray[np.float32]
 def load(path: Path, threads: int) -> OnnxEngine:
     """Engine of an export. Raises FormatError where a file is not the one of the manifest."""
     return OnnxEngine(ExportFolder(path), threads)
+
+
+def session(
+    data: bytes, *, threads: int = 0, kernels: str = "stock"
+) -> onnxruntime.InferenceSession:
+    """Session of a model, with the core's operators where it was exported with `kernels` "sparsyfed"."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    if kernels == "sparsyfed":
+        options.register_custom_ops_library(str(_native.onnxruntime_operators()))
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
 class OnnxEngine:
@@ -36,7 +48,7 @@ class OnnxEngine:
         self.artifact = Artifact.decode(folder.read("model.sfd"))
         self.threads = threads
         self.batch_limit: int | None = None
-        self.name = f"onnxruntime {onnxruntime.__version__}"
+        self.name = f"onnxruntime {onnxruntime.__version__}, {folder.kernels} kernels"
         self._session = cache(self._open)
         self._parameters = [parameter.name for parameter in self.artifact.parameters]
         inputs = {value.name: value.shape for value in self._session("train.onnx").get_inputs()}
@@ -112,10 +124,10 @@ class OnnxEngine:
         return binding
 
     def _open(self, file: str) -> onnxruntime.InferenceSession:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
         data = self._folder.read(file)
         try:
-            return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            return session(data, threads=self.threads, kernels=self._folder.kernels)
+        except BackendError:
+            raise
         except Exception as error:
             raise BackendError(f"{self.name} does not take {file}: {error}") from error

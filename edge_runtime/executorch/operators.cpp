@@ -1,7 +1,7 @@
 // The core's operators in ExecuTorch, namespace sparsyfed: arguments are taken from the runtime,
 // results sized, scratch taken from its temporary allocator. The work is done by sfd_operators.h.
 //
-// Activations are in the core's order; export/executorch_operators.py has the schemas, in the order
+// Activations are in the core's order; export/core_operators.py has the schemas, in the order
 // of which the arguments lie on the stack, results last.
 #include <algorithm>
 #include <array>

@@ -41,31 +41,50 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, LocalResult]:
     """One round of each engine on the same data with the same seed."""
     data = Dataset(engine_bundle.save_data(tmp_path_factory.mktemp("data"), 72))
-    state = engine_bundle.initial(bundle).encode()
     return {
-        name: train_locally(
-            engine_bundle.opened(bundle, name),
-            state,
-            data,
-            WORK,
-            memory_bytes=1 << 28,
-            engine=LocalEngine.load(TARGETS[name].backend),
-        )
+        name: trained(bundle, name, data)
         for name in engine_bundle.available()
         if TARGETS[name].python == sys.executable
     }
 
 
+def trained(bundle: Path, name: str, data: Dataset) -> LocalResult:
+    return train_locally(
+        engine_bundle.opened(bundle, name),
+        engine_bundle.initial(bundle).encode(),
+        data,
+        WORK,
+        memory_bytes=1 << 28,
+        engine=LocalEngine.load(TARGETS[name].backend),
+    )
+
+
 def test_updates_of_all_engines_agree(results: dict[str, LocalResult], bundle: Path) -> None:
     base = engine_bundle.initial(bundle)
-    native = decoded(results["native"], base)
     for name, result in results.items():
-        update = decoded(result, base)
-        assert np.mean((update != 0) == (native != 0)) == 1 or shared(update, native) >= 0.99, name
-        both = (update != 0) & (native != 0)
-        distance = np.linalg.norm(update[both] - native[both]) / np.linalg.norm(native[both])
-        assert distance <= 1e-3, name
-        assert result.loss == pytest.approx(results["native"].loss, rel=1e-3)
+        agree(name, result, results["native"], base)
+
+
+def test_an_export_by_the_cores_kernels_trains_the_same(
+    results: dict[str, LocalResult], tmp_path: Path
+) -> None:
+    if TARGETS["onnx"].missing():
+        pytest.skip("no onnxruntime here")
+    engine_bundle.write(tmp_path / "bundle", targets=["onnx"], kernels="sparsyfed")
+    data = Dataset(engine_bundle.save_data(tmp_path / "data", 72))
+    result = trained(tmp_path / "bundle", "onnx", data)
+    agree("onnx", result, results["native"], engine_bundle.initial(tmp_path / "bundle"))
+    assert result.profile.engine is not None
+    assert result.profile.engine.endswith("sparsyfed kernels")
+
+
+def agree(name: str, result: LocalResult, native_result: LocalResult, base: State) -> None:
+    update, native = decoded(result, base), decoded(native_result, base)
+    assert np.mean((update != 0) == (native != 0)) == 1 or shared(update, native) >= 0.99, name
+    both = (update != 0) & (native != 0)
+    distance = np.linalg.norm(update[both] - native[both]) / np.linalg.norm(native[both])
+    assert distance <= 1e-3, name
+    assert result.loss == pytest.approx(native_result.loss, rel=1e-3)
 
 
 def decoded(result: LocalResult, base: State) -> np.ndarray:

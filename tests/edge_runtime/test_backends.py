@@ -31,7 +31,10 @@ from sparsyfed.edge_runtime.errors import (
     MismatchError,
 )
 
-BACKENDS = ("onnxruntime", "torchscript", "executorch")
+ENGINE_NAMES = ("onnxruntime", "torchscript", "executorch")
+OWN_ONNX = "onnxruntime (sparsyfed)"
+BACKENDS = (*ENGINE_NAMES, OWN_ONNX)
+"""The first word is the name of the engine."""
 DEVICE = """
 import sys
 import numpy as np
@@ -60,15 +63,19 @@ def exported(
         if backend == "executorch":
             return executorch_file(name)
         path = folder / f"{name}.{backend}"
-        target = export.to_onnx if backend == "onnxruntime" else export.to_torchscript
-        target(compiled(name), path, verify=False)
+        if backend == "torchscript":
+            export.to_torchscript(compiled(name), path, verify=False)
+        else:
+            kernels = "sparsyfed" if backend == OWN_ONNX else "stock"
+            export.to_onnx(compiled(name), path, kernels=kernels, verify=False)
         return path
 
     return write
 
 
 def opened(exported: Exported, name: str, backend: str, state: State) -> EngineSession:
-    return Session.open(exported(name, backend), state, batch_size=6, backend=backend)
+    path, engine = exported(name, backend), backend.split(maxsplit=1)[0]
+    return Session.open(path, state, batch_size=6, backend=engine)
 
 
 def native(name: str, state: State) -> Session:
@@ -257,14 +264,14 @@ def test_numbers_are_checked_as_in_native_sessions(backend: str, exported: Expor
     for arguments in wrong:
         for name, path in (("native", compiled("mlp").native), (backend, exported("mlp", backend))):
             with pytest.raises(InputError, match=r"got (threads|batch size) .*, wanted 1 to \d+"):
-                Session.open(path, state, backend=name, **arguments)
+                Session.open(path, state, backend=name.split(maxsplit=1)[0], **arguments)
     with opened(exported, "mlp", backend, state) as session:
         for number in (1.5, -1, 2**32):
             with pytest.raises(InputError, match=f"got round {number}, wanted 0 to"):
                 session.update(0.5, round=number)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ENGINE_NAMES)
 def test_a_path_without_an_export_is_refused(backend: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"nothing")
     state = state_at(compiled("mlp"), 0.5)

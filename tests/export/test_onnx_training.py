@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,19 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from engine_cases import BUILDERS, DENSITIES, compiled, follow_eager, gate_cases, state_at, traced
+from engine_cases import (
+    BUILDERS,
+    compiled,
+    follow_at_all_densities,
+    gate_cases,
+    state_at,
+    traced,
+)
 from onnx import numpy_helper
 from onnx_faults import FAULTS
 from torch import Tensor
 
 from sparsyfed import export
-from sparsyfed.edge_runtime import State
 from sparsyfed.edge_runtime.errors import BackendError, VerificationError
 from sparsyfed.export import gate, onnx_operations, onnx_training, training_worker
 from sparsyfed.export.joint_graph import evaluation_graph
@@ -55,32 +61,11 @@ def verify(name: str, worker: TrainingWorker) -> gate.Verification:
     return onnx_training.verify_training(compiled(name), gate_cases(name), start(name), worker)
 
 
-class TrainingTrainer:
-    def __init__(
-        self, worker: TrainingWorker, artifact: export.TrainingArtifact, state: State
-    ) -> None:
-        self.run = onnx_training._runner(worker, "train")
-        values = dense_tensors(artifact.model, state)
-        self.state = {f"state.{name}": value for name, value in values.items()}
-
-    def step(self, x: Tensor, y: Tensor, keep: Tensor, rate: float, decay: float) -> float:
-        rates = {"learning_rate": torch.tensor(rate), "weight_decay": torch.tensor(decay)}
-        results = dict(self.run({**self.state, "x": x, "y": y, "keep": keep, **rates}))
-        loss = float(results.pop("loss"))
-        self.state = {name.removeprefix("new_"): value for name, value in results.items()}
-        return loss
-
-    def values(self) -> Mapping[str, Tensor]:
-        return {name.removeprefix("state."): value for name, value in self.state.items()}
-
-
 @pytest.mark.usefixtures("training_python")
 @pytest.mark.parametrize("name", BUILDERS)
 def test_twenty_steps_follow_the_eager_reference(name: str) -> None:
     with working(name) as worker:
-        for density in DENSITIES:
-            state = state_at(compiled(name), density)
-            follow_eager(name, density, TrainingTrainer(worker, compiled(name), state))
+        follow_at_all_densities(name, onnx_training._runner(worker, "train"))
 
 
 @pytest.mark.usefixtures("training_python")

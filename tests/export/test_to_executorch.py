@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from engine_cases import DENSITIES, batch, compiled, follow_eager, gate_cases, state_at, traced
+from engine_cases import (
+    GraphTrainer,
+    batch,
+    compiled,
+    follow_at_all_densities,
+    gate_cases,
+    state_at,
+    traced,
+)
 from torch import Tensor, nn
 
 from sparsyfed import export
@@ -23,9 +31,9 @@ from sparsyfed.edge_runtime.errors import (
     VerificationError,
 )
 from sparsyfed.export import (
-    executorch_kernels,
+    core_kernels,
+    core_rules,
     executorch_program,
-    executorch_rules,
     executorch_stock,
     gate,
 )
@@ -41,7 +49,7 @@ Files = Callable[[str], Path]
 
 def lowered(graph: JointGraph, name: str, kernels: str, path: Path) -> gate.Run:
     """One method alone, in the runtime."""
-    own = executorch_kernels.with_kernels(graph) if kernels == "sparsyfed" else graph
+    own = core_kernels.with_kernels(graph) if kernels == "sparsyfed" else graph
     ruled = executorch_program.written(own, executorch_stock.DECOMPOSITIONS, executorch_stock.PLAIN)
     methods = {name: executorch_program.exported(ruled, 16)}
     path.write_bytes(executorch_program.Program(methods).encode({}))
@@ -54,37 +62,10 @@ def loaded(path: Path, name: str, graph: JointGraph) -> gate.Run:
     return run
 
 
-class ExecutorchTrainer:
-    def __init__(self, run: gate.Run) -> None:
-        self.run = run
-        self.state: dict[str, Tensor] = {}
-
-    def start(self, artifact: export.TrainingArtifact, state: Any) -> None:
-        values = dense_tensors(artifact.model, state)
-        self.state = {f"state.{name}": value for name, value in values.items()}
-
-    def step(self, x: Tensor, y: Tensor, keep: Tensor, rate: float, decay: float) -> float:
-        rates = {"learning_rate": torch.tensor(rate), "weight_decay": torch.tensor(decay)}
-        results = dict(self.run({**self.state, "x": x, "y": y, "keep": keep, **rates}))
-        loss = float(results.pop("loss"))
-        self.state = {name.removeprefix("new_"): value for name, value in results.items()}
-        return loss
-
-    def values(self) -> Mapping[str, Tensor]:
-        return {name.removeprefix("state."): value for name, value in self.state.items()}
-
-
 @pytest.mark.parametrize("name", ["mlp", "odd_net", "signal_net"])
 def test_twenty_steps_follow_the_eager_reference(name: str, executorch_file: Files) -> None:
     train = loaded(executorch_file(name), "train", add_sgd(traced(name)))
     follow_at_all_densities(name, train)
-
-
-def follow_at_all_densities(name: str, train: gate.Run) -> None:
-    trainer = ExecutorchTrainer(train)
-    for density in DENSITIES:
-        trainer.start(compiled(name), state_at(compiled(name), density))
-        follow_eager(name, density, trainer)
 
 
 def test_the_step_of_a_deep_net_is_right(tmp_path: Path) -> None:
@@ -208,7 +189,7 @@ def test_an_activation_in_the_wrong_order_is_caught(
     small: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     _, cases, graph = small
-    monkeypatch.setattr(executorch_kernels._Order, "_convert", lambda *_, **__: None)
+    monkeypatch.setattr(core_kernels._Order, "_convert", lambda *_, **__: None)
     run = lowered(graph, "gradients", "sparsyfed", tmp_path / "m.pte")
     with pytest.raises(VerificationError, match="relative error"):
         gate.verify(cases, run, "executorch")
@@ -222,7 +203,7 @@ def test_a_failing_gate_leaves_no_file(
     def stale(d_y: Tensor, *_: Any) -> Any:
         return d_y * 1.01
 
-    monkeypatch.setitem(executorch_rules.RULES, torch.ops.aten.silu_backward.default, stale)
+    monkeypatch.setitem(core_rules.RULES, torch.ops.aten.silu_backward.default, stale)
     with pytest.raises(VerificationError, match="executorch train: gradient"):
         export.to_executorch(artifact, tmp_path / "m.pte")
     assert not list(tmp_path.iterdir())
@@ -248,8 +229,7 @@ def test_stock_pruning_is_that_of_the_reference(values: str) -> None:
 def test_every_batch_size_up_to_the_limit_runs(examples: int, executorch_file: Files) -> None:
     artifact, state = compiled("signal_net"), state_at(compiled("signal_net"), 0.5)
     train = loaded(executorch_file("signal_net"), "train", add_sgd(traced("signal_net")))
-    trainer = ExecutorchTrainer(train)
-    trainer.start(artifact, state)
+    trainer = GraphTrainer(train, artifact, state)
     x, y = batch(artifact, examples, seed=1)
     keep = torch.tensor([10**6] * 3)
     model = export.reference(artifact.model, artifact.beta)
@@ -264,7 +244,7 @@ def test_an_operator_without_a_rule_is_named_with_its_layer(
 ) -> None:
     silu = torch.ops.aten.silu.default
     monkeypatch.delitem(executorch_stock.DECOMPOSITIONS, silu)
-    monkeypatch.delitem(executorch_rules.RULES, silu)
+    monkeypatch.delitem(core_rules.RULES, silu)
     message = r"aten\.silu\.default near layer 'head\.0\.weight'.*native, torchscript"
     with pytest.raises(UnsupportedOperationError, match=message):
         export.to_executorch(compiled("odd_net"), tmp_path / "m.pte")

@@ -7,7 +7,6 @@ import json
 import runpy
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,18 @@ import pytest
 import torch
 from engine_cases import (
     BUILDERS,
-    DENSITIES,
     EagerTrainer,
     batch,
     compiled,
-    follow_eager,
+    follow_at_all_densities,
     state_at,
     traced,
 )
 from onnx_faults import FAULTS
-from torch import Tensor
 from torch.fx import Graph, GraphModule
 
 from sparsyfed import export
-from sparsyfed.edge_runtime import State, graph_names
+from sparsyfed.edge_runtime import graph_names
 from sparsyfed.edge_runtime.errors import UnsupportedOperationError, VerificationError
 from sparsyfed.edge_runtime.kept_inputs import kept_inputs
 from sparsyfed.export import onnx_operations
@@ -85,34 +82,10 @@ def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     )
 
 
-class OnnxTrainer:
-    def __init__(self, name: str) -> None:
-        model = lowered(add_sgd(traced(name)), "train")
-        self.run = target.runner(session(model))
-        self.state: dict[str, Tensor] = {}
-
-    def start(self, artifact: export.TrainingArtifact, state: State) -> None:
-        values = dense_tensors(artifact.model, state)
-        self.state = {f"state.{name}": value for name, value in values.items()}
-
-    def step(self, x: Tensor, y: Tensor, keep: Tensor, rate: float, decay: float) -> float:
-        rates = {"learning_rate": torch.tensor(rate), "weight_decay": torch.tensor(decay)}
-        results = dict(self.run({**self.state, "x": x, "y": y, "keep": keep, **rates}))
-        loss = float(results.pop("loss"))
-        self.state = {name.removeprefix("new_"): value for name, value in results.items()}
-        return loss
-
-    def values(self) -> Mapping[str, Tensor]:
-        return {name.removeprefix("state."): value for name, value in self.state.items()}
-
-
 @pytest.mark.parametrize("name", BUILDERS)
 def test_twenty_steps_follow_the_eager_reference(name: str) -> None:
-    artifact, trainer = compiled(name), OnnxTrainer(name)
-    for density in DENSITIES:
-        state = state_at(artifact, density)
-        trainer.start(artifact, state)
-        follow_eager(name, density, trainer)
+    train = session(lowered(add_sgd(traced(name)), "train"))
+    follow_at_all_densities(name, target.runner(train))
 
 
 @pytest.mark.parametrize("name", ["odd_net", "signal_net"])

@@ -104,7 +104,11 @@ def test_steps_of_a_state_in_a_file(capsys: pytest.CaptureFixture[str], tmp_path
 
 
 def test_engines(capsys: pytest.CaptureFixture[str]) -> None:
-    engines = [target.backend for target in TARGETS.values() if not target.missing()]
+    here = [target for target in TARGETS.values() if not target.missing()]
+    ways = bench_engines._ways(here)
+    engines = [bench_engines.Exported(*way, Path()).name for way in ways]
+    assert {"onnxruntime (stock)", "onnxruntime (sparsyfed)"} < {*engines}
+    assert "executorch (stock)" not in engines
     arguments = ["engines", "--models", "mlp", "--batch-size", "2", "--sparsity", "0.9"]
     result = found([*arguments, "--turns", "2"], capsys)
     rows = {row["engine"]: row for row in result["engines"]}

@@ -17,6 +17,7 @@ pytest.importorskip("torch", reason="torch is not installed")
 import engine_bundle
 
 from sparsyfed.coordinator import bundle as delivered
+from sparsyfed.edge_runtime import _native
 from sparsyfed.edge_runtime.errors import (
     ConfigurationError,
     UnsupportedOperationError,
@@ -70,6 +71,7 @@ def test_each_target_is_verified_and_measured(written: tuple[Path, bundle.Bundle
         assert record["backend"] == TARGETS[name].backend
         assert record["operators"]
         assert record["engine"]
+        assert record.get("kernels") == ("stock" if name == "onnx" else None)
         if name == "native":
             assert name not in made.measured
             continue
@@ -107,6 +109,7 @@ def test_a_fleet_gets_what_a_device_trains_with(written: tuple[Path, bundle.Bund
         assert export.memory_bytes == made.measured[name]["growth_bytes"]
         assert export.opened in {None, *export.files}
         assert not TARGETS[name].kept_back & set(export.files)
+    assert "manifest.json" in whole.exports["onnxruntime"].files
     few = delivered.Bundle.load(folder, ["onnx"])
     assert (few.native, list(few.exports)) == (False, ["onnxruntime"])
 
@@ -150,6 +153,11 @@ def complaint(capsys: pytest.CaptureFixture[str]) -> str:
         ),
         (["--device", "watch", "--target", "onnx"], "on onnxruntime was measured to take"),
         (["--batch-size", "0"], "got batch size 0"),
+        (["--target", "onnx", "--kernels", "fast"], "got kernels 'fast', wanted one of sparsyfed"),
+        (
+            ["--target", "native,torchscript", "--kernels", "stock"],
+            "for native, torchscript, which have no choice: onnx, executorch have one",
+        ),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(
@@ -181,6 +189,27 @@ def test_the_answer_is_json_or_tables(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "not verified" in output.out
     assert "planned for raspberry_pi_4" in output.out
     assert "onnx: measure the memory of a step of batch 16" in output.err
+
+
+def test_the_kernels_of_an_export_are_chosen_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    arguments = ["--target", "native,onnx", "--sparsity", "0.5", "--kernels", "sparsyfed"]
+    assert run(tmp_path, *arguments) == 0
+    assert "sparsyfed kernels" in capsys.readouterr().out
+    record = json.loads((tmp_path / "manifest.json").read_bytes())["targets"]["onnx"]
+    assert record["kernels"] == "sparsyfed"
+    assert record["verified"]["worst_gradient_error"] <= 1e-5
+    library = _native.onnxruntime_operators()
+    assert record["needs"].pop("operators")[:2] == ["batch_norm", "batch_norm_backward"]
+    assert record["needs"] == {
+        "domain": "sparsyfed",
+        "library": library.name,
+        "sha256": sha256_hex(library.read_bytes()),
+    }
+    delivery = delivered.Bundle.load(tmp_path, None).exports["onnxruntime"]
+    assert json.loads(delivery.files["manifest.json"])["kernels"] == "sparsyfed"
 
 
 def test_a_target_that_does_not_hold_a_model_names_those_that_do(

@@ -29,16 +29,18 @@ def row(engine: str, over_eager: float, sparsity: float = 0.95) -> dict[str, Any
 def test_the_page_says_what_was_measured_and_what_was_wanted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [row("dense", 0.4), row("onnxruntime", 1.5), row("onnxruntime", 1.2, 0.9)]
+    stock = "onnxruntime (stock)"
+    rows = [row("dense", 0.4), row(stock, 1.5), row(stock, 1.2, 0.9)]
     monkeypatch.setattr(bench_engines, "run", lambda _: {"engines": rows})
     arguments = ["--date", "2026-11-21", "--out", str(tmp_path), "--models", "mlp"]
     assert study_engines.main(arguments) == 0
     page = (tmp_path / "engines.md").read_text(encoding="utf-8")
-    assert "| onnxruntime | `mlp` | 1.4 | 1.50 | missed |" in page
-    assert (
-        "| 95% | onnxruntime | 12.3 | 1.50 | 1.40–1.60 | 1.50 | 60 MB | 90 MB | 1.23 kB |" in page
+    assert "| onnxruntime (stock) | `mlp` | 1.4 | 1.50 | missed |" in page
+    cells = (
+        "| 95% | onnxruntime (stock) | 12.3 | 1.50 | 1.40–1.60 | 1.50 | 60 MB | 90 MB | 1.23 kB |"
     )
-    assert "onnxruntime 9.1" in page
+    assert cells in page
+    assert "; onnxruntime (stock) 9.1. " in page
     assert "2026-11-21" in page
     assert "study_engines --date 2026-11-21" in page
     measured = json.loads((tmp_path / "engines.json").read_text(encoding="utf-8"))

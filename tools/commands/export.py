@@ -34,6 +34,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=["native"],
         help="what for: native, onnx, onnx-training, executorch, torchscript, with commas (default: native)",
     )
+    parser.add_argument(
+        "--kernels",
+        metavar="NAME",
+        help="of onnx and executorch: sparsyfed, several times faster on sparse models, whose operators an app "
+        "has to add to the engine, or stock, the engine's own (default: stock for onnx, sparsyfed for executorch)",
+    )
     parser.add_argument("--device", help="name of a profile that the training has to fit")
     parser.add_argument("--profiles", type=Path, help="TOML file with profiles of your own")
     parser.add_argument(
@@ -80,6 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
         targets=arguments.target,
         device=None if device is None else find_profile(device, arguments.profiles),
         batch_size=arguments.batch_size,
+        kernels=arguments.kernels,
         verify=not arguments.no_verify,
         input_shape=arguments.input_shape,
         beta=arguments.beta,

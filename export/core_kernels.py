@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from sparsyfed.export.executorch_rules import RULES
+from sparsyfed.export.core_rules import RULES
 from sparsyfed.export.joint_graph import JointGraph
 from sparsyfed.export.native_operations import arguments_of
 
+KERNELS = ("sparsyfed", "stock")
+"""The core's, or the engine's own alone."""
 _ATEN = torch.ops.aten
 _OWN = torch.ops.sparsyfed
 _LINEAR = [1] * 5 + [0, 0, 1, 1]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsyfed.edge_runtime.format import FLAG_COUNT_PADDING, FLAG_GELU_TANH, OperationKind
-from sparsyfed.export import executorch_operators  # noqa: F401 - declares torch.ops.sparsyfed
+from sparsyfed.export import core_operators  # noqa: F401 - declares torch.ops.sparsyfed
 
 _ATEN = torch.ops.aten
 _OWN = torch.ops.sparsyfed

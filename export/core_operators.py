@@ -1,7 +1,7 @@
 """The core's operators as PyTorch knows them: schemas and shapes.
 
-They run in ExecuTorch only, by `edge_runtime/executorch/operators.cpp`. Activations are in the core's order of memory
-(`to_blocks`), which their shapes do not show.
+They run in ExecuTorch and ONNX Runtime, by `edge_runtime/executorch` and `edge_runtime/onnxruntime`. Activations are in
+the core's order of memory (`to_blocks`), which their shapes do not show.
 """
 
 from collections.abc import Callable, Sequence
