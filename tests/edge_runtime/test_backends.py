@@ -31,6 +31,9 @@ from sparsyfed.edge_runtime.errors import (
     MismatchError,
 )
 
+# The programs of ExecuTorch are written once in a process.
+pytestmark = [pytest.mark.xdist_group("executorch"), pytest.mark.long]
+
 BACKENDS = ("onnxruntime", "torchscript", "executorch")
 DEVICE = """
 import sys

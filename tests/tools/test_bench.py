@@ -18,6 +18,8 @@ from sparsyfed.export.targets import TARGETS
 from sparsyfed.tools import bench_engines, bench_layer, bench_report, bench_step, cli
 from sparsyfed.tools.bench_memory import smaller_by
 
+pytestmark = pytest.mark.long
+
 SPREAD = {"median", "low", "high"}
 TWO_DIMENSIONAL = """
 from torch import nn

@@ -108,7 +108,7 @@ def _run_on_board(arguments: argparse.Namespace) -> int:
 
 
 def _density(arguments: argparse.Namespace) -> float:
-    return DENSITY if arguments.density is None else arguments.density  # type: ignore[no-any-return]
+    return DENSITY if arguments.density is None else arguments.density
 
 
 def _write_page(result: "ModelProfile", arguments: argparse.Namespace) -> None:
