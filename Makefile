@@ -18,17 +18,18 @@ C_SOURCES := $(wildcard edge_runtime/csrc/*.[ch] edge_runtime/csrc/fast/*.[ch] e
 BOARD_SOURCES := $(wildcard devices/boards/*.[ch] devices/boards/*/*.[ch])
 CONSTRAINTS := requirements/constraints.txt
 BENCH_ARGS := step
+TEST_PROCESSES := 2
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
 
 setup: $(NATIVE) $(TRAINING) ## make .venv, install everything, build the native library
 
-demo: $(NATIVE) ## a fleet of watches trains over MQTT; a report. ENGINES=all mixes engines
+demo: $(NATIVE) ## a fleet of watches trains over MQTT; a report (ENGINES=all, DEMO_ARGS="--quick" for more)
 	@$(TRAINING_PYTHON) $(BIN)/sparsyfed demo $(if $(ENGINES),--engines $(ENGINES)) $(DEMO_ARGS)
 
 test: $(NATIVE) $(TRAINING) ## run the tests (PYTEST_ARGS="-k name" to choose)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: $(NATIVE) ## style, types, layers, and the C core under the project's warnings
 	$(BIN)/ruff check .

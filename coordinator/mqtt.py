@@ -3,6 +3,7 @@
 import logging
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from sparsyfed.edge_runtime.errors import BackendError
 logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 30
+STOP_POLL_S = 0.1  # between looks at whether the wait for the first connection is to end
 SESSION_EXPIRY_S = 24 * 3600
 RECEIVE_MAXIMUM = 64  # messages of QoS 1 that the broker sends ahead of our acknowledgement
 MAX_PACKET_BYTES = 1024 * 1024
@@ -86,19 +88,28 @@ class BrokerLink:
         )
         self._client = client
 
-    def open(self, timeout_s: float) -> None:
-        """Connect. Raises BackendError if the broker does not answer within `timeout_s` seconds."""
+    def open(self, timeout_s: float, stop: threading.Event | None = None) -> None:
+        """Connect.
+
+        Raises BackendError if the broker does not answer within `timeout_s` seconds, KeyboardInterrupt once `stop` is
+        set.
+        """
         self._client.loop_start()
-        if not self._was_connected.wait(timeout_s):
-            self.close()
-            raise BackendError(
-                f"broker {self._address}: no connection after {timeout_s:g} s: is it running?"
-            )
+        end = time.monotonic() + timeout_s
+        while not self._was_connected.wait(min(STOP_POLL_S, timeout_s)):
+            if stop is not None and stop.is_set():
+                self.close()
+                raise KeyboardInterrupt
+            if time.monotonic() >= end:
+                self.close()
+                raise BackendError(
+                    f"broker {self._address}: no connection after {timeout_s:g} s: is it running?"
+                )
 
     @contextmanager
-    def opened(self, timeout_s: float) -> Iterator[None]:
-        """The link, open from here to the end of the block."""
-        self.open(timeout_s)
+    def opened(self, timeout_s: float, stop: threading.Event | None = None) -> Iterator[None]:
+        """The link, open from here to the end of the block; raises what `open` raises."""
+        self.open(timeout_s, stop)
         try:
             yield
         finally:

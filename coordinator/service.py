@@ -78,15 +78,10 @@ def run(
                 clock=clock,
                 boot=boot or _new_boot(),
             )
-            with link.opened(CONNECT_TIMEOUT_S):
+            with link.opened(CONNECT_TIMEOUT_S, asked):
                 service.serve(on_round, asked)
                 link.forget_session()
                 store.set_done()
-        logger.info(
-            "job %s: the trained state is in %s; the same run with --state-out FILE writes it to a file",
-            config.job.name,
-            config.store.directory,
-        )
         return JobResult(
             name=config.job.name,
             artifact=artifact,

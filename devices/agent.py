@@ -59,7 +59,8 @@ class Work:
 class Agent:
     """One device. Takes up what an earlier run left in `storage`.
 
-    `refuse(artifact, state, batch_size, memory_bytes)` says why work does not fit, or None.
+    `refuse(artifact, state, batch_size, memory_bytes)` says why work does not fit, `refuse_data(artifact)` why the
+    device's data are not what the model takes; or None.
     """
 
     def __init__(
@@ -70,11 +71,13 @@ class Agent:
         *,
         now: float,
         refuse: Callable[[Path, Path, int, int], str | None] = refusal_of_plan,
+        refuse_data: Callable[[Path], str | None] = lambda _: None,
     ) -> None:
         self.settings = settings
         self._storage = storage
         self._random = random
         self._refuse = refuse
+        self._refuse_data = refuse_data
         self._connected = False
         self._coordinator_boot: str | None = None
         self._hello_at: float | None = None
@@ -91,8 +94,8 @@ class Agent:
             self._resume(offer, now)
 
     def _resume(self, offer: Offer, now: float) -> None:
-        """Go on with work that an earlier run took, unless the device's settings have changed since."""
-        reason = refusal_of_offer(offer, self.settings)
+        """Go on with work that an earlier run took, unless settings or data have changed since."""
+        reason = self._refusal(offer)
         if reason is None:
             self._work = Work(offer, now + offer.deadline_s)
         else:
@@ -255,16 +258,17 @@ class Agent:
         return [*actions, self._answer(offer, accept=True), *self._advance(now)]
 
     def _refusal(self, offer: Offer) -> str | None:
-        """Why this offer is declined before anything is pulled, or None."""
-        return refusal_of_offer(offer, self.settings) or self._refusal_of_plan(offer)
+        """Why this offer is declined, as far as its objects are there, or None."""
+        return refusal_of_offer(offer, self.settings) or self._refusal_of_objects(offer)
 
-    def _refusal_of_plan(self, offer: Offer) -> str | None:
-        """Why the native core can't train this offer, as far as its objects are there."""
+    def _refusal_of_objects(self, offer: Offer) -> str | None:
+        """Why this device's data, or the memory of its native core, are not for the model."""
         artifact = self._storage.object_path(offer.artifact.id)
         state = self._storage.object_path(offer.state.id)
-        if offer.export is None and artifact and state:
-            return self._refuse(artifact, state, offer.batch_size, self.settings.memory_bytes)
-        return None
+        reason = self._refuse_data(artifact) if artifact else None
+        if reason is None and offer.export is None and artifact and state:
+            reason = self._refuse(artifact, state, offer.batch_size, self.settings.memory_bytes)
+        return reason
 
     def _answer(self, offer: Offer, *, accept: bool, reason: str = "") -> Publish:
         answer = OfferAnswer(
@@ -301,9 +305,6 @@ class Agent:
                     return self._request(reference, now)
                 except OSError as error:
                     return self._give_up(f"this device cannot store the object: {error}")
-        reason = self._refusal_of_plan(offer)
-        if reason is not None:
-            return self._give_up(reason)
         artifact = self._storage.object_path(offer.artifact.id)
         state = self._storage.object_path(offer.state.id)
         assert artifact is not None
@@ -347,12 +348,14 @@ class Agent:
 
     def _completed(self, now: float) -> list[Action]:
         assert self._pull is not None
+        assert self._work is not None
         partial, self._pull = self._pull.partial, None
         if self._storage.complete(partial) is None:
             return self._give_up(
                 f"object {partial.reference.id[:8]}: its blocks match its hash list, the whole does not match its id"
             )
-        return self._advance(now)
+        reason = self._refusal_of_objects(self._work.offer)
+        return self._advance(now) if reason is None else self._give_up(reason)
 
     # ---- update ----
 

@@ -1,7 +1,7 @@
 """A device on MQTT 5: one thread for the link and the agent, one for training.
 
 The agent decides (`sparsyfed.devices.agent`); this module carries messages, keeps time and runs the
-training it asks for. Only this module needs paho-mqtt (extra `agent`).
+training it asks for. Only this module and `mqtt` need paho-mqtt (extra `agent`).
 """
 
 import logging
@@ -25,7 +25,7 @@ from sparsyfed.devices.agent import Agent
 from sparsyfed.devices.dataset import Dataset
 from sparsyfed.devices.events import Action, Event, StartTraining
 from sparsyfed.devices.pull import full_jitter
-from sparsyfed.devices.refusal import refusal_of_plan
+from sparsyfed.devices.refusal import refusal_of_data, refusal_of_plan
 from sparsyfed.devices.settings import AgentSettings, DeviceSettings
 from sparsyfed.devices.signals import ended_by_signals
 from sparsyfed.devices.storage import DeviceStorage
@@ -37,16 +37,22 @@ from sparsyfed.devices.training import (
     train_locally,
 )
 from sparsyfed.edge_runtime import messages
-from sparsyfed.edge_runtime.errors import BackendError, FormatError, SparsyFedError
+from sparsyfed.edge_runtime.errors import (
+    BackendError,
+    ConfigurationError,
+    FormatError,
+    SparsyFedError,
+)
 from sparsyfed.edge_runtime.messages import Online, device_topic
 
 try:
-    from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage, MQTTv5
-    from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
-    from paho.mqtt.packettypes import PacketTypes
+    from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
+    from paho.mqtt.enums import MQTTErrorCode
     from paho.mqtt.properties import Properties
     from paho.mqtt.reasoncodes import ReasonCode
     from paho.mqtt.subscribeoptions import SubscribeOptions
+
+    from sparsyfed.devices import mqtt
 except ImportError as error:
     raise BackendError(
         "a device on MQTT needs paho-mqtt: pip install 'sparsyfed-edge[agent]'"
@@ -55,8 +61,6 @@ except ImportError as error:
 logger = logging.getLogger(__name__)
 
 MAX_PARTS_IN_FLIGHT = 16
-MAX_PACKET_BYTES = 2**20
-MAX_QUEUED_MESSAGES = 1000
 MAX_SLEEP_SECONDS = 1.0
 BUSY_SLEEP_SECONDS = 0.02
 FAREWELL_SECONDS = 2.0
@@ -67,8 +71,8 @@ def run_device(settings: DeviceSettings, stop: threading.Event | None = None) ->
     """Run a device until SIGTERM, Ctrl-C, `stop`, or, with `exit_on_finish`, the end of the job.
 
     In the main thread it takes the two signals over until it returns. Raises ConfigurationError for data or a
-    directory that can't be used and for an id that another device uses, BackendError for an engine that is not there;
-    a broker that can't be reached is tried again for ever.
+    directory that can't be used, with `exit_on_finish` also for data that the job's model does not take, BackendError
+    for an engine that is not there; a broker that can't be reached is tried again for ever.
     """
     engine = LocalEngine.load(settings.backend)
     logger.info("%s", engine)
@@ -113,6 +117,7 @@ class DeviceClient:
         self._train_round = train
         self._dataset = dataset
         self._stop = stop
+        self._misfit: str | None = None
         self._random = Random(secrets.randbits(64))  # noqa: S311 - spreads retries, guards nothing
         self._boot = secrets.token_hex(8)
         self._agent = Agent(
@@ -132,6 +137,7 @@ class DeviceClient:
             self._random,
             now=time.monotonic(),
             refuse=refuse,
+            refuse_data=self._refuse_data,
         )
         self._events: deque[Event | Future[Event | None]] = deque()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="training")
@@ -143,30 +149,25 @@ class DeviceClient:
         self._mqtt = self._make_client()
 
     def _make_client(self) -> Client:
-        settings = self.settings
-        client = Client(CallbackAPIVersion.VERSION2, client_id=settings.device, protocol=MQTTv5)
+        client = mqtt.make_client(self.settings, self._boot)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         client.on_publish = self._on_publish
-        client.max_queued_messages_set(MAX_QUEUED_MESSAGES)
-        if settings.tls is not None:
-            client.tls_set(
-                str(settings.tls.authority),
-                str(settings.tls.certificate) if settings.tls.certificate else None,
-                str(settings.tls.key) if settings.tls.key else None,
-            )
-        delay = Properties(PacketTypes.WILLMESSAGE)  # type: ignore[no-untyped-call]
-        delay.WillDelayInterval = settings.will_delay_s
-        offline = Online(settings.device, self._boot, online=False).to_json()
-        topic = device_topic(settings.device, messages.STATE)
-        client.will_set(topic, offline, qos=messages.QOS[messages.STATE], properties=delay)
         return client
 
     def stop(self) -> None:
         """End `run` soon; what was received and trained stays on disk."""
         self._stop.set()
         self._wake()
+
+    def _refuse_data(self, artifact: Path) -> str | None:
+        """Why the data are not what a model takes, or None; a device that is there for one job ends then."""
+        reason = refusal_of_data(artifact, self._dataset)
+        if reason is not None and self.settings.exit_on_finish:
+            self._misfit = reason
+            self.stop()
+        return reason
 
     def close(self) -> None:
         """End the training thread and give the sockets back."""
@@ -178,12 +179,13 @@ class DeviceClient:
     def run(self) -> None:
         """Connect, and carry events and actions until stopped.
 
-        The link is made again whenever it breaks.
+        The link is made again whenever it breaks. Raises ConfigurationError if the data are not what
+        the model takes and the device is there for one job, `exit_on_finish`.
         """
         attempt = 0
         while not self._stop.is_set():
             began = time.monotonic()
-            accepted = self._connect() and self._serve()
+            accepted = mqtt.connect(self._mqtt, self.settings) and self._serve()
             attempt += 1
             if time.monotonic() - began >= STEADY_LINK_SECONDS:
                 attempt = 0
@@ -197,24 +199,8 @@ class DeviceClient:
                 base, limit = self.settings.reconnect_base_s, self.settings.reconnect_limit_s
                 pause = full_jitter(self._random, attempt, base, limit)
                 self._serve_offline(time.monotonic() + pause)
-
-    def _connect(self) -> bool:
-        """Open the link; the broker's answer comes as an event."""
-        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.SessionExpiryInterval = self.settings.session_expiry_s
-        properties.MaximumPacketSize = MAX_PACKET_BYTES
-        try:
-            self._mqtt.connect(
-                self.settings.host,
-                self.settings.port,
-                self.settings.keepalive_s,
-                clean_start=False,
-                properties=properties,
-            )
-        except OSError as error:
-            logger.warning("no link to %s:%d: %s", self.settings.host, self.settings.port, error)
-            return False
-        return True
+        if self._misfit is not None:
+            raise ConfigurationError(self._misfit)
 
     def _serve(self) -> bool:
         """Carry messages until the link breaks or `stop`; whether the broker accepted the device."""

@@ -14,6 +14,7 @@ import sys
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -189,6 +190,11 @@ class Dataset:
     def target_size(self) -> int:
         """Elements of one target: 1 for labels."""
         return self._y.row_size
+
+    @cached_property
+    def largest_label(self) -> int:
+        """The largest label; of a data set that has labels, not float32 targets."""
+        return int(max(self._y.values))
 
     def require_valid_values(self) -> None:
         """Raise ConfigurationError unless all floats are finite and no label is below 0.

@@ -21,8 +21,8 @@ DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 class Fit:
     """One batch size at one density, by the plan that a session on the device trains by.
 
-    That is the plan with the least work that fits the device, or else the smallest one.
-    `arena_bytes` is exact, `parts` is what is alive at the fullest step. The results of
+    That is the plan with the least work that fits the device, or else the smallest one, for the set
+    `kernels`. `arena_bytes` is exact, `parts` is what is alive at the fullest step. The results of
     `computed_again` operations are not kept for the backward. `estimated_seconds` a step is
     multiply-adds over the profile's estimate of their rate; None where it has none.
     """
@@ -30,6 +30,7 @@ class Fit:
     batch_size: int
     density: float
     nonzeros: int
+    kernels: str
     arena_bytes: int
     fits: bool
     parts: dict[str, int]
@@ -121,6 +122,7 @@ def _fit(planned: MemoryPlan, profile: DeviceProfile, density: float, nonzeros: 
         batch_size=planned.batch_size,
         density=density,
         nonzeros=nonzeros,
+        kernels=planned.kernels,
         arena_bytes=planned.arena_bytes,
         fits=planned.arena_bytes <= profile.memory_bytes,
         parts=planned.parts,

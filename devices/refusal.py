@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+from sparsyfed.devices.dataset import Dataset
 from sparsyfed.devices.settings import AgentSettings
+from sparsyfed.devices.training import require_fitting_data
+from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.errors import SparsyFedError
 from sparsyfed.edge_runtime.messages import Offer
 from sparsyfed.edge_runtime.plan import plan
@@ -12,6 +15,15 @@ def refusal_of_plan(artifact: Path, state: Path, batch_size: int, memory_bytes: 
     """Why this work does not fit `memory_bytes` by the device's own plan, or None if it does."""
     try:
         plan(artifact, state.read_bytes(), batch_size, arena_bytes=memory_bytes)
+    except SparsyFedError as error:
+        return str(error)
+    return None
+
+
+def refusal_of_data(artifact: Path, dataset: Dataset) -> str | None:
+    """Why the device's data are not what this model takes, or None if they are."""
+    try:
+        require_fitting_data(Artifact.load(artifact), dataset)
     except SparsyFedError as error:
         return str(error)
     return None

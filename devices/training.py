@@ -199,13 +199,17 @@ def require_fitting_data(artifact: Artifact, dataset: Dataset) -> None:
         raise ConfigurationError(
             f"{dataset.directory}: got examples of shape {dataset.example_shape}, the model takes {wanted}"
         )
+    outputs = artifact.tensors[artifact.output].size
     if artifact.loss is Loss.CROSS_ENTROPY:
         if dataset.target_type == "f":
             raise ConfigurationError(
                 f"{dataset.directory}: got float32 targets, the model takes int32 or int64 labels"
             )
+        if dataset.largest_label >= outputs:
+            raise ConfigurationError(
+                f"{dataset.directory}: got label {dataset.largest_label}, the model takes 0 to {outputs - 1}"
+            )
         return
-    outputs = artifact.tensors[artifact.output].size
     if dataset.target_type != "f" or dataset.target_size != outputs:
         raise ConfigurationError(
             f"{dataset.directory}: got {dataset.target_size} values of type {dataset.target_type!r} a target, "

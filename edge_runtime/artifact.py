@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from sparsyfed.edge_runtime import _native
 from sparsyfed.edge_runtime import format as layout
 from sparsyfed.edge_runtime.errors import FormatError, InputError
-from sparsyfed.edge_runtime.files import write_atomic
+from sparsyfed.edge_runtime.file_kinds import ARTIFACT, require_kind
+from sparsyfed.edge_runtime.files import load_file, write_atomic
 from sparsyfed.edge_runtime.format import Loss, OperationKind, ParameterKind
 
 if TYPE_CHECKING:
@@ -171,6 +172,7 @@ class Artifact:
         Allocates at most 32 · len(data) bytes and 64 KiB. Raises FormatError on anything malformed.
         """
         view = memoryview(data).cast("B")
+        require_kind(view, ARTIFACT)
         _native.check_artifact(view)
         header = layout.ARTIFACT_HEADER.unpack_from(view)
         counts = header[5:8]
@@ -202,7 +204,7 @@ class Artifact:
                 f"{path} is a folder, wanted an artifact, by convention .sfd: "
                 "a folder may be an export for another backend"
             )
-        return cls.decode(Path(path).read_bytes())
+        return load_file(path, cls.decode)
 
     @classmethod
     def of(cls, source: str | Path | bytes | Artifact) -> Artifact:

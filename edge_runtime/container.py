@@ -9,7 +9,7 @@ import sys
 import zlib
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sparsyfed.edge_runtime import _native
@@ -17,6 +17,7 @@ from sparsyfed.edge_runtime import format as layout
 from sparsyfed.edge_runtime.arguments import check_round
 from sparsyfed.edge_runtime.buffers import contiguous, described
 from sparsyfed.edge_runtime.errors import FormatError, InputError
+from sparsyfed.edge_runtime.file_kinds import CONTENTS, require_kind
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -44,9 +45,9 @@ class SparseTensor:
     name: str
     rows: int
     columns: int
-    row_pointer: array[int]
-    column: array[int]
-    value: array[float]
+    row_pointer: array[int] = field(repr=False)
+    column: array[int] = field(repr=False)
+    value: array[float] = field(repr=False)
 
     def __post_init__(self) -> None:
         codes = self.row_pointer.typecode + self.column.typecode + self.value.typecode
@@ -101,7 +102,7 @@ class DenseTensor:
 
     name: str
     kind: layout.ParameterKind
-    value: array[float]
+    value: array[float] = field(repr=False)
 
     def __post_init__(self) -> None:
         if self.kind is layout.ParameterKind.WEIGHT:
@@ -270,12 +271,10 @@ def decode(
     Allocates at most 2 · len(data) bytes and 1 KiB for each tensor. Raises FormatError.
     """
     view = memoryview(data).cast("B")
+    require_kind(view, CONTENTS[content])
     _native.check_container(view)
     header = layout.CONTAINER_HEADER.unpack_from(view)
     flags, number, identity, count, index_bytes = (header[i] for i in (2, 3, 4, 9, 10))
-    got = layout.Content(flags & layout.CONTENT_MASK)
-    if got is not content:
-        raise FormatError(f"got {got.name.lower()} bytes, wanted those of {content.name.lower()}")
     table_bytes = count * layout.TABLE_ENTRY.size
     index_start = layout.CONTAINER_HEADER.size + table_bytes
     table = list(layout.TABLE_ENTRY.iter_unpack(view[layout.CONTAINER_HEADER.size : index_start]))

@@ -15,6 +15,7 @@ from sparsyfed.edge_runtime.arguments import check_batch_size
 from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.errors import ArenaError, InputError
 from sparsyfed.edge_runtime.format import NONE
+from sparsyfed.edge_runtime.kernels import kernels_name
 from sparsyfed.edge_runtime.match import raise_state_error
 from sparsyfed.edge_runtime.options import session_options
 from sparsyfed.edge_runtime.state import State, encoded_state
@@ -100,13 +101,16 @@ class MemoryPlan:
     `arena_bytes` is exact. `transient_bytes` of it hold activations, gradients and scratch;
     `live_peak_bytes` is the most of them that is alive at one step, `live_peak_step`. `parts`
     splits the memory alive at that step by kind of buffer: what lives over the whole schedule, and
-    what is alive just then.
+    what is alive just then. `kernels` is the set that it is for, `aim` what was to be reached:
+    a choice of memory or a limit.
 
     As text it is a table of the parts, one of the work, and one of all buffers that share memory
     over the steps.
     """
 
     batch_size: int
+    kernels: str
+    aim: str
     arena_bytes: int
     transient_bytes: int
     live_peak_bytes: int
@@ -132,7 +136,8 @@ class MemoryPlan:
             ("step", self.macs.total),
         ]
         return (
-            f"Memory in bytes, batch size {self.batch_size}\n{table(rows, totals=(-3, -1))}\n"
+            f"Memory in bytes, batch size {self.batch_size}, {self.kernels} kernels, {self.aim}\n"
+            f"{table(rows, totals=(-3, -1))}\n"
             f"Multiply-adds of a step\n{table(work, totals=(-1,))}\n"
             f"Buffers that share memory\n{self._buffer_table()}"
         )
@@ -194,6 +199,8 @@ def plan(
         buffers = tuple(planned_buffer(workspace, i, model) for i in range(planned.buffer_count))
     return MemoryPlan(
         batch_size=batch_size,
+        kernels=kernels_name(options.kernels),
+        aim=f'memory="{memory}"' if arena_bytes is None else f"at most {arena_bytes:,} bytes",
         arena_bytes=planned.arena_bytes,
         transient_bytes=planned.transient_bytes,
         live_peak_bytes=planned.live_peak_bytes,

@@ -6,7 +6,6 @@ import ctypes
 import weakref
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, overload
@@ -26,6 +25,7 @@ from sparsyfed.edge_runtime.container import column_type
 from sparsyfed.edge_runtime.errors import ArenaError, BackendError, DivergedError, InputError
 from sparsyfed.edge_runtime.format import CONTAINER_HEADER, Content, Loss, ParameterKind
 from sparsyfed.edge_runtime.kernels import kernels_name
+from sparsyfed.edge_runtime.measurements import Counters, MeasuredMemory
 from sparsyfed.edge_runtime.options import session_options
 from sparsyfed.edge_runtime.plan import planned_workspace
 from sparsyfed.edge_runtime.state import DenseTensor, SparseTensor, State, encoded_state
@@ -37,39 +37,6 @@ if TYPE_CHECKING:
 
 BACKENDS = ("native", *ENGINES)
 DEFAULT_ARENA_LIMIT = 1 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class MeasuredMemory:
-    """Memory of a session as measured, in bytes.
-
-    `arena_peak_bytes` is the highest byte of the arena that has changed since it was painted.
-    `stack_peak_bytes` is measured on boards only.
-    """
-
-    arena_bytes: int
-    arena_peak_bytes: int
-    stack_peak_bytes: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Counters:
-    """Multiply-adds done by the convolution and linear layers, and steps applied.
-
-    The portable kernels and the vectorised convolutions over 16 images count in their loops. For
-    other batches and for linear layers the vectorised kernels report what follows from the layer's
-    nonzeros; products with the zeros beside an image are not counted.
-
-    `forward`, `d_input`, `d_weight` and `recomputed` are those of training (see
-    `plan.MultiplyAdds` for the formula), `evaluation` those of `Session.evaluate`.
-    """
-
-    forward: int
-    d_input: int
-    d_weight: int
-    recomputed: int
-    steps: int
-    evaluation: int
 
 
 class Session:

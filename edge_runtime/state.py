@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from sparsyfed.edge_runtime import container
 from sparsyfed.edge_runtime.container import DenseTensor, SparseTensor
 from sparsyfed.edge_runtime.errors import FormatError, InputError
-from sparsyfed.edge_runtime.files import write_atomic
+from sparsyfed.edge_runtime.file_kinds import STATE, require_kind
+from sparsyfed.edge_runtime.files import load_file, write_atomic
 from sparsyfed.edge_runtime.format import Content
 from sparsyfed.edge_runtime.sparse_model import SparseModel
 
@@ -25,9 +26,10 @@ __all__ = ["DenseTensor", "SparseTensor", "State"]
 class State(SparseModel):
     """Values and support of a model's parameters, in the order of its artifact.
 
-    Prunable weights hold v, from which a session computes w = sign(v)|v|^beta. The arrays must not
-    change: support id and bytes are computed once. Raises InputError when a name occurs twice or a
-    number does not fit the format.
+    Prunable weights hold v, from which a session computes w = sign(v)|v|^beta. The exponent is the
+    artifact's: a state has none, so one that began with another exponent is taken, and its w are
+    others. The arrays must not change: support id and bytes are computed once. Raises InputError
+    when a name occurs twice or a number does not fit the format.
     """
 
     tensors: tuple[SparseTensor | DenseTensor, ...]
@@ -56,8 +58,11 @@ class State(SparseModel):
 
     @classmethod
     def load(cls, path: str | Path) -> State:
-        """State of a `.sfs` file."""
-        return cls.decode(Path(path).read_bytes())
+        """State of a `.sfs` file.
+
+        Raises FormatError on anything malformed, OSError for a path that can't be read.
+        """
+        return load_file(path, cls.decode)
 
     def encode(self) -> bytes:
         """The bytes of the state: csr, fp32, with names. Raises InputError on values not finite."""
@@ -105,11 +110,16 @@ class State(SparseModel):
 
 
 def encoded_state(state: State | bytes) -> bytes:
-    """The bytes of a state, which may be such bytes. Raises InputError for anything else."""
+    """The bytes of a state, which may be such bytes.
+
+    Raises FormatError for bytes of another kind of file, InputError for anything else.
+    """
     if isinstance(state, State):
         return state.encode()
     if isinstance(state, bytes | bytearray | memoryview):
-        return bytes(state)
+        encoded = bytes(state)
+        require_kind(memoryview(encoded), STATE)
+        return encoded
     raise InputError(
         f"got a state of type {type(state).__name__}, wanted a State or the bytes of one: "
         "State.load(path) reads a file"

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,24 +11,10 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
+from sparsyfed.edge_runtime.backends.executorch_quiet import quiet
 from sparsyfed.edge_runtime.errors import UnsupportedOperationError
 from sparsyfed.edge_runtime.graph_names import STATE
 from sparsyfed.export.joint_graph import JointGraph
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """ExecuTorch and what it brings warn of their own use of PyTorch, and of processors that are not there."""
-    logger = logging.getLogger()
-    before = logger.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
 
 with quiet():
     from executorch.exir import (

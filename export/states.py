@@ -93,7 +93,8 @@ def dense_tensors(model: nn.Module, state: State) -> dict[str, Tensor]:
 def to_inference(model: nn.Module, state: State, beta: float = 1.25) -> nn.Module:
     """Return a copy of `model` in evaluation mode whose weights are w = sign(v)·|v|^β, for serving.
 
-    `beta` must be the one that the state was trained with. Raises MismatchError if the state is of another model.
+    `beta` must be the one that the state was trained with: a state does not tell. Raises MismatchError if the state
+    is of another model.
     """
     check_beta(beta)
     served = copy.deepcopy(model)

@@ -22,7 +22,7 @@ LOSSES = {"cross_entropy": Loss.CROSS_ENTROPY, "mse": Loss.MEAN_SQUARED_ERROR}
 class TrainingArtifact:
     """A model compiled for training on devices: its structure, without weights."""
 
-    native: Artifact
+    native: Artifact = field(repr=False)
     model: nn.Module = field(repr=False)
     """The module that was compiled, untouched."""
     beta: float

@@ -64,6 +64,7 @@ class Bench:
         self.now = 0.0
         self.objects = {OFFER.artifact.id: ARTIFACT, OFFER.state.id: STATE}
         self.refusal: str | None = None
+        self.data_refusal: str | None = None
         self.requested: list[int] = []
         self._random = Random(seed)
         self.start()
@@ -76,6 +77,7 @@ class Bench:
             self._random,
             now=self.now,
             refuse=lambda _artifact, _state, _batch, _memory: self.refusal,
+            refuse_data=lambda _artifact: self.data_refusal,
         )
 
     def restart(self) -> list[Action]:

@@ -135,6 +135,8 @@ def _planned(settings: BundleSettings, artifact: TrainingArtifact, state: State)
     return {
         "device": None if device is None else device.name,
         "memory_bytes": limit,
+        # The vectorised sets all take the same: the manifest is that of every machine.
+        "kernels": found.kernels if found.kernels == "portable" else "vectorised",
         "batch_size": settings.batch_size,
         "density": state.density,
         "arena_bytes": found.arena_bytes,

@@ -43,10 +43,13 @@ def _targets(bundle: Bundle) -> str:
     heading = ["target", "engine", "files", "size", "worst gradient error", "memory of a step"]
     rows = [_target(bundle, name, record) for name, record in bundle.manifest["targets"].items()]
     planned = bundle.manifest["planned"]
-    where = f"for {planned['device']}" if planned["device"] else "here"
+    where = "without a limit"
+    if planned["device"]:
+        where = f"for {planned['device']}, {planned['memory_bytes']:,} bytes"
     note = (
-        f"Memory at batch {planned['batch_size']}: native, the arena planned {where} at density "
-        f"{planned['density']:.1%}; other engines, measured on this machine beside program and engine."
+        f"Memory at batch {planned['batch_size']}: native, the arena planned {where}, "
+        f"{planned['kernels']} kernels, density {planned['density']:.1%}; other engines, measured on "
+        "this machine beside program and engine."
     )
     return f"{aligned(heading, rows)}\n{note}"
 

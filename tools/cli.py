@@ -33,6 +33,9 @@ EXTRAS = {
     "torch": "export",
 }
 
+# Commands that need more than the extra of the module that they miss first.
+COMMAND_EXTRAS = {"bench": "coordinator,export", "demo": "demo", "export": "coordinator,export"}
+
 # Commands that import models of their user, who may keep them in the working directory.
 IMPORTING = ("bench", "export", "coordinator")
 
@@ -103,7 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         missing = (error.name or "").partition(".")[0]
         if missing not in EXTRAS:
             raise
-        advice = f"needs {missing}: pip install 'sparsyfed-edge[{EXTRAS[missing]}]'"
+        extra = COMMAND_EXTRAS.get(parsed.command, EXTRAS[missing])
+        advice = f"needs {missing}: pip install 'sparsyfed-edge[{extra}]'"
         return _complain(parsed.command, advice, EXIT_BAD_INPUT)
 
 

@@ -62,7 +62,9 @@ def arena_profile(result: ModelProfile, state: State | None, density: float) -> 
 
 def render(result: ModelProfile, arena: ArenaProfile) -> str:
     """The page. Same plans, same bytes."""
-    name = f"{arena.profile.title}, batch size {result.batch_size}, density {arena.density:.3g}"
+    kernels = arena.plans[CHOICES[0]].kernels
+    name = f"{arena.profile.title}, {kernels} kernels, batch size {result.batch_size}"
+    name += f", density {arena.density:.3g}"
     plots = [_plot(arena, memory) for memory in CHOICES]
     details = "".join(
         f'<details><summary>Every buffer of the plan "{memory}"</summary>{_buffers(planned)}</details>'

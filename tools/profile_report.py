@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 from sparsyfed.devices.feasibility import (
     BATCH_SIZES,
@@ -16,10 +15,7 @@ from sparsyfed.devices.feasibility import (
 )
 from sparsyfed.devices.profiles import DeviceProfile, find_profile, list_profiles, parse_bytes
 from sparsyfed.edge_runtime import Artifact, State
-from sparsyfed.edge_runtime.errors import FormatError
 from sparsyfed.tools.quantities import byte_text, count_text
-
-Content = TypeVar("Content", Artifact, State)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +44,13 @@ def profile_model(
     chosen = list_profiles(profiles) if device == "all" else (find_profile(device, profiles),)
     if memory is not None:
         chosen = tuple(_with_memory(item, parse_bytes(memory)) for item in chosen)
-    model = _load(Artifact.load, artifact, "a training artifact")
+    model = Artifact.load(artifact)
     sizes = sorted({*BATCH_SIZES, batch_size})
     if state is None:
         return ModelProfile(
             model, batch_size, feasibility(model, chosen, batch_sizes=sizes, densities=DENSITIES)
         )
-    trained = _load(State.load, state, "a state")
+    trained = State.load(state)
     states = [(trained.density, trained)]
     return ModelProfile(
         model, batch_size, feasibility_of_states(model, states, chosen, batch_sizes=sizes)
@@ -64,13 +60,6 @@ def profile_model(
 def _with_memory(profile: DeviceProfile, memory_bytes: int) -> DeviceProfile:
     source = {**profile.source, "memory_bytes": "given by --memory"}
     return replace(profile, memory_bytes=memory_bytes, source=source)
-
-
-def _load(read: Callable[[str | Path], Content], path: str | Path, kind: str) -> Content:
-    try:
-        return read(path)
-    except FormatError as error:
-        raise FormatError(f"{path} is not {kind}: {error}") from error
 
 
 def profile_json(result: ModelProfile) -> str:
@@ -114,8 +103,9 @@ def _one_device(item: Feasibility) -> str:
     memory = f"{profile.title} ({profile.name}): {profile.memory_bytes:,} bytes for training, "
     return (
         f"{memory}{profile.source['memory_bytes']}.\n"
-        "Arena by density and batch size; what does not fit stands in brackets. With * activations "
-        "are computed again to fit.\n"
+        f"Arena by density and batch size, {item.fits[0].kernels} kernels, by the plan with the least "
+        "work that fits; what does not fit stands in brackets. With * activations are computed again "
+        "to fit.\n"
         f"{_table(heading, rows)}"
     )
 
@@ -153,7 +143,7 @@ def _memory_by_use(result: ModelProfile) -> str:
     heading = ["bytes by use", *(_density(fit.density) for fit in fits)]
     return (
         f"Memory at the fullest step, batch size {result.batch_size}, by density, on "
-        f"{result.devices[0].profile.name}.\n"
+        f"{_device_name(result)}.\n"
         f"{_table(heading, rows)}"
     )
 
@@ -172,7 +162,7 @@ def _work(result: ModelProfile) -> str:
     table = _table(heading, rows)
     return (
         f"Work of one step, batch size {result.batch_size}, by density, on "
-        f"{result.devices[0].profile.name}.\n{table}"
+        f"{_device_name(result)}.\n{table}"
     )
 
 
@@ -209,6 +199,13 @@ def _step_time(item: Feasibility, density: float, largest: int) -> str:
 def _detailed(result: ModelProfile) -> list[Fit]:
     """The fits at the chosen batch size, on the first device."""
     return [fit for fit in result.devices[0].fits if fit.batch_size == result.batch_size]
+
+
+def _device_name(result: ModelProfile) -> str:
+    """The device that the details are of, with what its plans depend on."""
+    first = result.devices[0]
+    memory = byte_text(first.profile.memory_bytes)
+    return f"{first.profile.name} ({first.fits[0].kernels} kernels, {memory} for training)"
 
 
 def _densities(item: Feasibility) -> list[float]:

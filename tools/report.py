@@ -20,7 +20,7 @@ def render(report: Mapping[str, Any]) -> str:
         f'<p class="muted">{escape(_subtitle(report))}</p>\n'
         f"{numbers(_numbers(report))}\n"
         f"<h2>Course of the run</h2>\n{figures(draw_all(report))}\n"
-        f"<h2>Devices</h2>\n{_device_table(report)}\n"
+        f"<h2>Devices</h2>\n{_device_table(report)}{_memory_table(report)}\n"
         f"<h2>Rounds</h2>\n{_round_table(report)}\n"
         f"<h2>How this was made</h2>\n{_method(report)}",
     )
@@ -110,23 +110,35 @@ def _device_table(report: Mapping[str, Any]) -> str:
             _engine(device),
             str(device["rounds"]),
             f"{device['examples']:,}",
-            f"{device['memory_bytes']:,}",
-            _exact_bytes(device["largest_round"]["planned_arena_bytes"]),
-            _exact_bytes(device["largest_round"]["arena_peak_bytes"]),
-            _exact_bytes(device["last_round"]["planned_arena_bytes"]),
-            _exact_bytes(device["last_round"]["arena_peak_bytes"]),
-            optional_bytes(device["base_rss_bytes"]),
-            optional_bytes(device["peak_rss_bytes"]),
             "not counted"
             if device["multiply_adds"] is None
             else count_text(device["multiply_adds"]),
         ]
         for device in report["devices"]
     ]
-    heading = ["device", "profile", "engine", "rounds", "windows", "declared for training, bytes"]
-    heading += ["planned, largest round, bytes", "measured, largest round, bytes"]
-    heading += ["planned, last round, bytes", "measured, last round, bytes"]
-    heading += ["process before any model", "process peak", "multiply-adds, last round"]
+    heading = ["device", "profile", "engine", "rounds", "windows", "multiply-adds, last round"]
+    return table(heading, rows)
+
+
+def _memory_table(report: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            device["id"],
+            f"{device['memory_bytes']:,}",
+            *(
+                _exact_bytes(device[training][what])
+                for training in ("largest_round", "last_round")
+                for what in ("planned_arena_bytes", "arena_peak_bytes")
+            ),
+            optional_bytes(device["base_rss_bytes"]),
+            optional_bytes(device["peak_rss_bytes"]),
+        ]
+        for device in report["devices"]
+    ]
+    heading = ["memory of the device, bytes", "declared for training"]
+    heading += ["planned, largest round", "measured, largest round"]
+    heading += ["planned, last round", "measured, last round"]
+    heading += ["process before any model", "process peak"]
     note = (
         "Planned and measured memory is that of the training arena alone, and so is what a native "
         "device declares; another engine has no arena. Process: resident memory of the whole device "

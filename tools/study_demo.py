@@ -4,15 +4,11 @@ Both systems run on virtual devices in this process, on the runtime and with the
 demo; only the broker is left out, which changes no model. Writes watch.json and watch.md.
 """
 
-import argparse
-import json
-import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -23,6 +19,7 @@ from sparsyfed.edge_runtime.files import write_atomic
 from sparsyfed.tools import watch_job
 from sparsyfed.tools.in_process import FederatedJob, FinishedRound
 from sparsyfed.tools.machine import describe_machine
+from sparsyfed.tools.study import command_line, figures_of, study_parser
 from sparsyfed.tools.watch_data import load_fleet
 
 SEEDS = (0, 1, 2)
@@ -185,33 +182,32 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the study and writes its two files."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sparsyfed.tools.study_demo",
-        description="Compare SparsyFed and dense FedAvg on the smartwatch data over several seeds.",
+    """Runs the study, or takes the figures of an earlier run, and writes its two files."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = study_parser(
+        "sparsyfed.tools.study_demo",
+        "Compare SparsyFed and dense FedAvg on the smartwatch data over several seeds.",
     )
-    parser.add_argument("--date", type=date.fromisoformat, required=True, help="of the results")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder")
     parser.add_argument("--rounds", type=int, default=watch_job.ROUNDS)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--workers", type=int, default=2, help="devices that train at a time")
-    parsed = parser.parse_args(arguments)
-    result = study(
-        parsed.seeds,
-        parsed.rounds,
-        workers=parsed.workers,
-        say=lambda text: print(text, flush=True),
-    )
-    given = sys.argv[1:] if arguments is None else arguments
-    result |= {
-        "command": shlex.join(["python", "-m", "sparsyfed.tools.study_demo", *given]),
-        "date": parsed.date.isoformat(),
-        "machine": describe_machine(),
-        "version": sparsyfed.__version__,
-    }
-    parsed.out.mkdir(parents=True, exist_ok=True)
-    write_atomic(parsed.out / "watch.json", (json.dumps(result, indent=1) + "\n").encode())
-    write_atomic(parsed.out / "watch.md", markdown(result).encode())
+    parsed = parser.parse_args(given)
+
+    def measure() -> dict[str, Any]:
+        found = study(
+            parsed.seeds,
+            parsed.rounds,
+            workers=parsed.workers,
+            say=lambda text: print(text, flush=True),
+        )
+        return found | {
+            "command": command_line(parser, given),
+            "machine": describe_machine(),
+            "version": sparsyfed.__version__,
+        }
+
+    figures = figures_of(parsed, "watch", measure)
+    write_atomic(parsed.out / "watch.md", markdown(figures).encode())
     print(f"{parsed.out / 'watch.md'} and watch.json written")
     return 0
 

@@ -4,12 +4,8 @@ Writes engines.json and engines.md. Takes a quarter of an hour; leave the machin
 """
 
 import argparse
-import json
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import date
-from pathlib import Path
 from typing import Any
 
 from sparsyfed.edge_runtime.files import write_atomic
@@ -17,6 +13,7 @@ from sparsyfed.tools import bench_engines, bench_report
 from sparsyfed.tools.bench_engines import EngineSettings
 from sparsyfed.tools.quantities import byte_text
 from sparsyfed.tools.step_goals import MODELS
+from sparsyfed.tools.study import command_line, figures_of, study_parser
 
 SPARSITIES = (0.9, 0.95)
 GOALS = (
@@ -101,34 +98,26 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the study, or takes the figures of an earlier run, and writes its files."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parsed = _build_parser().parse_args(given)
-    figures = parsed.out / "engines.json"
-    parsed.out.mkdir(parents=True, exist_ok=True)
-    if not parsed.page_only:
-        command = shlex.join(["python", "-m", "sparsyfed.tools.study_engines", *given])
+    parser = _build_parser()
+    parsed = parser.parse_args(given)
+
+    def measure() -> dict[str, Any]:
         settings = EngineSettings(parsed.models, sparsities=SPARSITIES, turns=parsed.turns)
-        result = bench_report.describe(command) | {"date": parsed.date.isoformat()}
-        result |= bench_engines.run(settings)
-        write_atomic(figures, (json.dumps(result, indent=1) + "\n").encode())
-    measured = json.loads(figures.read_text(encoding="utf-8"))
-    write_atomic(parsed.out / "engines.md", markdown(measured).encode())
+        return bench_report.describe(command_line(parser, given)) | bench_engines.run(settings)
+
+    figures = figures_of(parsed, "engines", measure)
+    write_atomic(parsed.out / "engines.md", markdown(figures).encode())
     print(f"{parsed.out / 'engines.md'} and engines.json written")
     return 0
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m sparsyfed.tools.study_engines",
-        description="Measure the training step on every engine that is here.",
+    parser = study_parser(
+        "sparsyfed.tools.study_engines", "Measure the training step on every engine that is here."
     )
-    parser.add_argument("--date", type=date.fromisoformat, required=True, help="of the results")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder")
     parser.add_argument("--turns", type=int, default=7, help="measurements (default: 7)")
     parser.add_argument(
         "--models", nargs="+", default=list(MODELS), help=f"default: {' '.join(MODELS)}"
-    )
-    parser.add_argument(
-        "--page-only", action="store_true", help="write the page anew from engines.json"
     )
     return parser
 

@@ -5,12 +5,9 @@ machine; writes step.json, step.md and its plots. Takes an hour or more; leave t
 """
 
 import argparse
-import json
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from sparsyfed.tools.roofline import measure_roofline
 from sparsyfed.tools.step_goals import BATCH_SIZES, MODELS
 from sparsyfed.tools.step_page import markdown
 from sparsyfed.tools.step_plots import draw_all
+from sparsyfed.tools.study import command_line, figures_of, study_parser
 
 SPARSITIES = (0.9, 0.95, 0.99)
 DEEP = "resnet18"
@@ -96,32 +94,29 @@ def study(extent: Extent) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the study, or takes the figures of an earlier run, and writes its files."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parsed = _build_parser().parse_args(given)
-    figures = parsed.out / "step.json"
-    parsed.out.mkdir(parents=True, exist_ok=True)
-    if not parsed.page_only:
-        command = shlex.join(["python", "-m", "sparsyfed.tools.study_step", *given])
+    parser = _build_parser()
+    parsed = parser.parse_args(given)
+
+    def measure() -> dict[str, Any]:
         data = None if parsed.data is None else str(parsed.data.absolute())
         extent = Extent(parsed.turns, parsed.trained, data, parsed.memory)
-        result = bench_report.describe(command) | {"date": parsed.date.isoformat()} | study(extent)
-        write_atomic(figures, (json.dumps(result, indent=1) + "\n").encode())
-    measured = json.loads(figures.read_text(encoding="utf-8"))
+        return bench_report.describe(command_line(parser, given)) | study(extent)
+
+    figures = figures_of(parsed, "step", measure)
     notes = None if parsed.notes is None else parsed.notes.read_text(encoding="utf-8")
-    plots = draw_all(measured)
+    plots = draw_all(figures)
     for plot in plots:
         write_atomic(parsed.out / plot.file_name, plot.svg.encode())
-    write_atomic(parsed.out / "step.md", markdown(measured, plots, notes).encode())
+    write_atomic(parsed.out / "step.md", markdown(figures, plots, notes).encode())
     print(f"{parsed.out / 'step.md'}, step.json and {len(plots)} plots written")
     return 0
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m sparsyfed.tools.study_step",
-        description="Measure a training step in full against dense PyTorch, and the machine.",
+    parser = study_parser(
+        "sparsyfed.tools.study_step",
+        "Measure a training step in full against dense PyTorch, and the machine.",
     )
-    parser.add_argument("--date", type=date.fromisoformat, required=True, help="of the results")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder")
     parser.add_argument("--turns", type=int, default=7, help="measurements (default: 7)")
     parser.add_argument(
         "--trained", type=int, default=300, help="steps before trained masks (default: 300)"
@@ -134,9 +129,6 @@ def _build_parser() -> argparse.ArgumentParser:
         help="plans of the runtime (default: fast small)",
     )
     parser.add_argument("--notes", type=Path, help="Markdown that becomes the page's last section")
-    parser.add_argument(
-        "--page-only", action="store_true", help="write the page anew from the figures in step.json"
-    )
     return parser
 
 

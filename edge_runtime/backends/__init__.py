@@ -8,7 +8,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from sparsyfed.edge_runtime import _native
-from sparsyfed.edge_runtime.errors import BackendError
+from sparsyfed.edge_runtime.errors import BackendError, FormatError
+from sparsyfed.edge_runtime.file_kinds import ARTIFACT, LONGEST_MARK, STATE, UPDATE, kind_of
 from sparsyfed.edge_runtime.match import require_match
 from sparsyfed.edge_runtime.state import State, encoded_state
 
@@ -34,7 +35,7 @@ def open_engine(
     belong together, InputError for a state that is none.
     """
     engine_session, module = _modules(backend)
-    Path(path).stat()  # no such path is the system's error, as it is for native sessions
+    _refuse_other_kind(Path(path), backend)
     encoded = encoded_state(state)
     with engine_session.engine_errors(f"{backend} does not take {path}"):
         engine = module.load(Path(path), threads)
@@ -42,6 +43,16 @@ def open_engine(
     state = state if isinstance(state, State) else State.decode(encoded)
     session: EngineSession = engine_session.EngineSession(engine, state, batch_size)
     return session
+
+
+def _refuse_other_kind(path: Path, backend: str) -> None:
+    """Raise FormatError for an artifact or a state, OSError for no such path, as native sessions do."""
+    path.stat()
+    if path.is_file():
+        with path.open("rb") as stream:
+            kind = kind_of(stream.read(LONGEST_MARK))
+        if kind in {ARTIFACT, STATE, UPDATE}:
+            raise FormatError(f"{path}: got {kind}, wanted an export for {backend}")
 
 
 def load_engine(backend: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,13 +13,15 @@ import torch
 from numpy.typing import NDArray
 
 from sparsyfed.edge_runtime.artifact import Artifact
+from sparsyfed.edge_runtime.backends.executorch_quiet import quiet, without_runtime_lines
 from sparsyfed.edge_runtime.errors import FormatError
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # it says of itself that it is experimental
+with quiet(), without_runtime_lines():
     from executorch.extension.pybindings import portable_lib
 
     from sparsyfed.edge_runtime.backends.executorch_library import load_operators
+
+    portable_lib._threadpool_get_thread_count()  # noqa: SLF001 - makes the threads, while it is quiet
 
 Floats = NDArray[np.float32]
 
@@ -41,7 +42,8 @@ def load(path: Path, threads: int) -> ExecutorchEngine:
     if kernels == "sparsyfed":
         load_operators()
     if portable_lib._threadpool_get_thread_count() != threads:  # noqa: SLF001 - the only way to it
-        portable_lib._unsafe_reset_threadpool(threads)  # noqa: SLF001 - likewise
+        with without_runtime_lines():
+            portable_lib._unsafe_reset_threadpool(threads)  # noqa: SLF001 - likewise
     return ExecutorchEngine(module, manifest, Artifact.decode(artifact), limit, threads)
 
 

@@ -108,7 +108,7 @@ def test_a_job_from_its_first_offer_to_its_result(
             assert not device.is_alive()
     finally:
         stop.set()
-    assert any(f"the trained state is in {tmp_path / 'store'}" in text for text in caplog.messages)
+    assert caplog.messages.count("job j: done") == 1
     assert tuple(finished) == result.rounds
     assert [entry.round for entry in finished] == [1, 2]
     assert finished[0].density_down == 1.0
@@ -182,6 +182,17 @@ def test_stop_ends_the_run_and_frees_the_store(
         coordinator.run(config, stop=stop)
     with Store(config.store.directory) as store:
         assert store.progress().round == 1
+
+
+def test_stop_ends_the_wait_for_a_broker(
+    tmp_path: Path, artifact: Artifact, dense_state: State
+) -> None:
+    stop = threading.Event()
+    threading.Timer(0.3, stop.set).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        coordinator.run(configuration(tmp_path, artifact, dense_state, port=9), stop=stop)
+    assert time.monotonic() - began < service.CONNECT_TIMEOUT_S / 2
 
 
 def test_what_a_round_takes_is_journalled_while_it_runs(

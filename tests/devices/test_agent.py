@@ -111,6 +111,14 @@ def test_work_that_does_not_fit_is_declined_when_its_objects_are_there(bench: Be
     assert not any(is_request(action) for action in again)
 
 
+def test_data_that_do_not_fit_are_declined_before_the_state_is_pulled(bench: Bench) -> None:
+    bench.data_refusal = "got label 3, the model takes 0 to 2"
+    declined = bench.pull(without_answer(bench.offer()))
+    assert declined_reason(declined) == bench.data_refusal
+    assert bench.storage.object_path(OFFER.artifact.id)
+    assert bench.storage.object_path(OFFER.state.id) is None
+
+
 def test_the_default_refusal_is_the_plan(tmp_path: Path, artifact: Artifact, state: State) -> None:
     artifact.save(tmp_path / "a")
     state.save(tmp_path / "s")

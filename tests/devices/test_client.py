@@ -33,6 +33,7 @@ from sparsyfed.edge_runtime.messages import (
     Control,
     Hello,
     Offer,
+    OfferAnswer,
     Online,
     Receipt,
     Report,
@@ -297,6 +298,26 @@ def test_two_devices_with_one_id_say_so_and_come_back_ever_less_often(
         stop.set()
         for thread in threads:
             thread.join(PATIENCE)
+
+
+def test_a_device_for_one_job_ends_if_its_data_are_of_another_model(
+    coordinator: Coordinator, settings: DeviceSettings, offer: Offer
+) -> None:
+    labels = np.load(settings.data / "y.npy")
+    np.save(settings.data / "y.npy", labels + 1)
+
+    def give_work() -> None:
+        coordinator.wait_for(messages.HELLO)
+        coordinator.send(messages.OFFER, offer.to_json())
+
+    giver = threading.Thread(target=give_work)
+    giver.start()
+    with pytest.raises(ConfigurationError, match="got label 3, the model takes 0 to 2"):
+        run_device(settings)
+    giver.join()
+    answers = [OfferAnswer.from_json(coordinator.wait_for(messages.ANSWER)) for _ in range(2)]
+    assert [answer.accept for answer in answers] == [True, False]
+    assert "got label 3" in answers[1].reason
 
 
 @pytest.mark.parametrize("change", [{"device": "a/b"}, {"device": ""}, {"memory_bytes": 0}])

@@ -153,6 +153,7 @@ def test_the_clock_is_the_callers(artifact: Artifact, state: State, dataset: Dat
     [
         (np.zeros((2, 5), np.float32), np.zeros(2, np.int32), r"shape \(5,\), the model takes"),
         (np.zeros((2, 6), np.float32), np.zeros(2, np.float32), "float32 targets"),
+        (np.zeros((2, 6), np.float32), np.arange(2, 4), "got label 3, the model takes 0 to 2"),
     ],
 )
 def test_data_of_another_model_is_refused(  # noqa: PLR0917 - fixtures

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 NEEDED = ("torch", "seglearn", "matplotlib", "paho", "scipy")
-pytestmark = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in NEEDED),
-    reason=f"the demo needs {', '.join(NEEDED)}",
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(
+        any(importlib.util.find_spec(name) is None for name in NEEDED),
+        reason=f"the demo needs {', '.join(NEEDED)}",
+    ),
+]
 
 ROUNDS = 3
 
@@ -195,6 +198,7 @@ def test_an_engine_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]
     assert "got engine 'abacus', wanted some of native, onnxruntime" in capsys.readouterr().err
 
 
+@pytest.mark.xdist_group("boards")
 def test_emulated_boards_join(tmp_path: Path) -> None:
     from board_machines import require_tools
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "edge_runtime" / "csrc"
 CASES = 400
@@ -26,26 +28,19 @@ LAYERS, FUNCTIONS = "compare_kernels", "compare_functions"
 def build(compiler: list[str], sets: dict[str, list[str]], folder: Path) -> Path:
     """Compile the comparisons with the core and these sets into programs in the folder; returns it."""
     common = [*compiler, "-std=c99", "-D_XOPEN_SOURCE=700", "-I", str(CORE)]
+
+    def run(*arguments: str) -> None:
+        subprocess.run([*common, *arguments], check=True, timeout=900, cwd=folder)
+
+    for name, flags in sets.items():
+        run(*flags, "-ffp-contract=fast", "-c", str(CORE / "fast" / f"sfd_{name}.c"))
     defines = [f"-DSFD_WITH_{name.upper()}" for name in sets]
-    objects = [str(folder / f"{name}.o") for name in sets]
-    for (name, flags), target in zip(sets.items(), objects, strict=True):
-        source = str(CORE / "fast" / f"sfd_{name}.c")
-        subprocess.run(
-            [*common, *flags, "-ffp-contract=fast", "-c", "-o", target, source],
-            check=True,
-            timeout=600,
-        )
     sources = [*sorted(CORE.glob("*.c")), *sorted((CORE / "fast").glob("fast_*.c"))]
+    run("-ffp-contract=off", *defines, "-c", *map(str, sources))
+    objects = sorted(map(str, folder.glob("*.o")))
     for program in (LAYERS, FUNCTIONS):
-        subprocess.run(
-            [
-                *(*common, "-ffp-contract=off", *defines, "-o", str(folder / program)),
-                *(str(ROOT / "tests" / "c" / f"{program}.c"), *map(str, sources)),
-                *(*objects, "-lm"),
-            ],
-            check=True,
-            timeout=600,
-        )
+        source = str(ROOT / "tests" / "c" / f"{program}.c")
+        run("-ffp-contract=off", *defines, "-o", program, source, *objects, "-lm")
     return folder
 
 

@@ -63,7 +63,7 @@ def test_table_shows_every_part_and_its_total(classifier: Artifact, sparse_state
     assert live + placement == arena == planned.arena_bytes
     assert int(work[-1].split()[-1].replace(",", "")) == planned.macs.total
     assert len({len(line) for line in memory}) == 1
-    assert lines[0] == "Memory in bytes, batch size 4"
+    assert lines[0] == f'Memory in bytes, batch size 4, {planned.kernels} kernels, memory="fast"'
     assert len(buffers) == 1 + sum(not buffer.is_persistent for buffer in planned.buffers)
     for kind in planned.parts:
         assert kind.replace("_", " ") in str(planned)

@@ -7,8 +7,9 @@ from session_batches import images, points
 from sparsyfed.edge_runtime.artifact import Artifact, Operation, Parameter, Tensor
 from sparsyfed.edge_runtime.budget import keep_counts
 from sparsyfed.edge_runtime.format import Loss, OperationKind, ParameterKind
+from sparsyfed.edge_runtime.measurements import MeasuredMemory
 from sparsyfed.edge_runtime.plan import plan
-from sparsyfed.edge_runtime.session import MeasuredMemory, Session
+from sparsyfed.edge_runtime.session import Session
 from sparsyfed.edge_runtime.state import SparseTensor, State
 from sparsyfed.edge_runtime.update import SparseUpdate
 

@@ -142,8 +142,14 @@ def test_repeated_names_are_refused(sparse_state: State) -> None:
 def test_an_update_is_no_state(sparse_state: State) -> None:
     changed = bytearray(sparse_state.encode())
     changed[FLAGS_OFFSET] = 2
-    with pytest.raises(FormatError, match="got update bytes, wanted those of state"):
+    with pytest.raises(FormatError, match=r"got an update, wanted a state \(.sfs\)"):
         State.decode(sealed(changed))
+
+
+def test_a_printed_state_has_no_values(sparse_state: State) -> None:
+    text = repr(sparse_state)
+    assert "head.weight" in text
+    assert len(text) < 200 * len(sparse_state.tensors)
 
 
 @given(

@@ -10,9 +10,10 @@ from odd_models import odd_model
 
 from sparsyfed.edge_runtime.artifact import Artifact, Operation, Tensor
 from sparsyfed.edge_runtime.format import Loss, OperationKind
+from sparsyfed.edge_runtime.measurements import Counters
 from sparsyfed.edge_runtime.plan import MultiplyAdds, plan
 from sparsyfed.edge_runtime.reference import ReferenceModel
-from sparsyfed.edge_runtime.session import Counters, Session
+from sparsyfed.edge_runtime.session import Session
 from sparsyfed.edge_runtime.state import SparseTensor
 
 LAYERS = (OperationKind.CONVOLUTION, OperationKind.LINEAR)

@@ -24,6 +24,8 @@ from sparsyfed.tools import (
     cli,
 )
 
+pytestmark = pytest.mark.long
+
 SPREAD = {"median", "low", "high"}
 TWO_DIMENSIONAL = """
 from torch import nn

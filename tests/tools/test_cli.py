@@ -117,15 +117,29 @@ def test_a_model_that_cannot_be_exported_ends_with_2(
     assert "sparsity" in complaint_of(["export", "--model", "mlp", "--sparsity", "2", *out], capsys)
 
 
+@pytest.mark.parametrize(
+    ("command", "missing", "extra"),
+    [
+        (["profile", "a", "--device", "all"], "matplotlib.axes", "demo"),
+        (["coordinator", "run", "job.toml"], "numpy", "coordinator"),
+        (["export", "--model", "mlp", "--out", "o"], "numpy", "coordinator,export"),
+        (["demo"], "numpy", "demo"),
+    ],
+)
 def test_a_missing_extra_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: list[str],
+    missing: str,
+    extra: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def run(_arguments: object) -> int:
-        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
 
-    monkeypatch.setattr(profile, "run", run)
-    assert cli.main(["profile", "a", "--device", "all"]) == 2
-    assert "pip install 'sparsyfed-edge[export]'" in capsys.readouterr().err
+    monkeypatch.setattr(cli, "_run", run)
+    assert cli.main(command) == 2
+    top = missing.partition(".")[0]
+    assert f"needs {top}: pip install 'sparsyfed-edge[{extra}]'" in capsys.readouterr().err
 
 
 def test_a_defect_of_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +273,9 @@ def test_the_coordinator_says_where_the_trained_state_is(
     arguments = ["--state-out", str(out)] if wanted else []
     assert cli.main(["coordinator", "run", str(config), *arguments]) == 0
     assert out.exists() == wanted
-    assert (f"trained state: {out}" if wanted else "run again with --state-out") in caplog.text
+    (line,) = [text for text in caplog.messages if "trained state" in text]
+    place = str(out) if wanted else f"{tmp_path / 'store'}; run again with --state-out FILE"
+    assert f"the trained state is in {place}" in line
 
 
 def test_a_reader_that_leaves_early_gets_no_traceback(exported: Path) -> None:

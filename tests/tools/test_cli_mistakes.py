@@ -70,7 +70,22 @@ def test_an_exception_of_a_users_function_is_named_with_its_place(
         (["export", "--model", "linear", "--out", "o", "--seed", "-5"], "got seed -5"),
         (["export", "--model", ":net", "--out", "o"], "wanted package.module:function"),
         (["broker", "run", "--host", "0.0.0.0"], "--open-to-network"),  # noqa: S104 - refused
-        (["profile", "file", "--device", "watch"], "file is not a training artifact"),
+        (
+            ["profile", "file", "--device", "watch"],
+            "file: got another kind of file, wanted a training artifact (.sfd)",
+        ),
+        (
+            ["profile", "file", "--device", "watch", "--density", "0.1"],
+            "--density goes with --html",
+        ),
+        (
+            ["profile", "file", "--device", "watch", "--density", "0.1", "--state", "s"],
+            "--density is for a model without --state",
+        ),
+        (
+            ["profile", "file", "--device", "watch", "--html", "no/such/page.html"],
+            "--html no/such/page.html: there is no folder no/such",
+        ),
     ],
 )
 def test_one_line_says_what_was_wrong(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sparsyfed.tools.commands.actions import add_action
 from sparsyfed.tools.commands.export import shape_argument
 
 SUMMARY = "measure time and memory of training steps against dense PyTorch on this machine"
@@ -35,12 +36,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _kind(kinds: Any, name: str, summary: str, example: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = kinds.add_parser(
+    parser = add_action(
+        kinds,
         name,
-        help=summary,
+        summary=summary,
         description=f"{summary[0].upper()}{summary[1:]}, ours and PyTorch's, one thread, in turns.",
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        example=example,
     )
     parser.add_argument("--batch-size", nargs="+", type=_positive, default=[16], metavar="N")
     parser.add_argument(

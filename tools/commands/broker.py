@@ -5,6 +5,8 @@
 import argparse
 from pathlib import Path
 
+from sparsyfed.tools.commands.actions import add_action
+
 SUMMARY = "run a mosquitto with a fitting configuration"
 EXAMPLE = "sparsyfed broker run --port 1883"
 
@@ -13,12 +15,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.epilog = f"example:\n  {EXAMPLE}"
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    start = actions.add_parser(
+    start = add_action(
+        actions,
         "run",
-        help="run until Ctrl-C",
+        summary="run until Ctrl-C",
         description="Runs a broker until Ctrl-C. It asks for no password.",
-        epilog=f"example:\n  {EXAMPLE}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        example=EXAMPLE,
     )
     start.add_argument("--host", default="127.0.0.1", help="address (default: 127.0.0.1)")
     start.add_argument("--port", type=int, default=1883, help="port (default: 1883)")

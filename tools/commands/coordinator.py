@@ -5,11 +5,11 @@
 import argparse
 import json
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsyfed.edge_runtime.errors import ConfigurationError
+from sparsyfed.tools.commands.actions import add_action
+from sparsyfed.tools.commands.outputs import require_writable
 
 if TYPE_CHECKING:
     from sparsyfed.coordinator import RoundFinished
@@ -24,15 +24,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.epilog = f"example:\n  {EXAMPLE}"
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    start = actions.add_parser(
+    start = add_action(
+        actions,
         "run",
-        help="run a job to its end; started again, it goes on where it was",
+        summary="run a job to its end; started again, it goes on where it was",
         description=(
             "Runs a job to its end. Started again after a stop, it goes on where it was.\n"
             "A model named as package.module:function is found from the working directory, too."
         ),
-        epilog=f"example:\n  {EXAMPLE}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        example=EXAMPLE,
     )
     start.add_argument(
         "config", type=Path, help="TOML file; coordinator/example.toml has every key"
@@ -48,25 +48,18 @@ def run(arguments: argparse.Namespace) -> int:
 
     config = coordinator.Configuration.load(arguments.config)
     if arguments.state_out is not None:
-        _check_writable(arguments.state_out)
+        require_writable("--state-out", arguments.state_out)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     result = coordinator.run(config, _print_json if arguments.json else _print_line)
     if arguments.state_out is None:
-        logger.info("the trained state is in the store: run again with --state-out FILE to get it")
+        logger.info(
+            "the trained state is in %s; run again with --state-out FILE to get it as a file",
+            config.store.directory,
+        )
     else:
         result.state.save(arguments.state_out)
-        logger.info("trained state: %s", arguments.state_out)
+        logger.info("the trained state is in %s", arguments.state_out)
     return 0
-
-
-def _check_writable(path: Path) -> None:
-    """Raises ConfigurationError now for what would fail after hours of training."""
-    if path.is_dir():
-        raise ConfigurationError(f"--state-out {path}: got a folder, wanted a file")
-    if not path.parent.is_dir():
-        raise ConfigurationError(f"--state-out {path}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise ConfigurationError(f"--state-out {path}: may not write in the folder {path.parent}")
 
 
 def _print_json(finished: "RoundFinished") -> None:

@@ -9,10 +9,11 @@ import ssl
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparsyfed.edge_runtime.errors import BackendError, ConfigurationError
 from sparsyfed.edge_runtime.session import BACKENDS
+from sparsyfed.tools.commands.actions import add_action
 
 if TYPE_CHECKING:
     from sparsyfed.devices.settings import TlsFiles
@@ -33,57 +34,49 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.epilog = f"example:\n  {EXAMPLE}"
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    start = actions.add_parser(
+    _configure_run(actions)
+    _configure_gateway(actions)
+    _configure_emulate(actions)
+
+
+def _configure_run(actions: Any) -> None:
+    parser = add_action(
+        actions,
         "run",
-        help="run until Ctrl-C",
+        summary="run until Ctrl-C",
         description="Runs one device until Ctrl-C. Needs neither NumPy nor PyTorch, unless its engine does.",
-        epilog=f"example:\n  {EXAMPLE}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        example=EXAMPLE,
     )
-    start.add_argument("--id", required=True, help="name of this device; no two may share one")
-    start.add_argument("--broker", required=True, help="HOST or HOST:PORT (default port: 1883)")
-    start.add_argument("--data", type=Path, required=True, help="folder with x.npy and y.npy")
-    start.add_argument(
-        "--directory", type=Path, required=True, help="what the device keeps over a restart"
-    )
-    start.add_argument(
+    parser.add_argument("--id", required=True, help="name of this device; no two may share one")
+    parser.add_argument("--data", type=Path, required=True, help="folder with x.npy and y.npy")
+    parser.add_argument(
         "--profile", default="linux_host", help="kind of device (default: linux_host)"
     )
-    start.add_argument("--profiles", type=Path, help="TOML file with profiles of your own")
-    start.add_argument(
+    parser.add_argument("--profiles", type=Path, help="TOML file with profiles of your own")
+    parser.add_argument(
         "--memory",
         help="what training may take, such as 4MiB; KiB, MiB, GiB, kB, MB, GB (default: profile's): "
         "an arena, or with another engine what it takes beside program and engine",
     )
-    start.add_argument(
+    parser.add_argument(
         "--backend",
         choices=BACKENDS,
         default="native",
         help="engine to train with; the job must offer an export for it (default: native)",
     )
-    _add_link_arguments(start)
-    start.set_defaults(run=run)
-    _configure_gateway(actions)
-    _configure_emulate(actions)
+    _add_fleet_arguments(parser)
+    parser.set_defaults(run=run)
 
 
-def _add_link_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--exit-on-finish", action="store_true", help="end when the job is over")
-    parser.add_argument("--tls-authority", type=Path, help="PEM file: who signed the broker's name")
-    parser.add_argument("--tls-certificate", type=Path, help="PEM file of this device")
-    parser.add_argument("--tls-key", type=Path, help="PEM file of this device")
-
-
-def _configure_gateway(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = actions.add_parser(
+def _configure_gateway(actions: Any) -> None:
+    parser = add_action(
+        actions,
         "gateway",
-        help="make boards on serial lines devices of a fleet",
+        summary="make boards on serial lines devices of a fleet",
         description="Makes each board on a serial line a device: boards train, the gateway carries.",
-        epilog=f"example:\n  {GATEWAY_EXAMPLE}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        example=GATEWAY_EXAMPLE,
     )
     parser.add_argument("--id", required=True, help="its boards are the devices ID.1, ID.2, ...")
-    parser.add_argument("--broker", required=True, help="HOST or HOST:PORT (default port: 1883)")
     parser.add_argument(
         "--port",
         action="append",
@@ -97,20 +90,31 @@ def _configure_gateway(actions: "argparse._SubParsersAction[argparse.ArgumentPar
         required=True,
         help="folder with x.npy and y.npy of a board, in the order of the ports",
     )
-    parser.add_argument(
-        "--directory", type=Path, required=True, help="what the devices keep over a restart"
-    )
-    _add_link_arguments(parser)
+    _add_fleet_arguments(parser)
     parser.set_defaults(run=run_gateway)
 
 
-def _configure_emulate(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = actions.add_parser(
+def _add_fleet_arguments(parser: argparse.ArgumentParser) -> None:
+    """What devices of a fleet have in common: the broker, what they keep, when they end."""
+    parser.add_argument("--broker", required=True, help="HOST or HOST:PORT (default port: 1883)")
+    parser.add_argument("--directory", type=Path, required=True, help="what is kept over a restart")
+    parser.add_argument(
+        "--exit-on-finish",
+        action="store_true",
+        help="end when the job is over, or if its model does not take the data",
+    )
+    parser.add_argument("--tls-authority", type=Path, help="PEM file: who signed the broker's name")
+    parser.add_argument("--tls-certificate", type=Path, help="PEM file of this device")
+    parser.add_argument("--tls-key", type=Path, help="PEM file of this device")
+
+
+def _configure_emulate(actions: Any) -> None:
+    parser = add_action(
+        actions,
         "emulate",
-        help="run boards in QEMU, with their serial lines on sockets",
+        summary="run boards in QEMU, with their serial lines on sockets",
         description="Builds the firmware, runs boards in QEMU and prints their ports, until Ctrl-C.",
-        epilog=f"example:\n  {EMULATE_EXAMPLE}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        example=EMULATE_EXAMPLE,
     )
     parser.add_argument("--board", required=True, help="such as mps2-an386 or rv32-virt")
     parser.add_argument("--count", type=int, default=1, help="how many boards (default: 1)")
@@ -124,24 +128,18 @@ def run(arguments: argparse.Namespace) -> int:
     from sparsyfed.devices.profiles import find_profile, parse_bytes
     from sparsyfed.devices.settings import DeviceSettings
 
-    host, port = broker_address(arguments.broker)
     profile = find_profile(arguments.profile, arguments.profiles)
-    tls = _tls_files(arguments)
     memory = arguments.memory
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     settings = DeviceSettings(
+        **_fleet_settings(arguments),
         device=arguments.id,
-        host=host,
-        port=port,
         data=arguments.data,
-        directory=arguments.directory,
         profile=profile,
         memory_bytes=profile.memory_bytes if memory is None else parse_bytes(memory),
         macs_per_second=profile.multiply_adds_per_second,
         backend=arguments.backend,
-        exit_on_finish=arguments.exit_on_finish,
-        tls=tls,
     )
+    _log()
     run_device(settings)
     return 0
 
@@ -150,7 +148,6 @@ def run_gateway(arguments: argparse.Namespace) -> int:
     """Runs the gateway until it is stopped."""
     from sparsyfed.devices.gateway import AttachedBoard, GatewaySettings, run_gateway
 
-    host, port = broker_address(arguments.broker)
     if len(arguments.port) != len(arguments.data):
         raise ConfigurationError(
             f"got {len(arguments.port)} of --port and {len(arguments.data)} of --data, wanted as many"
@@ -158,16 +155,8 @@ def run_gateway(arguments: argparse.Namespace) -> int:
     boards = [
         AttachedBoard(name, data) for name, data in zip(arguments.port, arguments.data, strict=True)
     ]
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    settings = GatewaySettings(
-        gateway=arguments.id,
-        host=host,
-        port=port,
-        boards=boards,
-        directory=arguments.directory,
-        exit_on_finish=arguments.exit_on_finish,
-        tls=_tls_files(arguments),
-    )
+    settings = GatewaySettings(**_fleet_settings(arguments), gateway=arguments.id, boards=boards)
+    _log()
     run_gateway(settings)
     return 0
 
@@ -197,6 +186,22 @@ def run_emulate(arguments: argparse.Namespace) -> int:
                 if problem is not None:
                     raise BackendError(problem)
             time.sleep(WATCH_SECONDS)
+
+
+def _log() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+
+
+def _fleet_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `_add_fleet_arguments` asked for, by the names that settings have for it."""
+    host, port = broker_address(arguments.broker)
+    return {
+        "host": host,
+        "port": port,
+        "directory": arguments.directory,
+        "exit_on_finish": arguments.exit_on_finish,
+        "tls": _tls_files(arguments),
+    }
 
 
 def _tls_files(arguments: argparse.Namespace) -> "TlsFiles | None":

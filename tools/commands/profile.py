@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsyfed.edge_runtime.errors import ConfigurationError
+from sparsyfed.tools.commands.outputs import require_writable
 
 if TYPE_CHECKING:
     from sparsyfed.tools.profile_report import ModelProfile
 
 SUMMARY = "say what fits on a device: batch sizes, densities, memory over time, work of a step"
 EXAMPLE = "sparsyfed profile model.sfd --device stm32f746"
+DENSITY = 0.05
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -45,8 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--density",
         type=float,
-        default=0.05,
-        help="of the page and of --board, without --state (default: 0.05)",
+        help=f"of the page and of --board, without --state (default: {DENSITY})",
     )
     parser.add_argument("--json", action="store_true", help="print JSON with every number")
     parser.set_defaults(run=run)
@@ -56,10 +57,16 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints the table or the JSON."""
     from sparsyfed.tools.profile_report import profile_json, profile_model, profile_text
 
+    if arguments.density is not None and arguments.state is not None:
+        raise ConfigurationError("--density is for a model without --state, which has its own")
     if arguments.board is not None:
         return _run_on_board(arguments)
     if arguments.port is not None:
         raise ConfigurationError("--port goes with --board")
+    if arguments.html is not None:
+        require_writable("--html", arguments.html)
+    elif arguments.density is not None:
+        raise ConfigurationError("--density goes with --html or --board: the tables have many")
     result = profile_model(
         arguments.artifact,
         arguments.device,
@@ -91,7 +98,7 @@ def _run_on_board(arguments: argparse.Namespace) -> int:
         arguments.artifact,
         arguments.board,
         state=None if arguments.state is None else State.load(arguments.state),
-        density=arguments.density,
+        density=_density(arguments),
         batch_size=arguments.batch_size,
         ram_bytes=None if memory is None else parse_bytes(memory),
         port=arguments.port,
@@ -100,11 +107,15 @@ def _run_on_board(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _density(arguments: argparse.Namespace) -> float:
+    return DENSITY if arguments.density is None else arguments.density
+
+
 def _write_page(result: "ModelProfile", arguments: argparse.Namespace) -> None:
     from sparsyfed.edge_runtime import State
     from sparsyfed.edge_runtime.files import write_atomic
     from sparsyfed.tools.profile_page import arena_profile, render
 
     state = None if arguments.state is None else State.load(arguments.state)
-    arena = arena_profile(result, state, arguments.density)
+    arena = arena_profile(result, state, _density(arguments))
     write_atomic(arguments.html, render(result, arena).encode())
