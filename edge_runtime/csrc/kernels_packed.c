@@ -8,21 +8,28 @@
  * goes over the kept inputs of its channel. */
 #include "kernels_packed.h"
 
+/* Inputs that a nonzero of a linear layer meets, on average, from which on lists pay. */
+#define FEW 4u
+
 static void list_make(struct product *product, uint32_t index)
 {
     const uint32_t height = product->layer->out_height, width = product->layer->out_width;
-    const struct place place = product->kernel[index % product->area], *entry = product->entry;
-    uint32_t channel = index / product->area, i;
-    struct factor *factor = product->factor + product->factors;
+    const uint32_t channel = index / product->area, end = product->start[channel + 1u];
+    const struct place place = product->kernel[index - channel * product->area];
+    const struct place *entry = product->entry + product->start[channel];
+    const struct place *last = product->entry + end;
+    const float *value = product->value + product->start[channel];
+    struct factor *begin = product->factor + product->factors, *factor = begin;
 
+    for (; entry < last; ++entry, ++value)
+        if (entry->row - place.row < height && entry->column - place.column < width) {
+            factor->offset = entry->offset - place.offset;
+            factor->value = *value;
+            ++factor;
+        }
     product->column[index].list = product->factors;
-    for (i = product->start[channel]; i < product->start[channel + 1u]; ++i) {
-        factor->offset = entry[i].offset - place.offset;
-        factor->value = product->value[i];
-        factor += (entry[i].row - place.row < height) & (entry[i].column - place.column < width);
-    }
-    product->factors = (uint32_t)(factor - product->factor);
-    product->column[index].count = product->factors - product->column[index].list;
+    product->column[index].count = (uint32_t)(factor - begin);
+    product->factors += product->column[index].count;
 }
 
 static const struct factor *list_find(struct product *product, uint32_t index, uint32_t *count)
@@ -223,13 +230,78 @@ static uint64_t row_multiply(struct product *product, uint32_t row, const float 
     return done;
 }
 
+/* How many inputs are kept before each word of the mask. */
+static void ranks_count(const uint32_t *mask, uint32_t words, uint32_t *rank)
+{
+    uint32_t i, before = 0u;
+
+    for (i = 0u; i < words; ++i) {
+        rank[i] = before;
+        before += sfd_count_bits(mask[i]);
+    }
+}
+
+/* The kept inputs of one column, whose images the bits say, with those of a row. */
+static float kept_dot(const float *value, uint32_t bits, const float *dy)
+{
+    float sum = 0.0f;
+
+    for (; bits != 0u; bits &= bits - 1u)
+        sum += *value++ * dy[sfd_lowest_bit(bits)];
+    return sum;
+}
+
+/* A linear layer of which few inputs were kept: each nonzero looks up its own. */
+static uint64_t linear_d_weight(const struct sfd_layer *layer, const struct sfd_saved_input *x,
+                                const float *dy, float *gradient, uint32_t n, uint32_t *rank)
+{
+    const struct sfd_support support = layer->support; /* no store changes a copy */
+    const uint32_t *const mask = x->mask;
+    const float *const values = x->values;
+    const uint32_t channels = layer->in_channels;
+    uint64_t done = 0u;
+    uint32_t first, row, k, images;
+
+    ranks_count(mask, (n * channels + 31u) / 32u, rank);
+    for (first = 0u; first < n; first += images) {
+        images = sfd_block_images(n, first);
+        for (row = 0u, k = 0u; row < support.rows; ++row, dy += images) {
+            const uint32_t end = support.row_pointer[row + 1u];
+            for (; k < end; ++k) {
+                const uint32_t at = first * channels + sfd_column(&support, k) * images;
+                const uint32_t word = at / 32u, shift = at % 32u;
+                uint32_t bits = mask[word] >> shift;
+                if (shift + images > 32u)
+                    bits |= mask[word + 1u] << (32u - shift);
+                bits &= (1u << images) - 1u;
+                if (bits != 0u) {
+                    const uint32_t before = mask[word] & ((1u << shift) - 1u);
+                    gradient[k] += kept_dot(values + rank[word] + sfd_count_bits(before), bits, dy);
+                    done += sfd_count_bits(bits);
+                }
+            }
+        }
+    }
+    return done;
+}
+
+/* Whether looking up the few inputs that a nonzero meets takes less than making lists of them. */
+static int is_looked_up(const struct sfd_layer *layer, const struct sfd_saved_input *x, uint32_t n)
+{
+    return sfd_is_linear(layer) &&
+           (uint64_t)x->kept * sfd_block_images(n, 0u) < (uint64_t)FEW * layer->in_channels * n;
+}
+
 uint64_t sfd_packed_d_weight(const struct sfd_layer *layer, const struct sfd_saved_input *x,
                              const float *dy, float *gradient, uint32_t n, void *scratch)
 {
-    struct product product = sfd_product_begin(layer, x, n, scratch);
+    struct product product;
     uint64_t done = 0u;
     uint32_t first, row;
 
+    if (is_looked_up(layer, x, n))
+        return linear_d_weight(layer, x, dy, gradient, n, scratch);
+    product = sfd_product_begin(layer, x, n, scratch);
     for (first = 0u; first < n; first += SFD_BLOCK) {
         uint32_t at, end;
         sfd_product_block(&product, n, first);
