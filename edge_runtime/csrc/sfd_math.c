@@ -19,6 +19,13 @@ static uint32_t to_bits(float x)
     return bits;
 }
 
+uint32_t sfd_count_bits(uint32_t bits)
+{
+    bits -= bits >> 1 & UINT32_C(0x55555555);
+    bits = (bits & UINT32_C(0x33333333)) + (bits >> 2 & UINT32_C(0x33333333));
+    return ((bits + (bits >> 4)) & UINT32_C(0x0f0f0f0f)) * UINT32_C(0x01010101) >> 24;
+}
+
 /* Largest magnitude that is finite. */
 #define LARGEST 0x7f7fffffu
 #define FINITE_RUN 1024u

@@ -54,11 +54,7 @@ static inline uint32_t sfd_lowest_bit(uint32_t bits)
     return sfd_bit_place[((bits & (0u - bits)) * UINT32_C(0x077cb531)) >> 27];
 }
 
-static inline uint32_t sfd_count_bits(uint32_t bits)
-{
-    bits -= bits >> 1 & UINT32_C(0x55555555);
-    bits = (bits & UINT32_C(0x33333333)) + (bits >> 2 & UINT32_C(0x33333333));
-    return ((bits + (bits >> 4)) & UINT32_C(0x0f0f0f0f)) * UINT32_C(0x01010101) >> 24;
-}
+/* How many bits are set. */
+uint32_t sfd_count_bits(uint32_t bits);
 
 #endif

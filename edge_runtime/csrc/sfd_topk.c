@@ -96,14 +96,15 @@ void sfd_selection_count(struct sfd_selection *selection, const float *x, uint32
 /* Fix the bits of this pass. Returns 0 once all are known, or those that are not make no difference. */
 int sfd_selection_narrow(struct sfd_selection *selection)
 {
-    const uint32_t *histogram = selection->histogram;
-    uint32_t bin = pass_bins(selection->shift) - 1u, remaining = selection->remaining;
+    const uint32_t *first = selection->histogram;
+    const uint32_t *bin = first + pass_bins(selection->shift) - 1u;
+    uint32_t remaining = selection->remaining;
 
-    for (; bin > 0u && histogram[bin] < remaining; --bin)
-        remaining -= histogram[bin];
+    for (; bin > first && *bin < remaining; --bin)
+        remaining -= *bin;
     selection->remaining = remaining;
-    selection->sharing = histogram[bin];
-    selection->prefix |= bin << selection->shift;
+    selection->sharing = *bin;
+    selection->prefix |= (uint32_t)(bin - first) << selection->shift;
     if (selection->shift == 0u)
         return 0;
     selection->shift -= selection->shift == 7u ? 7u : 8u;
