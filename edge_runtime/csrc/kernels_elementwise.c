@@ -1,16 +1,56 @@
 /* Activations and addition. dx may be dy itself unless it is added to. */
 #include "sfd_kernels.h"
 
-static inline uint32_t rectify(const float *x, uint32_t count, float ceiling, float *y)
+/* On the bits of the floats, whose order is that of integers: without branches, and quick where a
+ * comparison of floats is not. */
+static inline uint32_t bits_of(float x)
 {
-    uint32_t bits = 0u, j;
+    uint32_t bits;
+
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+static inline float from_bits(uint32_t bits)
+{
+    float x;
+
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* All bits set where the sign bit is. */
+static inline uint32_t sign_mask(uint32_t bits)
+{
+    return (uint32_t)((int32_t)bits >> 31);
+}
+
+/* Up to 32 elements. What is below zero, and no NaN, keeps its sign when the NaNs beyond infinity
+ * wrap around; those with a clear sign do not have one to begin with. */
+static inline uint32_t rectify(const float *x, uint32_t count, float *y)
+{
+    uint32_t positive = 0u, j;
 
     for (j = 0u; j < count; ++j) {
-        float value = x[j];
-        bits |= value > 0.0f && value < ceiling ? sfd_mask_bit[j] : 0u;
-        y[j] = value <= 0.0f ? 0.0f : value >= ceiling ? ceiling : value; /* a NaN passes through */
+        uint32_t value = bits_of(x[j]);
+        value &= ~sign_mask(value & (value + 0x007fffffu)); /* a NaN passes through */
+        positive |= sfd_mask_bit[j] & sign_mask(0u - value);
+        y[j] = from_bits(value);
     }
-    return bits;
+    return positive;
+}
+
+/* Limit what rectify has written. Returns a bit for what is limited. */
+static uint32_t limit(float *y, uint32_t count, float ceiling)
+{
+    uint32_t limited = 0u, j;
+
+    for (j = 0u; j < count; ++j)
+        if (y[j] >= ceiling) {
+            limited |= sfd_mask_bit[j];
+            y[j] = ceiling;
+        }
+    return limited;
 }
 
 /* y = min(max(x, 0), ceiling), and a bit where the slope is 1. y may be x. */
@@ -20,9 +60,11 @@ void sfd_rectifier_forward(const float *x, uint32_t count, float ceiling, uint32
 
     for (i = 0u; i < count; i += 32u) {
         if (count - i >= 32u)
-            bits = rectify(x + i, 32u, ceiling, y + i);
+            bits = rectify(x + i, 32u, y + i);
         else
-            bits = rectify(x + i, count - i, ceiling, y + i);
+            bits = rectify(x + i, count - i, y + i);
+        if (ceiling < SFD_INFINITY)
+            bits &= ~limit(y + i, count - i < 32u ? count - i : 32u, ceiling);
         if (mask)
             mask[i / 32u] = bits;
     }

@@ -44,8 +44,11 @@ static uint64_t set_rooms(struct product *product, const struct sfd_layer *layer
 uint64_t sfd_packed_scratch_bytes(const struct sfd_layer *layer, uint32_t n)
 {
     struct product product;
+    uint64_t bytes = set_rooms(&product, layer, n);
 
-    return set_rooms(&product, layer, n);
+    if (!sfd_is_linear(layer))
+        return bytes;
+    return sfd_maximum(bytes, ((uint64_t)layer->in_channels * n + 31u) / 32u * sizeof(uint32_t));
 }
 
 struct product sfd_product_begin(const struct sfd_layer *layer, const struct sfd_saved_input *x,

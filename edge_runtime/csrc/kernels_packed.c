@@ -8,21 +8,28 @@
  * goes over the kept inputs of its channel. */
 #include "kernels_packed.h"
 
+/* Inputs that a nonzero of a linear layer meets, on average, from which on lists pay. */
+#define FEW 4u
+
 static void list_make(struct product *product, uint32_t index)
 {
     const uint32_t height = product->layer->out_height, width = product->layer->out_width;
-    const struct place place = product->kernel[index % product->area], *entry = product->entry;
-    uint32_t channel = index / product->area, i;
-    struct factor *factor = product->factor + product->factors;
+    const uint32_t channel = index / product->area, end = product->start[channel + 1u];
+    const struct place place = product->kernel[index - channel * product->area];
+    const struct place *entry = product->entry + product->start[channel];
+    const struct place *last = product->entry + end;
+    const float *value = product->value + product->start[channel];
+    struct factor *begin = product->factor + product->factors, *factor = begin;
 
+    for (; entry < last; ++entry, ++value)
+        if (entry->row - place.row < height && entry->column - place.column < width) {
+            factor->offset = entry->offset - place.offset;
+            factor->value = *value;
+            ++factor;
+        }
     product->column[index].list = product->factors;
-    for (i = product->start[channel]; i < product->start[channel + 1u]; ++i) {
-        factor->offset = entry[i].offset - place.offset;
-        factor->value = product->value[i];
-        factor += (entry[i].row - place.row < height) & (entry[i].column - place.column < width);
-    }
-    product->factors = (uint32_t)(factor - product->factor);
-    product->column[index].count = product->factors - product->column[index].list;
+    product->column[index].count = (uint32_t)(factor - begin);
+    product->factors += product->column[index].count;
 }
 
 static const struct factor *list_find(struct product *product, uint32_t index, uint32_t *count)
@@ -35,7 +42,7 @@ static const struct factor *list_find(struct product *product, uint32_t index, u
 
 /* The sums of one, two or four rows over a list: four partial sums in all, fixed, so that the order
  * of additions is the same everywhere. */
-static void dot_one(const struct factor *factor, uint32_t count, const float *dy, float *sum)
+static float dot_one(const struct factor *factor, uint32_t count, const float *dy)
 {
     float a = 0.0f, b = 0.0f, c = 0.0f, d = 0.0f;
 
@@ -47,7 +54,7 @@ static void dot_one(const struct factor *factor, uint32_t count, const float *dy
     }
     for (; count > 0u; --count, ++factor)
         a += factor->value * dy[factor->offset];
-    *sum = (a + c) + (b + d);
+    return (a + c) + (b + d);
 }
 
 static void dot_two(const struct factor *factor, uint32_t count, const float *const *dy, float *sum)
@@ -93,12 +100,9 @@ static uint32_t nonzero_multiply(struct product *product, uint32_t index, const 
 {
     uint32_t count;
     const struct factor *factor = list_find(product, index, &count);
-    float sum;
 
-    if (count > 0u) {
-        dot_one(factor, count, dy, &sum);
-        *gradient += sum;
-    }
+    if (count > 0u)
+        *gradient += dot_one(factor, count, dy);
     return count;
 }
 
@@ -159,7 +163,7 @@ static uint64_t column_multiply(struct product *product, uint32_t index, const f
         else if (found >= 2u)
             dot_two(factor, count, row, sum);
         if (found % 2u == 1u)
-            dot_one(factor, count, row[found - 1u], &sum[found - 1u]);
+            sum[found - 1u] = dot_one(factor, count, row[found - 1u]);
         for (i = 0u; i < found; ++i)
             gradient[place[i]] += sum[i];
         done += (uint64_t)count * found;
@@ -223,13 +227,105 @@ static uint64_t row_multiply(struct product *product, uint32_t row, const float 
     return done;
 }
 
+/* How many inputs are kept before each word of the mask. */
+static void ranks_count(const uint32_t *mask, uint32_t words, uint32_t *rank)
+{
+    uint32_t i, before = 0u;
+
+    for (i = 0u; i < words; ++i) {
+        rank[i] = before;
+        before += sfd_count_bits(mask[i]);
+    }
+}
+
+/* The inputs kept before an element. */
+static uint32_t kept_before(const uint32_t *mask, const uint32_t *rank, uint32_t at)
+{
+    return rank[at / 32u] + sfd_count_bits(mask[at / 32u] & ((1u << at % 32u) - 1u));
+}
+
+/* Add the product of a nonzero with what was kept of its column: its images, from element `at` on. */
+static uint32_t column_look_up(const struct sfd_saved_input *x, const uint32_t *rank, uint32_t at,
+                               uint32_t images, const float *dy, float *gradient)
+{
+    const uint32_t *word = x->mask + at / 32u, shift = at % 32u;
+    uint32_t bits = *word >> shift, count = 0u;
+    const float *value;
+    float sum = 0.0f;
+
+    if (shift + images > 32u)
+        bits |= word[1] << (32u - shift);
+    bits &= (1u << images) - 1u;
+    if (bits == 0u)
+        return 0u;
+    value = x->values + kept_before(x->mask, rank, at);
+    for (; bits != 0u; bits &= bits - 1u)
+        sum += value[count++] * dy[sfd_lowest_bit(bits)];
+    *gradient += sum;
+    return count;
+}
+
+/* The same for a row and one image, of which few are kept. */
+static uint32_t row_look_up(const struct sfd_saved_input *x, const uint32_t *rank,
+                            const uint16_t *column, uint32_t count, uint32_t at, float dy,
+                            float *gradient)
+{
+    const uint32_t *const mask = x->mask;
+    uint32_t done = 0u, i;
+
+    for (i = 0u; i < count; ++i) {
+        const uint32_t element = at + column[i];
+        if (mask[element / 32u] >> element % 32u & 1u) {
+            gradient[i] += x->values[kept_before(mask, rank, element)] * dy;
+            ++done;
+        }
+    }
+    return done;
+}
+
+/* A linear layer of which few inputs were kept: each nonzero looks up its own. */
+static uint64_t linear_d_weight(const struct sfd_layer *layer, const struct sfd_saved_input *x,
+                                const float *dy, float *gradient, uint32_t n, uint32_t *rank)
+{
+    const struct sfd_support *support = &layer->support;
+    const uint32_t *row_pointer = support->row_pointer;
+    uint64_t done = 0u;
+    uint32_t first, row, k, images;
+
+    ranks_count(x->mask, (n * layer->in_channels + 31u) / 32u, rank);
+    for (first = 0u; first < n; first += images) {
+        const uint32_t at = first * layer->in_channels;
+        images = sfd_block_images(n, first);
+        for (row = 0u; row < support->rows; ++row, dy += images)
+            if (images == 1u && support->index_width == 2u)
+                done += row_look_up(x, rank, (const uint16_t *)support->column + row_pointer[row],
+                                    row_pointer[row + 1u] - row_pointer[row], at, *dy,
+                                    gradient + row_pointer[row]);
+            else
+                for (k = row_pointer[row]; k < row_pointer[row + 1u]; ++k)
+                    done += column_look_up(x, rank, at + sfd_column(support, k) * images, images,
+                                           dy, &gradient[k]);
+    }
+    return done;
+}
+
+/* Whether looking up the few inputs that a nonzero meets takes less than making lists of them. */
+static int is_looked_up(const struct sfd_layer *layer, const struct sfd_saved_input *x, uint32_t n)
+{
+    return sfd_is_linear(layer) &&
+           (uint64_t)x->kept * sfd_block_images(n, 0u) < (uint64_t)FEW * layer->in_channels * n;
+}
+
 uint64_t sfd_packed_d_weight(const struct sfd_layer *layer, const struct sfd_saved_input *x,
                              const float *dy, float *gradient, uint32_t n, void *scratch)
 {
-    struct product product = sfd_product_begin(layer, x, n, scratch);
+    struct product product;
     uint64_t done = 0u;
     uint32_t first, row;
 
+    if (is_looked_up(layer, x, n))
+        return linear_d_weight(layer, x, dy, gradient, n, scratch);
+    product = sfd_product_begin(layer, x, n, scratch);
     for (first = 0u; first < n; first += SFD_BLOCK) {
         uint32_t at, end;
         sfd_product_block(&product, n, first);

@@ -2,163 +2,332 @@
  * weight from a dense input. That from a packed input is in kernels_packed.c.
  *
  * A row of pixels of a block is one run of floats, so that each nonzero does a long, plain loop
- * whatever the image's size. Each output element is the sum over the nonzeros of its row in CSR
- * order, so that the result does not depend on how a loop is vectorised. */
+ * whatever the image's size. In a linear layer, where the run is that of the images alone, a few of
+ * its floats meet all nonzeros of a row instead. Each output element is the sum over the nonzeros of
+ * its row in CSR order, so that the result does not depend on how a loop is vectorised. */
 #include "sfd_kernels.h"
 
 /* Partial sums of a dot product: fixed, so that the order of additions is the same everywhere. */
 #define LANES 8u
 
+/* Outputs whose input lies before `end`, counted from that of output 0. */
+static uint32_t outputs_before(uint32_t end, uint32_t stride)
+{
+    return stride == 1u ? end : end / stride + (end % stride != 0u);
+}
+
 void sfd_valid_range(uint32_t in, uint32_t out, uint32_t stride, uint32_t padding, uint32_t offset,
                      uint32_t *low, uint32_t *high)
 {
-    uint64_t reach = (uint64_t)in + padding; /* y * stride + offset must be in [padding, reach) */
-    uint64_t last;
+    /* y * stride + offset must be in [padding, padding + in) */
+    const uint32_t before = offset < padding ? padding - offset : 0u;
+    const uint32_t beyond = offset > padding ? offset - padding : 0u;
 
-    *low = offset >= padding ? 0u : (padding - offset + stride - 1u) / stride;
-    last = offset < reach ? (reach - offset - 1u) / stride + 1u : 0u;
-    *high = last < out ? (uint32_t)last : out;
+    *low = outputs_before(before, stride);
+    *high = 0u;
+    if (beyond < in)
+        *high = in < UINT32_MAX - before ? outputs_before(before + (in - beyond), stride) : out;
+    if (*high > out)
+        *high = out;
     if (*low > *high)
         *low = *high;
 }
 
-/* The pixels that a nonzero touches, by its place in the kernel: `lines` rows of `count` pixels.
- * Offsets are in pixels, from the first one of the channel. */
+/* What a nonzero touches, by its place in the kernel: `lines` rows of pixels, `count` floats in each.
+ * Where they begin is in floats, from the first one of the channel. */
 struct window {
-    uint32_t count, lines, in_start, out_start;
+    uint32_t count, lines;
+    size_t in, out;
 };
 
-/* One pass over one block of images. Runs and steps are in floats. */
+/* The input or the output of a block, in floats: a channel, and the distances between the pixels and
+ * the lines that neighbours in the output have here. */
+struct side {
+    size_t run, step, line;
+};
+
+/* One pass over one block of images. */
 struct pass {
     const struct sfd_layer *layer;
     const struct window *windows;
-    uint32_t area, group_rows, group_channels;
-    uint32_t images, in_run, out_run, out_line;
-    size_t step, line_step;
+    uint32_t area, group_rows, images;
+    int is_linear;
+    size_t group_run;
+    struct side in, out;
 };
 
-static void windows_find(const struct sfd_layer *layer, struct window *window)
+/* Add to a window, whose lines are known, the pixels of each. */
+static void window_widen(const struct pass *pass, uint32_t offset_x, struct window *window)
 {
+    const struct sfd_layer *layer = pass->layer;
     const struct sfd_convolution *shape = &layer->shape;
-    uint32_t ky, kx, y_low, y_high, x_low, x_high;
+    uint32_t low, high;
 
-    for (ky = 0u; ky < shape->kernel_h; ++ky)
-        for (kx = 0u; kx < shape->kernel_w; ++kx, ++window) {
-            uint32_t offset_y = ky * shape->dilation_h, offset_x = kx * shape->dilation_w;
-            sfd_valid_range(layer->in_height, layer->out_height, shape->stride_h, shape->padding_h,
-                            offset_y, &y_low, &y_high);
-            sfd_valid_range(layer->in_width, layer->out_width, shape->stride_w, shape->padding_w,
-                            offset_x, &x_low, &x_high);
-            memset(window, 0, sizeof *window);
-            if (y_low == y_high || x_low == x_high)
-                continue;
-            window->count = x_high - x_low;
-            window->lines = y_high - y_low;
-            window->in_start =
-                (y_low * shape->stride_h + offset_y - shape->padding_h) * layer->in_width +
-                (x_low * shape->stride_w + offset_x - shape->padding_w);
-            window->out_start = y_low * layer->out_width + x_low;
-            if (shape->stride_h == 1u && shape->stride_w == 1u &&
-                window->count == layer->out_width && layer->in_width == layer->out_width) {
-                window->count *= window->lines; /* the rows lie end to end: one long row */
-                window->lines = 1u;
-            }
-        }
+    sfd_valid_range(layer->in_width, layer->out_width, shape->stride_w, shape->padding_w, offset_x,
+                    &low, &high);
+    window->count = (high - low) * pass->images;
+    window->in += (size_t)(low * shape->stride_w + offset_x - shape->padding_w) * pass->images;
+    window->out += low * pass->out.step;
+    if (window->count == 0u)
+        window->lines = 0u;
+    if (window->count == pass->out.line && pass->in.line == pass->out.line &&
+        pass->in.step == pass->out.step) {
+        window->count *= window->lines; /* the rows lie end to end: one long row */
+        window->lines = window->lines > 0u;
+    }
 }
 
-static struct pass pass_begin(const struct sfd_layer *layer, void *scratch)
+static void windows_find(const struct pass *pass, struct window *window)
+{
+    const struct sfd_layer *layer = pass->layer;
+    const struct sfd_convolution *shape = &layer->shape;
+    uint32_t ky, kx, low, high;
+
+    for (ky = 0u; ky < shape->kernel_h; ++ky) {
+        const uint32_t offset_y = ky * shape->dilation_h;
+        sfd_valid_range(layer->in_height, layer->out_height, shape->stride_h, shape->padding_h,
+                        offset_y, &low, &high);
+        for (kx = 0u; kx < shape->kernel_w; ++kx, ++window) {
+            window->lines = high - low;
+            window->in = (size_t)(low * shape->stride_h + offset_y - shape->padding_h) *
+                         layer->in_width * pass->images;
+            window->out = low * pass->out.line;
+            window_widen(pass, kx * shape->dilation_w, window);
+        }
+    }
+}
+
+static struct pass pass_begin(const struct sfd_layer *layer, uint32_t images, void *scratch)
 {
     const struct sfd_convolution *shape = &layer->shape;
     struct pass pass;
 
-    memset(&pass, 0, sizeof pass);
-    windows_find(layer, scratch);
     pass.layer = layer;
     pass.windows = scratch;
+    pass.images = images;
     pass.area = sfd_kernel_area(layer);
     pass.group_rows = layer->support.rows / shape->groups;
-    pass.group_channels = layer->in_channels / shape->groups;
+    pass.in.run = (size_t)layer->in_height * layer->in_width * images;
+    pass.in.step = (size_t)shape->stride_w * images;
+    pass.in.line = (size_t)shape->stride_h * layer->in_width * images;
+    pass.out.run = (size_t)layer->out_height * layer->out_width * images;
+    pass.out.step = images;
+    pass.out.line = (size_t)layer->out_width * images;
+    pass.group_run = layer->in_channels / shape->groups * pass.in.run;
+    windows_find(&pass, scratch);
+    pass.is_linear = sfd_is_linear(layer);
     return pass;
 }
 
-static void pass_block(struct pass *pass, uint32_t images)
+/* Where the channels begin that a row reads. */
+static size_t row_start(const struct pass *pass, uint32_t row)
 {
-    const struct sfd_layer *layer = pass->layer;
-
-    pass->images = images;
-    pass->in_run = layer->in_height * layer->in_width * images;
-    pass->out_run = layer->out_height * layer->out_width * images;
-    pass->out_line = layer->out_width * images;
-    pass->step = (size_t)layer->shape.stride_w * images;
-    pass->line_step = (size_t)layer->shape.stride_h * layer->in_width * images;
+    return pass->layer->shape.groups == 1u ? 0u : row / pass->group_rows * pass->group_run;
 }
 
-/* The window of nonzero k, and where it begins in the input and in the output of the block. */
-static inline const struct window *window_find(const struct pass *pass, uint32_t row, uint32_t k,
-                                               size_t *in, size_t *out)
+/* The window of nonzero k, and where it begins in the channels that its row reads. */
+static inline const struct window *nonzero_window(const struct pass *pass, uint32_t k, size_t *in)
 {
-    uint32_t column = sfd_column(&pass->layer->support, k), place = 0u;
-    const struct window *window;
+    const uint32_t column = sfd_column(&pass->layer->support, k);
+    const uint32_t channel = pass->area == 1u ? column : column / pass->area;
+    const struct window *window = &pass->windows[column - channel * pass->area];
 
-    if (pass->area > 1u) {
-        place = column % pass->area;
-        column /= pass->area;
-    }
-    window = &pass->windows[place];
-    if (pass->layer->shape.groups > 1u)
-        column += row / pass->group_rows * pass->group_channels;
-    *in = (size_t)column * pass->in_run + (size_t)window->in_start * pass->images;
-    *out = (size_t)row * pass->out_run + (size_t)window->out_start * pass->images;
+    *in = channel * pass->in.run + window->in;
     return window;
 }
 
-/* y += w * x over `count` pixels; the pixels of x are `step` floats apart. */
-static void row_add(float *restrict y, const float *restrict x, uint32_t count, uint32_t n,
-                    size_t step, float w)
+/* y += w * x over a window whose pixels lie side by side, on both sides. */
+static void window_add(float *restrict y, size_t y_line, const float *restrict x, size_t x_line,
+                       uint32_t count, uint32_t lines, float w)
 {
-    uint32_t i, j;
+    const uint32_t fours = count / 4u, rest = count % 4u;
+    uint32_t i;
 
-    if (step == n)
-        for (i = 0u; i < count * n; ++i)
-            y[i] += w * x[i];
-    else if (n == 1u)
-        for (i = 0u; i < count; ++i)
-            y[i] += w * x[i * step];
-    else
-        for (i = 0u; i < count; ++i)
-            for (j = 0u; j < n; ++j)
-                y[(size_t)i * n + j] += w * x[i * step + j];
+    y_line -= count;
+    x_line -= count;
+    for (; lines > 0u; --lines, y += y_line, x += x_line) {
+        for (i = fours; i > 0u; --i, y += 4, x += 4) {
+            y[0] += w * x[0];
+            y[1] += w * x[1];
+            y[2] += w * x[2];
+            y[3] += w * x[3];
+        }
+        for (i = rest; i > 0u; --i)
+            *y++ += w * *x++;
+    }
 }
 
-/* x += w * y, the other way round. */
-static void row_scatter(float *restrict x, const float *restrict y, uint32_t count, uint32_t n,
-                        size_t step, float w)
+/* The same for pixels of one image that lie apart. */
+static void window_add_apart(const struct window *window, float *restrict y, const struct side *to,
+                             const float *restrict x, const struct side *from, float w)
 {
-    uint32_t i, j;
+    const size_t y_step = to->step, y_line = to->line - window->count * y_step;
+    const size_t x_step = from->step, x_line = from->line - window->count * x_step;
+    const uint32_t count = window->count;
+    uint32_t i, lines;
 
-    if (step == n)
-        for (i = 0u; i < count * n; ++i)
-            x[i] += w * y[i];
+    for (lines = window->lines; lines > 0u; --lines, y += y_line, x += x_line)
+        for (i = count; i > 0u; --i, y += y_step, x += x_step)
+            *y += w * *x;
+}
+
+/* The same from one side of a pass to the other. */
+static void sides_add(const struct window *window, uint32_t n, float *y, const struct side *to,
+                      const float *x, const struct side *from, float w)
+{
+    uint32_t line;
+
+    if (to->step == from->step)
+        window_add(y, to->line, x, from->line, window->count, window->lines, w);
     else if (n == 1u)
-        for (i = 0u; i < count; ++i)
-            x[i * step] += w * y[i];
-    else
-        for (i = 0u; i < count; ++i)
-            for (j = 0u; j < n; ++j)
-                x[i * step + j] += w * y[(size_t)i * n + j];
+        window_add_apart(window, y, to, x, from, w);
+    else /* the pixels of a line are lines of n floats */
+        for (line = 0u; line < window->lines; ++line, y += to->line, x += from->line)
+            window_add(y, to->step, x, from->step, n, window->count / n, w);
+}
+
+/* One image and columns of 16 bits are what boards have most: for them a row takes loops of its own. */
+static int is_short(const struct sfd_support *support, uint32_t n)
+{
+    return n == 1u && support->index_width == 2u;
+}
+
+/* The row of a linear layer, of n images: y[image] += sum over its nonzeros of w * x[image]. */
+static void linear_gather(const struct sfd_support *support, uint32_t row, const float *w,
+                          const float *restrict x, uint32_t n, float *restrict y)
+{
+    const uint32_t begin = support->row_pointer[row], end = support->row_pointer[row + 1u];
+    const uint16_t *const column = support->column;
+    uint32_t i = 0u, k;
+
+    for (; i + 4u <= n; i += 4u) {
+        float a = y[i], b = y[i + 1u], c = y[i + 2u], d = y[i + 3u];
+        for (k = begin; k < end; ++k) {
+            const float *in = x + (size_t)sfd_column(support, k) * n + i;
+            a += w[k] * in[0];
+            b += w[k] * in[1];
+            c += w[k] * in[2];
+            d += w[k] * in[3];
+        }
+        y[i] = a;
+        y[i + 1u] = b;
+        y[i + 2u] = c;
+        y[i + 3u] = d;
+    }
+    for (; i < n; ++i) {
+        float sum = y[i];
+        if (is_short(support, n))
+            for (k = begin; k < end; ++k)
+                sum += w[k] * x[column[k]];
+        else
+            for (k = begin; k < end; ++k)
+                sum += w[k] * x[(size_t)sfd_column(support, k) * n + i];
+        y[i] = sum;
+    }
+}
+
+/* The other way round: dx[image] += w * dy[image] for each of its nonzeros. */
+static void linear_scatter(const struct sfd_support *support, uint32_t row, const float *w,
+                           const float *restrict dy, uint32_t n, float *restrict dx)
+{
+    const uint32_t begin = support->row_pointer[row], end = support->row_pointer[row + 1u];
+    const uint16_t *const column = support->column;
+    uint32_t i = 0u, k;
+
+    for (; i + 4u <= n; i += 4u) {
+        const float a = dy[i], b = dy[i + 1u], c = dy[i + 2u], d = dy[i + 3u];
+        for (k = begin; k < end; ++k) {
+            float *out = dx + (size_t)sfd_column(support, k) * n + i;
+            out[0] += w[k] * a;
+            out[1] += w[k] * b;
+            out[2] += w[k] * c;
+            out[3] += w[k] * d;
+        }
+    }
+    for (; i < n; ++i)
+        if (is_short(support, n))
+            for (k = begin; k < end; ++k)
+                dx[column[k]] += w[k] * *dy;
+        else
+            for (k = begin; k < end; ++k)
+                dx[(size_t)sfd_column(support, k) * n + i] += w[k] * dy[i];
+}
+
+/* y[0..count) = value */
+static void fill(float *y, size_t count, float value)
+{
+    for (; count >= 4u; count -= 4u, y += 4)
+        y[0] = y[1] = y[2] = y[3] = value;
+    for (; count > 0u; --count)
+        *y++ = value;
+}
+
+static uint64_t block_forward(const struct pass *pass, const float *w, const float *bias,
+                              const float *x, float *y)
+{
+    const struct sfd_support *support = &pass->layer->support;
+    uint64_t done = 0u;
+    uint32_t row, k;
+    size_t at;
+
+    for (row = 0u; row < support->rows; ++row, y += pass->out.run) {
+        const float *in = x + row_start(pass, row);
+        const uint32_t end = support->row_pointer[row + 1u];
+        fill(y, pass->out.run, bias ? bias[row] : 0.0f);
+        if (pass->is_linear)
+            linear_gather(support, row, w, in, pass->images, y);
+        for (k = support->row_pointer[row]; k < end && !pass->is_linear; ++k) {
+            const struct window *window = nonzero_window(pass, k, &at);
+            sides_add(window, pass->images, y + window->out, &pass->out, in + at, &pass->in, w[k]);
+            done += window->count * window->lines;
+        }
+    }
+    return pass->is_linear ? (uint64_t)support->count * pass->images : done;
+}
+
+static uint64_t block_d_input(const struct pass *pass, const float *w, const float *dy, float *dx)
+{
+    const struct sfd_support *support = &pass->layer->support;
+    uint64_t done = 0u;
+    uint32_t row, k;
+    size_t at;
+
+    for (row = 0u; row < support->rows; ++row, dy += pass->out.run) {
+        float *in = dx + row_start(pass, row);
+        const uint32_t end = support->row_pointer[row + 1u];
+        if (pass->is_linear)
+            linear_scatter(support, row, w, dy, pass->images, in);
+        for (k = support->row_pointer[row]; k < end && !pass->is_linear; ++k) {
+            const struct window *window = nonzero_window(pass, k, &at);
+            sides_add(window, pass->images, in + at, &pass->in, dy + window->out, &pass->out, w[k]);
+            done += window->count * window->lines;
+        }
+    }
+    return pass->is_linear ? (uint64_t)support->count * pass->images : done;
 }
 
 /* Add the products of two runs to the partial sums; element i goes to sum i % LANES. */
 static void run_dot(const float *restrict y, const float *restrict x, uint32_t count,
                     float *restrict lane)
 {
-    uint32_t i, j, whole = count - count % LANES;
+    float a = lane[0], b = lane[1], c = lane[2], d = lane[3];
+    float e = lane[4], f = lane[5], g = lane[6], h = lane[7];
+    uint32_t j;
 
-    for (i = 0u; i < whole; i += LANES)
-        for (j = 0u; j < LANES; ++j)
-            lane[j] += y[i + j] * x[i + j];
-    for (j = 0u; i + j < count; ++j)
-        lane[j] += y[i + j] * x[i + j];
+    for (; count >= LANES; count -= LANES, y += LANES, x += LANES) {
+        a += y[0] * x[0];
+        b += y[1] * x[1];
+        c += y[2] * x[2];
+        d += y[3] * x[3];
+        e += y[4] * x[4];
+        f += y[5] * x[5];
+        g += y[6] * x[6];
+        h += y[7] * x[7];
+    }
+    lane[0] = a, lane[1] = b, lane[2] = c, lane[3] = d;
+    lane[4] = e, lane[5] = f, lane[6] = g, lane[7] = h;
+    for (j = 0u; j < count; ++j)
+        lane[j] += y[j] * x[j];
 }
 
 static void row_dot(const float *y, const float *x, uint32_t count, uint32_t n, size_t step,
@@ -167,13 +336,13 @@ static void row_dot(const float *y, const float *x, uint32_t count, uint32_t n, 
     uint32_t i;
 
     if (step == n)
-        run_dot(y, x, count * n, lane);
+        run_dot(y, x, count, lane);
     else if (n == 1u)
         for (i = 0u; i < count; ++i)
             lane[i % LANES] += y[i] * x[i * step];
     else
-        for (i = 0u; i < count; ++i)
-            run_dot(y + (size_t)i * n, x + i * step, n, lane);
+        for (; count > 0u; count -= n, y += n, x += step)
+            run_dot(y, x, n, lane);
 }
 
 static float lanes_sum(const float *lane)
@@ -182,78 +351,37 @@ static float lanes_sum(const float *lane)
            ((lane[2] + lane[6]) + (lane[3] + lane[7]));
 }
 
-static uint64_t block_forward(const struct pass *pass, const float *w, const float *bias,
-                              const float *x, float *y)
-{
-    const struct sfd_support *support = &pass->layer->support;
-    uint64_t done = 0u;
-    uint32_t row, k, i, line;
-
-    for (row = 0u; row < support->rows; ++row) {
-        float start = bias ? bias[row] : 0.0f;
-        for (i = 0u; i < pass->out_run; ++i)
-            y[(size_t)row * pass->out_run + i] = start;
-        for (k = support->row_pointer[row]; k < support->row_pointer[row + 1u]; ++k) {
-            size_t in, out;
-            const struct window *window = window_find(pass, row, k, &in, &out);
-            for (line = 0u; line < window->lines; ++line)
-                row_add(y + out + (size_t)line * pass->out_line, x + in + line * pass->line_step,
-                        window->count, pass->images, pass->step, w[k]);
-            done += (uint64_t)window->count * window->lines * pass->images;
-        }
-    }
-    return done;
-}
-
-static uint64_t block_d_input(const struct pass *pass, const float *w, const float *dy, float *dx)
-{
-    const struct sfd_support *support = &pass->layer->support;
-    uint64_t done = 0u;
-    uint32_t row, k, line;
-
-    for (row = 0u; row < support->rows; ++row)
-        for (k = support->row_pointer[row]; k < support->row_pointer[row + 1u]; ++k) {
-            size_t in, out;
-            const struct window *window = window_find(pass, row, k, &in, &out);
-            for (line = 0u; line < window->lines; ++line)
-                row_scatter(dx + in + line * pass->line_step,
-                            dy + out + (size_t)line * pass->out_line, window->count, pass->images,
-                            pass->step, w[k]);
-            done += (uint64_t)window->count * window->lines * pass->images;
-        }
-    return done;
-}
-
 static uint64_t block_d_weight(const struct pass *pass, const float *x, const float *dy,
                                float *gradient)
 {
     const struct sfd_support *support = &pass->layer->support;
     uint64_t done = 0u;
     uint32_t row, k, line;
+    size_t at;
 
-    for (row = 0u; row < support->rows; ++row)
+    for (row = 0u; row < support->rows; ++row, dy += pass->out.run) {
+        const float *in = x + row_start(pass, row);
         for (k = support->row_pointer[row]; k < support->row_pointer[row + 1u]; ++k) {
+            const struct window *window = nonzero_window(pass, k, &at);
             float lane[LANES] = {0.0f};
-            size_t in, out;
-            const struct window *window = window_find(pass, row, k, &in, &out);
             for (line = 0u; line < window->lines; ++line)
-                row_dot(dy + out + (size_t)line * pass->out_line, x + in + line * pass->line_step,
-                        window->count, pass->images, pass->step, lane);
+                row_dot(dy + window->out + line * pass->out.line, in + at + line * pass->in.line,
+                        window->count, pass->images, pass->in.step, lane);
             gradient[k] += lanes_sum(lane);
-            done += (uint64_t)window->count * window->lines * pass->images;
+            done += window->count * window->lines;
         }
+    }
     return done;
 }
 
 static uint64_t forward(const struct sfd_layer *layer, const float *w, const float *bias,
                         const float *x, float *y, uint32_t n, void *scratch)
 {
-    struct pass pass = pass_begin(layer, scratch);
     uint64_t done = 0u;
     uint32_t first;
 
     for (first = 0u; first < n; first += SFD_BLOCK) {
-        pass_block(&pass, sfd_block_images(n, first));
+        const struct pass pass = pass_begin(layer, sfd_block_images(n, first), scratch);
         done += block_forward(&pass, w, bias, x + first * sfd_in_elements(layer),
                               y + first * sfd_out_elements(layer));
     }
@@ -263,14 +391,13 @@ static uint64_t forward(const struct sfd_layer *layer, const float *w, const flo
 static uint64_t d_input(const struct sfd_layer *layer, const float *w, const float *dy, float *dx,
                         int accumulate, uint32_t n, void *scratch)
 {
-    struct pass pass = pass_begin(layer, scratch);
     uint64_t done = 0u;
     uint32_t first;
 
     if (!accumulate)
-        memset(dx, 0, n * sfd_in_elements(layer) * sizeof *dx);
+        fill(dx, n * sfd_in_elements(layer), 0.0f);
     for (first = 0u; first < n; first += SFD_BLOCK) {
-        pass_block(&pass, sfd_block_images(n, first));
+        const struct pass pass = pass_begin(layer, sfd_block_images(n, first), scratch);
         done += block_d_input(&pass, w, dy + first * sfd_out_elements(layer),
                               dx + first * sfd_in_elements(layer));
     }
@@ -280,16 +407,14 @@ static uint64_t d_input(const struct sfd_layer *layer, const float *w, const flo
 static uint64_t d_weight(const struct sfd_layer *layer, const struct sfd_saved_input *x,
                          const float *dy, float *gradient, uint32_t n, void *scratch)
 {
-    struct pass pass;
     uint64_t done = 0u;
     uint32_t first;
 
-    memset(gradient, 0, (size_t)layer->support.count * sizeof *gradient);
+    fill(gradient, layer->support.count, 0.0f);
     if (x->dense == NULL)
         return sfd_packed_d_weight(layer, x, dy, gradient, n, scratch);
-    pass = pass_begin(layer, scratch);
     for (first = 0u; first < n; first += SFD_BLOCK) {
-        pass_block(&pass, sfd_block_images(n, first));
+        const struct pass pass = pass_begin(layer, sfd_block_images(n, first), scratch);
         done += block_d_weight(&pass, x->dense + first * sfd_in_elements(layer),
                                dy + first * sfd_out_elements(layer), gradient);
     }

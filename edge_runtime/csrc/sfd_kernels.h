@@ -129,6 +129,14 @@ static inline uint32_t sfd_kernel_area(const struct sfd_layer *layer)
     return layer->shape.kernel_h * layer->shape.kernel_w;
 }
 
+/* Whether each channel is one pixel that all its nonzeros meet. */
+static inline int sfd_is_linear(const struct sfd_layer *layer)
+{
+    return sfd_kernel_area(layer) == 1u && layer->in_height == 1u && layer->in_width == 1u &&
+           layer->shape.padding_h == 0u && layer->shape.padding_w == 0u &&
+           layer->shape.groups == 1u;
+}
+
 /* Elements of one image of a layer's input, and of its output. */
 static inline size_t sfd_in_elements(const struct sfd_layer *layer)
 {

@@ -19,21 +19,28 @@ static uint32_t to_bits(float x)
     return bits;
 }
 
+uint32_t sfd_count_bits(uint32_t bits)
+{
+    bits -= bits >> 1 & UINT32_C(0x55555555);
+    bits = (bits & UINT32_C(0x33333333)) + (bits >> 2 & UINT32_C(0x33333333));
+    return ((bits + (bits >> 4)) & UINT32_C(0x0f0f0f0f)) * UINT32_C(0x01010101) >> 24;
+}
+
 /* Largest magnitude that is finite. */
 #define LARGEST 0x7f7fffffu
 #define FINITE_RUN 1024u
 
 int sfd_all_finite(const float *x, uint64_t count)
 {
-    uint64_t start, i;
-
-    for (start = 0u; start < count; start += FINITE_RUN) {
-        uint64_t end = count - start < FINITE_RUN ? count : start + FINITE_RUN;
+    for (; count > 0u;) {
+        const uint32_t run = (uint32_t)sfd_minimum(count, FINITE_RUN);
+        const float *end = x + run;
         uint32_t borrow = 0u; /* no branch inside a run: the loop takes vectors */
-        for (i = start; i < end; ++i)
-            borrow |= LARGEST - sfd_magnitude(x[i]);
+        for (; x < end; ++x)
+            borrow |= LARGEST - sfd_magnitude(*x);
         if (borrow >> 31)
             return 0;
+        count -= run;
     }
     return 1;
 }
@@ -168,20 +175,27 @@ float sfd_power(float base, float exponent)
     return result;
 }
 
+/* |x|^(1/4) */
+static inline float fourth_root(float x)
+{
+    return sqrtf(sqrtf(fabsf(x)));
+}
+
 /* w = sign(v) |v|^beta */
 void sfd_powerprop_forward(const float *v, float *w, uint32_t count, float beta)
 {
     uint32_t i;
 
-    if (beta == 1.0f) {
+    if (beta == 1.0f)
         memcpy(w, v, (size_t)count * sizeof *w);
-        return;
-    }
-    for (i = 0u; i < count; ++i) {
-        float a = fabsf(v[i]);
-        float power = beta == 1.25f ? a * sqrtf(sqrtf(a)) : a > 0.0f ? sfd_power(a, beta) : 0.0f;
-        w[i] = v[i] < 0.0f ? -power : power;
-    }
+    else if (beta == 1.25f)
+        for (i = 0u; i < count; ++i)
+            w[i] = v[i] * fourth_root(v[i]);
+    else
+        for (i = 0u; i < count; ++i) {
+            float a = fabsf(v[i]), power = a > 0.0f ? sfd_power(a, beta) : 0.0f;
+            w[i] = v[i] < 0.0f ? -power : power;
+        }
 }
 
 /* dL/dv = beta |v|^(beta - 1) dL/dw, which is 0 at v = 0: a zero stays a zero. */
@@ -189,13 +203,14 @@ void sfd_powerprop_backward(const float *v, float *gradient, uint32_t count, flo
 {
     uint32_t i;
 
-    for (i = 0u; i < count; ++i) {
-        float a = fabsf(v[i]);
-        if (a == 0.0f)
-            gradient[i] = 0.0f;
-        else if (beta == 1.25f)
-            gradient[i] *= 1.25f * sqrtf(sqrtf(a));
-        else if (beta != 1.0f)
-            gradient[i] *= beta * sfd_power(a, beta - 1.0f);
-    }
+    if (beta == 1.25f)
+        for (i = 0u; i < count; ++i) {
+            float slope = 1.25f * fourth_root(v[i]);
+            gradient[i] = v[i] == 0.0f ? 0.0f : gradient[i] * slope;
+        }
+    else
+        for (i = 0u; i < count; ++i) {
+            float slope = beta == 1.0f ? 1.0f : beta * sfd_power(fabsf(v[i]), beta - 1.0f);
+            gradient[i] = v[i] == 0.0f ? 0.0f : gradient[i] * slope;
+        }
 }

@@ -54,4 +54,7 @@ static inline uint32_t sfd_lowest_bit(uint32_t bits)
     return sfd_bit_place[((bits & (0u - bits)) * UINT32_C(0x077cb531)) >> 27];
 }
 
+/* How many bits are set. */
+uint32_t sfd_count_bits(uint32_t bits);
+
 #endif

@@ -28,13 +28,19 @@ static uint32_t known_bits(uint32_t shift)
     return shift == FIRST_SHIFT ? 0u : ~(pass_bins(shift) * (1u << shift) - 1u);
 }
 
+/* All bits set where the sign bit is. */
+static inline uint32_t sign_mask(uint32_t difference)
+{
+    return (uint32_t)((int32_t)difference >> 31);
+}
+
 /* Which of up to 32 elements have these bits in their magnitude. */
 static inline uint32_t matches(const float *x, uint32_t count, uint32_t mask, uint32_t wanted)
 {
     uint32_t bits = 0u, j;
 
-    for (j = 0u; j < count; ++j)
-        bits |= (sfd_magnitude(x[j]) & mask) == wanted ? sfd_mask_bit[j] : 0u;
+    for (j = 0u; j < count; ++j) /* what differs is below 2^31 */
+        bits |= sfd_mask_bit[j] & sign_mask(((sfd_magnitude(x[j]) & mask) ^ wanted) - 1u);
     return bits;
 }
 
@@ -42,8 +48,8 @@ static inline uint32_t above(const float *x, uint32_t count, uint32_t threshold)
 {
     uint32_t bits = 0u, j;
 
-    for (j = 0u; j < count; ++j) /* magnitudes have no sign bit: a signed comparison is as good */
-        bits |= (int32_t)sfd_magnitude(x[j]) > (int32_t)threshold ? sfd_mask_bit[j] : 0u;
+    for (j = 0u; j < count; ++j) /* all are below 2^31, but for a threshold of -1 */
+        bits |= sfd_mask_bit[j] & sign_mask(threshold - sfd_magnitude(x[j]));
     return bits;
 }
 
@@ -87,20 +93,22 @@ void sfd_selection_count(struct sfd_selection *selection, const float *x, uint32
     }
 }
 
-/* Fix the bits of this pass. Returns 0 once all are known. */
+/* Fix the bits of this pass. Returns 0 once all are known, or those that are not make no difference. */
 int sfd_selection_narrow(struct sfd_selection *selection)
 {
-    uint32_t bin = pass_bins(selection->shift) - 1u;
+    const uint32_t *first = selection->histogram;
+    const uint32_t *bin = first + pass_bins(selection->shift) - 1u;
+    uint32_t remaining = selection->remaining;
 
-    while (bin > 0u && selection->histogram[bin] < selection->remaining) {
-        selection->remaining -= selection->histogram[bin];
-        --bin;
-    }
-    selection->prefix |= bin << selection->shift;
+    for (; bin > first && *bin < remaining; --bin)
+        remaining -= *bin;
+    selection->remaining = remaining;
+    selection->sharing = *bin;
+    selection->prefix |= (uint32_t)(bin - first) << selection->shift;
     if (selection->shift == 0u)
         return 0;
     selection->shift -= selection->shift == 7u ? 7u : 8u;
-    return 1;
+    return remaining != selection->sharing;
 }
 
 uint64_t sfd_packed_bytes(uint32_t keep, uint64_t elements)
@@ -149,8 +157,12 @@ void sfd_pack(const float *x, uint32_t size, uint32_t n, uint32_t keep, uint32_t
     } while (sfd_selection_narrow(&selection));
     threshold = selection.prefix;
     ties = selection.remaining;
-    if (threshold != 0u && ties < histogram[threshold & (pass_bins(0u) - 1u)])
+    if (ties == selection.sharing) { /* all from the prefix on: above what is just below it */
+        --threshold;
+        ties = 0u;
+    } else if (threshold != 0u) {
         end = sfd_tie_end(x, size, n, threshold, ties); /* which zeros makes no difference */
+    }
 
     for (i = 0u; i < size * n; i += 32u) {
         uint32_t bits = word_above(x + i, size * n - i, threshold), equal = 0u;

@@ -22,6 +22,7 @@ uint32_t sfd_tie_end(const float *x, uint32_t size, uint32_t n, uint32_t thresho
 struct sfd_selection {
     uint32_t prefix;    /* the bits of the threshold found so far */
     uint32_t remaining; /* entries still to take among those that share the prefix */
+    uint32_t sharing;   /* all those; as many as remain: what is not below the prefix is taken */
     uint32_t shift;     /* of the pass that runs */
     uint32_t *histogram;
 };

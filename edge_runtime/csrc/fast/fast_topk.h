@@ -200,7 +200,7 @@ static struct topk_threshold radix_threshold(const float *x, uint32_t elements, 
     } while (sfd_selection_narrow(&selection));
     threshold.magnitude = selection.prefix;
     threshold.ties = selection.remaining;
-    threshold.equal = histogram[selection.prefix & (SFD_HISTOGRAM_BINS / 2u - 1u)];
+    threshold.equal = selection.sharing;
     return threshold;
 }
 
