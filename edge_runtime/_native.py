@@ -17,6 +17,7 @@ from sparsyfed.edge_runtime.errors import (
     FormatError,
     InputError,
     MismatchError,
+    UnsupportedOperationError,
 )
 
 BUILD_ADVICE = (
@@ -49,6 +50,7 @@ class ErrorCode(enum.IntEnum):
     ERR_CAPACITY = -18
     ERR_KERNELS = -19
     ERR_THREADS = -20
+    ERR_OPERATION = -21
 
 
 WITHOUT_PLACE = (
@@ -92,6 +94,7 @@ class MemoryChoice(enum.IntEnum):
 
     FAST = 0
     SMALL = 1
+    LAYERWISE = 2
 
 
 class KernelSet(enum.IntEnum):
@@ -294,6 +297,8 @@ def raise_error(code: int, subject: str, problem: Problem | None = None) -> NoRe
             | ErrorCode.ERR_THREADS
         ):
             raise InputError(message)
+        case ErrorCode.ERR_OPERATION:
+            raise UnsupportedOperationError(message)
         case _:
             raise FormatError(message)
 
