@@ -31,9 +31,13 @@
 #define SFD_HAS_RECTIFIER (SFD_HAS(RELU) || SFD_HAS(RELU6))
 #define SFD_HAS_AVERAGE (SFD_HAS(AVERAGE_POOL) || SFD_HAS(ADAPTIVE_AVERAGE_POOL))
 
-/* Whether names are checked. A board has nobody who reads them: its firmware passes them over. */
+/* Whether names are checked, and whether a refusal says where in a file and why. A board has nobody who
+ * reads names, and a host that finds the same place in the same bytes: its firmware leaves out both. */
 #if !defined(SFD_WITH_NAMES)
 #define SFD_WITH_NAMES 1
+#endif
+#if !defined(SFD_WITH_PLACES)
+#define SFD_WITH_PLACES 1
 #endif
 
 struct sfd_artifact_view {
@@ -144,8 +148,20 @@ size_t sfd_text_check(const uint8_t *text, size_t size, uint32_t *lines);
 static inline int sfd_fail(struct sfd_problem *problem, int error, size_t position, uint32_t got,
                            uint32_t wanted)
 {
-    if (problem != NULL) {
+    if (SFD_WITH_PLACES && problem != NULL) {
         problem->position = (uint32_t)position;
+        problem->got = got;
+        problem->wanted = wanted;
+    }
+    return error;
+}
+
+/* Note how much memory there was and is wanted, and return `error`. */
+static inline int sfd_fail_for_memory(struct sfd_problem *problem, int error, uint32_t got,
+                                      uint32_t wanted)
+{
+    if (problem != NULL) {
+        problem->position = 0u;
         problem->got = got;
         problem->wanted = wanted;
     }

@@ -59,7 +59,7 @@ int sfd_plan(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *stat
         return error;
     tables = sfd_tables_bytes(&artifact_view);
     if (tables > workspace_bytes)
-        return sfd_fail(problem, SFD_ERR_ARENA, 0u, (uint32_t)workspace_bytes, tables);
+        return sfd_fail_for_memory(problem, SFD_ERR_ARENA, (uint32_t)workspace_bytes, tables);
     session = sfd_tables_build(&artifact_view, &state_view, batch,
                                sfd_kernels_find(chosen->kernels), workspace);
     session->threads = chosen->threads == 0u ? 1u : chosen->threads;
@@ -67,8 +67,8 @@ int sfd_plan(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *stat
     if (error != SFD_OK)
         return sfd_fail(problem, error, 0u, 0u, 0u);
     if (chosen->arena_bytes > 0u && chosen->arena_bytes < plan->arena_bytes)
-        return sfd_fail(problem, SFD_ERR_ARENA, 0u, (uint32_t)chosen->arena_bytes,
-                        (uint32_t)plan->arena_bytes);
+        return sfd_fail_for_memory(problem, SFD_ERR_ARENA, (uint32_t)chosen->arena_bytes,
+                                   (uint32_t)plan->arena_bytes);
     session->arena_bytes = plan->arena_bytes;
     return SFD_OK;
 }

@@ -50,8 +50,8 @@ int sfd_open(const void *workspace, const uint8_t *state, size_t state_bytes, vo
         planned->arena_bytes == 0u)
         return sfd_fail(problem, SFD_ERR_ARGUMENT, 0u, 0u, 0u);
     if (planned->arena_bytes > arena_bytes)
-        return sfd_fail(problem, SFD_ERR_ARENA, 0u, (uint32_t)arena_bytes,
-                        (uint32_t)planned->arena_bytes);
+        return sfd_fail_for_memory(problem, SFD_ERR_ARENA, (uint32_t)arena_bytes,
+                                   (uint32_t)planned->arena_bytes);
     error = sfd_container_open(state, state_bytes, &state_view, problem);
     if (error != SFD_OK)
         return error;

