@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench boards clean
+.PHONY: help setup demo test check bench boards sizes clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -44,6 +44,9 @@ check: $(NATIVE) ## style, types, layers, and the C core under the project's war
 
 bench: $(NATIVE) ## time training steps here (BENCH_ARGS="memory --models resnet18" for more)
 	@$(TRAINING_PYTHON) $(BIN)/sparsyfed bench $(BENCH_ARGS)
+
+sizes: $(NATIVE) ## measure the firmware of boards anew, into devices/boards/sizes.toml
+	@SPARSYFED_UPDATE_SIZES=1 $(BIN)/python -m pytest -q tests/tools/test_emulated_boards.py
 
 boards: $(NATIVE) ## compilers and emulators of microboards (1.5 GB with what they need), and all firmware
 	@bash tools/install_system_parts.sh --boards

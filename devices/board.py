@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from sparsyfed.devices.board_operations import EVERYTHING
 from sparsyfed.devices.serial_link import SerialLink
 from sparsyfed.devices.serial_protocol import (
     MAX_PAYLOAD,
@@ -26,8 +27,8 @@ MAX_STEPS = MAX_PAYLOAD // 4 - 1
 """Whose losses one answer holds."""
 RESTARTS = 3
 """How often a transfer may lose what it had sent: a frame's checksum misses one damage in four billion."""
-MEMORY_CHOICES = {"fast": 0, "small": 1}
-_FACTS = struct.Struct("<8I")
+MEMORY_CHOICES = {"fast": 0, "small": 1, "layerwise": 2}
+_FACTS = struct.Struct("<9I")
 _PLAN = struct.Struct("<4I4Q")
 _PROBLEM = struct.Struct("<3I")
 _PROFILE = struct.Struct("<4I10Q")
@@ -42,7 +43,8 @@ class BoardFacts:
     """What a board says of itself. Sizes in bytes.
 
     `memory_bytes` is what artifact, examples and arena share; text, data, bss and stack are the firmware's.
-    `ticks_per_second` is the rate of its counter.
+    `ticks_per_second` is the rate of its counter. `operations` are the bits of those that it has
+    (`board_operations.NAMES`).
     """
 
     name: str
@@ -52,6 +54,7 @@ class BoardFacts:
     data_bytes: int
     bss_bytes: int
     ticks_per_second: int
+    operations: int = EVERYTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +109,15 @@ class Board:
     def hello(self) -> BoardFacts:
         """What the board is. Raises BackendError for a firmware of another protocol version."""
         answer = self._ask(Command.HELLO)
-        version, _, memory, stack, text, data, bss, rate = _unpack(_FACTS, answer.payload)
+        (version,) = _unpack(struct.Struct("<I"), answer.payload)
         if version != VERSION:
             raise BackendError(
                 f"got a board of protocol version {version}, wanted {VERSION}: flash the firmware of "
                 "this release"
             )
         name = answer.payload[_FACTS.size :].decode("ascii", "replace")
-        return BoardFacts(name, memory, stack, text, data, bss, rate)
+        _, _, *facts = _unpack(_FACTS, answer.payload)
+        return BoardFacts(name, *facts)
 
     def send(
         self,

@@ -84,8 +84,9 @@ def _fit(
     except ArenaError as error:
         wanted = memory_bytes + error.wanted - limit
         raise ArenaError("no room for the arena", got=memory_bytes, wanted=wanted) from error
-    # The state lies below the examples while the session copies it into its tables.
-    copied = planned.arena_bytes - planned.transient_bytes + len(state) + 3
+    # The state lies below the examples while the board plans, and while the session copies it into its tables.
+    tables = max(planned.workspace_bytes, planned.arena_bytes - planned.transient_bytes)
+    copied = tables + len(state) + 3
     if copied > below_examples:
         wanted = memory_bytes + copied - below_examples
         raise ArenaError("no room for the state", got=memory_bytes, wanted=wanted)

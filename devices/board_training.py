@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sparsyfed.devices.board import Board, BoardFacts, BoardResetError
 from sparsyfed.devices.board_fit import fit_on_board
+from sparsyfed.devices.board_operations import require_operations
 from sparsyfed.devices.dataset import Batch, Dataset, permutation
 from sparsyfed.devices.serial_protocol import SerialObject
 from sparsyfed.devices.training import (
@@ -34,7 +35,9 @@ def refusal_of_board(
     def refuse(artifact: Path, state: Path, batch_size: int, memory_bytes: int) -> str | None:
         memory = min(memory_bytes, facts.memory_bytes)
         try:
-            fit_on_board(Artifact.load(artifact), state.read_bytes(), batch_size, memory, examples)
+            structure = Artifact.load(artifact)
+            require_operations(structure, facts.operations)
+            fit_on_board(structure, state.read_bytes(), batch_size, memory, examples)
         except SparsyFedError as error:
             return str(error)
         return None
@@ -105,6 +108,7 @@ class _Round:
         self._work = work
         self._should_stop = should_stop
         self._facts = board.hello()
+        require_operations(artifact, self._facts.operations)
         memory = min(memory, self._facts.memory_bytes)
         self._fit = fit_on_board(artifact, state, work.batch_size, memory, len(dataset))
         self._send(SerialObject.ARTIFACT, artifact.encode())

@@ -12,7 +12,7 @@ from enum import IntEnum
 
 from sparsyfed.edge_runtime.errors import FormatError, InputError
 
-VERSION = 1
+VERSION = 2
 HEADER = struct.Struct("<BbI")
 """Command, status, sequence number."""
 CHECKSUM = struct.Struct("<I")

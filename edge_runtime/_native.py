@@ -18,6 +18,7 @@ from sparsyfed.edge_runtime.errors import (
     FormatError,
     InputError,
     MismatchError,
+    UnsupportedOperationError,
 )
 
 BUILD_ADVICE = (
@@ -52,6 +53,7 @@ class ErrorCode(enum.IntEnum):
     ERR_CAPACITY = -18
     ERR_KERNELS = -19
     ERR_THREADS = -20
+    ERR_OPERATION = -21
 
 
 WITHOUT_PLACE = (
@@ -95,6 +97,7 @@ class MemoryChoice(enum.IntEnum):
 
     FAST = 0
     SMALL = 1
+    LAYERWISE = 2
 
 
 class KernelSet(enum.IntEnum):
@@ -311,6 +314,8 @@ def raise_error(code: int, subject: str, problem: Problem | None = None) -> NoRe
             | ErrorCode.ERR_THREADS
         ):
             raise InputError(message)
+        case ErrorCode.ERR_OPERATION:
+            raise UnsupportedOperationError(message)
         case _:
             raise FormatError(message)
 

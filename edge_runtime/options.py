@@ -7,7 +7,7 @@ from sparsyfed.edge_runtime.arguments import check_arena_bytes, check_threads
 from sparsyfed.edge_runtime.errors import InputError
 from sparsyfed.edge_runtime.kernels import find_kernels
 
-MEMORY_CHOICES = ("fast", "small")
+MEMORY_CHOICES = ("fast", "small", "layerwise")
 NO_LIMIT = 0
 
 

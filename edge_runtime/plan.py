@@ -20,7 +20,7 @@ from sparsyfed.edge_runtime.match import raise_state_error
 from sparsyfed.edge_runtime.options import session_options
 from sparsyfed.edge_runtime.state import State, encoded_state
 
-PERSISTENT_KINDS = ("tables", "index", "weight", "working_weight", "dense")
+PARAMETER_KINDS = ("index", "weight", "working_weight", "dense")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,18 +91,22 @@ class PlannedBuffer:
     @property
     def is_persistent(self) -> bool:
         """Whether it has its memory for itself, over all steps."""
-        return self.kind in PERSISTENT_KINDS
+        if (
+            self.kind == "working_weight"
+        ):  # or it is there where w is wanted, and where the gradient is
+            return self.first_step == 0 < self.last_step
+        return self.kind == "tables" or self.kind in PARAMETER_KINDS
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """What a session of this artifact, state and batch size needs. All sizes are bytes.
 
-    `arena_bytes` is exact. `transient_bytes` of it hold activations, gradients and scratch;
-    `live_peak_bytes` is the most of them that is alive at one step, `live_peak_step`. `parts`
-    splits the memory alive at that step by kind of buffer: what lives over the whole schedule, and
-    what is alive just then. `kernels` is the set that it is for, `aim` what was to be reached:
-    a choice of memory or a limit.
+    `arena_bytes` is exact; planning itself takes `workspace_bytes`. `transient_bytes` of the arena hold
+    activations, gradients and scratch; `live_peak_bytes` is the most of them that is alive at one step,
+    `live_peak_step`. `parts` splits the memory alive at that step by kind of buffer: what lives over the
+    whole schedule, and what is alive just then. `kernels` is the set that it is for, `aim` what was to be
+    reached: a choice of memory or a limit.
 
     As text it is a table of the parts, one of the work, and one of all buffers that share memory
     over the steps.
@@ -112,6 +116,7 @@ class MemoryPlan:
     kernels: str
     aim: str
     arena_bytes: int
+    workspace_bytes: int
     transient_bytes: int
     live_peak_bytes: int
     live_peak_step: int
@@ -197,11 +202,13 @@ def plan(
     with planned_workspace(model, encoded, batch_size, options) as (workspace, planned):
         steps = tuple(planned_step(workspace, i, model) for i in range(planned.step_count))
         buffers = tuple(planned_buffer(workspace, i, model) for i in range(planned.buffer_count))
+        workspace_bytes = workspace.size
     return MemoryPlan(
         batch_size=batch_size,
         kernels=kernels_name(options.kernels),
         aim=f'memory="{memory}"' if arena_bytes is None else f"at most {arena_bytes:,} bytes",
         arena_bytes=planned.arena_bytes,
+        workspace_bytes=workspace_bytes,
         transient_bytes=planned.transient_bytes,
         live_peak_bytes=planned.live_peak_bytes,
         live_peak_step=planned.live_peak_step,
@@ -281,7 +288,7 @@ def planned_buffer(workspace: _native.Memory, index: int, artifact: Artifact) ->
     if code:
         _native.raise_error(code, f"planned buffer {index}")
     kind = _native.BufferKind(record.kind).name.lower()
-    owners = artifact.parameters if kind in PERSISTENT_KINDS else artifact.operations
+    owners = artifact.parameters if kind in PARAMETER_KINDS else artifact.operations
     return PlannedBuffer(
         kind=kind,
         owner=None if record.owner == NONE else record.owner,

@@ -43,7 +43,8 @@ class Session:
     """A model in training. Open one with `Session.open`; one caller at a time may use it.
 
     After an exception from any method the model is as it was before the call, and the session goes
-    on.
+    on; but with `memory="layerwise"` a step that diverges may leave no model, and all that follows
+    raises DivergedError.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Session:
         self.threads = int(options.threads)
         """Threads that compute, with the one that calls."""
         self.batch_size = batch_size
+        self._is_layerwise = options.memory == _native.MemoryChoice.LAYERWISE
         self._core = _native.library()
         self._round = int(CONTAINER_HEADER.unpack_from(state)[3])
         self._arena = _native.Memory(arena_bytes)
@@ -127,7 +129,9 @@ class Session:
 
         `memory` says which activations are kept for the backward, and which are computed again:
         "fast" computes again what costs little, "small" takes the least memory that is found for
-        about one more forward. Gradients are the same to the bit.
+        about one more forward. Gradients are the same to the bit. "layerwise" takes less still: a
+        step changes each layer, to the same bits, as soon as its gradients are there, which then go.
+        So there are none to ask for.
 
         `kernels` names the kernel set: "portable", which gives the same bits on every machine, or
         the vectorised "sse2", "avx2", "avx512" or "neon", which agree with it within rounding.
@@ -233,6 +237,8 @@ class Session:
         A prunable weight has dL/dv at its stored entries, in csr order, a dense parameter dL/dp;
         running statistics have none. Batches and errors are as in `step`.
         """
+        if self._is_layerwise:
+            raise InputError('a session with memory="layerwise" keeps no gradients: take "small"')
         handle = self._open_handle()
         batch = check_batch(self.artifact, x, y, self.batch_size)
         code = self._core.sfd_gradients(

@@ -4,9 +4,11 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+from sparsyfed.devices.board_operations import NAMES
 from sparsyfed.edge_runtime.errors import BackendError, ConfigurationError
 
 TOOLS = re.compile(r"^TOOLS\s*:=\s*(\S+)\s*$", re.MULTILINE)
@@ -46,12 +48,20 @@ def require_tools(board: str, *more: str) -> None:
         raise BackendError(f"{' and '.join(missing)} not installed: {board} needs it")
 
 
-def build_firmware(board: str, ram_bytes: int | None = None) -> Path:
+def build_firmware(
+    board: str, ram_bytes: int | None = None, operations: Sequence[str] = ()
+) -> Path:
     """Build the firmware of a board, unless it is up to date, and return the ELF file.
 
-    With `ram_bytes` it is that of a board that has so much RAM. Raises BackendError without compiler and make, or when
-    they fail.
+    With `ram_bytes` it is that of a board that has so much RAM, with `operations` one that has only these
+    (`board_operations.operations_of` names those of a model). Raises BackendError without compiler and make, or when
+    they fail, ConfigurationError for an operation that there is not.
     """
+    unknown = sorted(set(operations) - set(NAMES))
+    if unknown:
+        raise ConfigurationError(
+            f"got operations {', '.join(unknown)}, wanted of {', '.join(NAMES)}"
+        )
     folder = sources()
     require_tools(board)
     file = "firmware.elf"
@@ -59,6 +69,10 @@ def build_firmware(board: str, ram_bytes: int | None = None) -> Path:
     if ram_bytes is not None:
         command.append(f"RAM_BYTES={ram_bytes}")
         file = f"firmware-{ram_bytes}.elf"
+    place = board
+    if operations:
+        command.append(f"OPERATIONS={' '.join(operations)}")
+        place = "-".join((board, *sorted(set(operations))))
     # What make hands down, when make started us, is not for this one.
     environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}
     done = subprocess.run(
@@ -71,4 +85,4 @@ def build_firmware(board: str, ram_bytes: int | None = None) -> Path:
     )
     if done.returncode:
         raise BackendError(f"the firmware of {board} was not built: {done.stderr.strip()[-2000:]}")
-    return folder.parents[1] / "build" / "boards" / board / file
+    return folder.parents[1] / "build" / "boards" / place / file

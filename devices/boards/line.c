@@ -23,6 +23,7 @@ static void say_hello(const struct trainer *trainer, struct trainer_answer *answ
         size_between(board_data_start, board_data_end),
         size_between(board_bss_start, board_bss_end),
         board_ticks_per_second(),
+        SFD_OPERATIONS,
     };
     uint32_t i;
 

@@ -41,8 +41,8 @@ static int reserve(struct trainer *trainer, uint32_t examples, uint32_t gathered
     const uint32_t top = trainer_artifact_offset(trainer);
 
     if (each * gathered > top || room > top || all >= top)
-        return sfd_fail(problem, SERIAL_STATUS_MEMORY, 0u, top,
-                        all < UINT32_MAX ? (uint32_t)all : UINT32_MAX);
+        return sfd_fail_for_memory(problem, SERIAL_STATUS_MEMORY, top,
+                                   all < UINT32_MAX ? (uint32_t)all : UINT32_MAX);
     if (trainer_examples_offset(trainer) < top - (uint32_t)room)
         trainer_forget(trainer, SERIAL_OBJECT_EXAMPLES);
     trainer->reserved_from = (top - (uint32_t)room) / 4u * 4u;
@@ -71,7 +71,8 @@ static int plan(struct trainer *trainer, uint32_t batch, const struct sfd_option
         return error;
     persistent = trainer->plan.arena_bytes - trainer->plan.transient_bytes;
     if (persistent > state->offset)
-        return sfd_fail(problem, SERIAL_STATUS_MEMORY, 0u, state->offset, (uint32_t)persistent);
+        return sfd_fail_for_memory(problem, SERIAL_STATUS_MEMORY, state->offset,
+                                   (uint32_t)persistent);
     trainer->persistent_bytes = (uint32_t)persistent;
     return SFD_OK;
 }

@@ -185,10 +185,22 @@ void sfd_bias_backward(const struct sfd_channels *shape, const float *dy, uint32
     }
 }
 
+/* A build without an operation has no kernel for it. */
+#define ONLY_WITH(is_there, kernel) ((is_there) ? (kernel) : NULL)
+
 const struct sfd_tensor_kernels sfd_tensors_portable = {
-    sfd_batch_norm_forward, sfd_batch_norm_backward, sfd_norm_forward,
-    sfd_norm_backward,      sfd_rectifier_forward,   sfd_rectifier_backward,
-    sfd_smooth_forward,     sfd_smooth_backward,     sfd_add_forward,
-    sfd_add_into,           sfd_bias_backward,       sfd_pack,
-    sfd_powerprop_forward,  sfd_powerprop_backward,
+    ONLY_WITH(SFD_HAS(BATCH_NORM), sfd_batch_norm_forward),
+    ONLY_WITH(SFD_HAS(BATCH_NORM), sfd_batch_norm_backward),
+    ONLY_WITH(SFD_HAS_NORM, sfd_norm_forward),
+    ONLY_WITH(SFD_HAS_NORM, sfd_norm_backward),
+    ONLY_WITH(SFD_HAS_RECTIFIER, sfd_rectifier_forward),
+    ONLY_WITH(SFD_HAS_RECTIFIER, sfd_rectifier_backward),
+    ONLY_WITH(SFD_HAS_SMOOTH, sfd_smooth_forward),
+    ONLY_WITH(SFD_HAS_SMOOTH, sfd_smooth_backward),
+    ONLY_WITH(SFD_HAS(ADD), sfd_add_forward),
+    sfd_add_into,
+    sfd_bias_backward,
+    sfd_pack,
+    sfd_powerprop_forward,
+    sfd_powerprop_backward,
 };

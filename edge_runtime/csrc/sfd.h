@@ -53,7 +53,8 @@
     X(ERR_CODEC, -17, "the codec or value type is not known to this library")                    \
     X(ERR_CAPACITY, -18, "the output buffer is too small")                                       \
     X(ERR_KERNELS, -19, "this build or this processor does not have the kernel set")             \
-    X(ERR_THREADS, -20, "this build or this system does not give so many threads")
+    X(ERR_THREADS, -20, "this build or this system does not give so many threads")               \
+    X(ERR_OPERATION, -21, "this build does not have an operation of the model")
 
 #define SFD_ENUM_ERROR(name, code, text) SFD_##name = code,
 enum sfd_error { SFD_ERRORS(SFD_ENUM_ERROR) };
@@ -129,8 +130,12 @@ enum sfd_kernel_set { SFD_KERNEL_SETS(SFD_ENUM_KERNELS) };
 /* What to do about memory. Between forward and backward an activation is kept, or it is computed again
  * when the backward wants it: the same gradients to the bit, for less memory and more work. */
 enum sfd_memory {
-    SFD_MEMORY_FAST = 0, /* compute again what takes little, whatever the density */
-    SFD_MEMORY_SMALL = 1 /* the least memory that is found for about one more forward */
+    SFD_MEMORY_FAST = 0,     /* compute again what takes little, whatever the density */
+    SFD_MEMORY_SMALL = 1,    /* the least memory that is found for about one more forward */
+    SFD_MEMORY_LAYERWISE = 2 /* likewise, and no gradient outlives its layer's backward: a step
+                              * changes the layers one by one, to the same bits. There is no
+                              * sfd_gradients, and a step that diverges leaves no model: all that
+                              * follows fails */
 };
 
 /* How a session runs. Zeros are the defaults, as NULL is where a function takes options. */
@@ -141,7 +146,8 @@ struct sfd_options {
     uint64_t arena_bytes; /* a limit: SFD_ERR_ARENA if no plan fits it. SFD_MEMORY_FAST then is, of
                            * all plans that are found, the one that fits with the least work, never
                            * more for a higher limit; the least limit is what SFD_MEMORY_SMALL
-                           * takes. 0: no limit */
+                           * takes. SFD_MEMORY_LAYERWISE likewise, among its own plans. 0: no
+                           * limit */
 };
 
 #define SFD_MAX_THREADS 16u

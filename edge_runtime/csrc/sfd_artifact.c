@@ -262,6 +262,8 @@ static int check_header(const struct sfd_artifact_view *view, struct sfd_problem
 
     if (view->loss != SFD_LOSS_CROSS_ENTROPY && view->loss != SFD_LOSS_MEAN_SQUARED_ERROR)
         return sfd_fail(problem, SFD_ERR_STRUCTURE, AT_LOSS, view->loss, SFD_LOSS_CROSS_ENTROPY);
+    if ((SFD_OPERATIONS >> (16u + view->loss) & 1u) == 0u)
+        return sfd_fail(problem, SFD_ERR_OPERATION, AT_LOSS, view->loss, SFD_OPERATIONS);
     if (input != 0)
         return sfd_fail(problem, SFD_ERR_STRUCTURE, AT_INPUT, input, 0);
     if (view->output != view->tensor_count - 1u) {
@@ -338,7 +340,7 @@ int sfd_artifact_open(const uint8_t *artifact, size_t artifact_bytes,
         error = check_parameters(view, problem);
     if (error == SFD_OK)
         error = check_tensors(view, problem);
-    if (error == SFD_OK)
+    if (error == SFD_OK && SFD_WITH_NAMES)
         error = check_names(view, problem);
     return error != SFD_OK ? error : sfd_graph_check(view, problem);
 }

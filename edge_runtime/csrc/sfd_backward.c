@@ -40,15 +40,17 @@ static void sparse_backward(struct sfd_session *session, const struct sfd_step *
     struct sfd_saved_input saved =
         saved_input(session, node, sfd_tensor_data(session, step->input0), n);
     struct sfd_layer layer = sfd_layer_sizes(session, node);
-    float *working = sfd_region_data(session, slot->working);
+    float *working = sfd_region_data(session, step->working);
 
     sfd_slot_support(session, slot, &layer.support);
     if (operation->bias != SFD_NONE)
         kernels->tensors->bias_backward(&out, dy, n, parameter_gradient(session, operation->bias));
+    if (session->working != SFD_WORKING_KEPT && dx != NULL)
+        sfd_powerprop_slot(session, slot, working, kernels->tensors->powerprop_forward);
     kernels->backward(&layer, working, &saved, dy, dx, node->delivery0 == SFD_DELIVER_ACCUMULATE,
                       working, n, sfd_working_data(session, step->scratch),
                       &session->counters.done);
-    sfd_powerprop_slot(session, slot, kernels->tensors->powerprop_backward);
+    sfd_powerprop_slot(session, slot, working, kernels->tensors->powerprop_backward);
 }
 
 /* The operations that are fused with the norm, and the norm. */
@@ -100,11 +102,11 @@ static void pool_backward(const struct sfd_session *session, const struct sfd_no
         struct sfd_view out = sfd_block_view(session, operation->output, dy, n, first);
         struct sfd_view in = sfd_block_view(session, operation->input0, dx, n, first);
         uint32_t images = sfd_block_images(n, first);
-        if (operation->kind == SFD_OPERATION_MAX_POOL)
+        if (SFD_HAS(MAX_POOL) && operation->kind == SFD_OPERATION_MAX_POOL)
             sfd_max_pool_backward(operation, &out, &in, images,
                                   (const uint16_t *)sfd_region_data(session, node->mask) +
                                       first * size);
-        else
+        else if (SFD_HAS_AVERAGE)
             sfd_average_pool_backward(operation, &out, &in, images);
     }
 }
@@ -147,30 +149,36 @@ static void step_backward(struct sfd_session *session, const struct sfd_step *st
         sparse_backward(session, step, dy, dx, n);
         break;
     case SFD_OPERATION_BATCH_NORM:
-        batch_norm_backward(session, step, dy, dx, n);
+        if (SFD_HAS(BATCH_NORM))
+            batch_norm_backward(session, step, dy, dx, n);
         break;
     case SFD_OPERATION_GROUP_NORM:
     case SFD_OPERATION_LAYER_NORM:
-        norm_backward(session, step, dy, dx, n);
+        if (SFD_HAS_NORM)
+            norm_backward(session, step, dy, dx, n);
         break;
     case SFD_OPERATION_RELU:
     case SFD_OPERATION_RELU6:
-        rectifier_backward(session, node, dy, dx, count);
+        if (SFD_HAS_RECTIFIER)
+            rectifier_backward(session, node, dy, dx, count);
         break;
     case SFD_OPERATION_GELU:
     case SFD_OPERATION_SILU:
-        session->kernels->tensors->smooth_backward(
-            operation, sfd_tensor_data(session, step->input0), dy, count, dx,
-            node->delivery0 == SFD_DELIVER_ACCUMULATE);
+        if (SFD_HAS_SMOOTH)
+            session->kernels->tensors->smooth_backward(
+                operation, sfd_tensor_data(session, step->input0), dy, count, dx,
+                node->delivery0 == SFD_DELIVER_ACCUMULATE);
         break;
     case SFD_OPERATION_MAX_POOL:
     case SFD_OPERATION_AVERAGE_POOL:
     case SFD_OPERATION_ADAPTIVE_AVERAGE_POOL:
-        pool_backward(session, node, dy, dx, n);
+        if (SFD_HAS_AVERAGE || SFD_HAS(MAX_POOL))
+            pool_backward(session, node, dy, dx, n);
         break;
     case SFD_OPERATION_ADD:
         pass_gradient(session, operation->input0, node->delivery0, dy, count);
-        pass_gradient(session, operation->input1, node->delivery1, dy, count);
+        if (SFD_HAS(ADD))
+            pass_gradient(session, operation->input1, node->delivery1, dy, count);
         break;
     default: /* reshape */
         pass_gradient(session, operation->input0, node->delivery0, dy, count);
@@ -178,15 +186,21 @@ static void step_backward(struct sfd_session *session, const struct sfd_step *st
     }
 }
 
-void sfd_backward(struct sfd_session *session, uint32_t n)
+int sfd_backward(struct sfd_session *session, uint32_t n, const struct sfd_rates *rates)
 {
+    int error = SFD_OK;
     uint32_t i;
 
-    for (i = session->forward_steps + 1u; i + 1u < session->step_count; ++i) {
+    for (i = session->forward_steps + 1u; error == SFD_OK && i + 1u < session->step_count; ++i) {
         const struct sfd_step *step = &session->steps[i];
-        if (step->action == SFD_ACTION_BACKWARD)
-            step_backward(session, step, n);
-        else
+        if (step->action != SFD_ACTION_BACKWARD) {
             sfd_run_step(session, step, n, 1);
+            continue;
+        }
+        step_backward(session, step, n);
+        if (rates != NULL)
+            error = sfd_learn_operation(session, &session->nodes[step->node].operation, rates);
     }
+    session->has_failed = error != SFD_OK; /* layers before this one have changed */
+    return error;
 }

@@ -1,24 +1,36 @@
 /* Checks on plain bytes: CRC-32 and UTF-8. */
 #include "sfd_parse.h"
 
-/* The table is linear over XOR: entry n is the XOR of the entries of the bits of n, so eight
- * constants give all. */
-#define CRC_1(x) (x), ((x) ^ 0x77073096u)
-#define CRC_2(x) CRC_1(x), CRC_1((x) ^ 0xee0e612cu)
-#define CRC_3(x) CRC_2(x), CRC_2((x) ^ 0x076dc419u)
-#define CRC_4(x) CRC_3(x), CRC_3((x) ^ 0x0edb8832u)
+/* Bits of one step of the checksum: 8, or 4 where the table has to be small. */
+#if !defined(SFD_CRC_BITS)
+#define SFD_CRC_BITS 8
+#endif
+
+/* The table is linear over XOR: an entry is the XOR of the entries of the bits of its index, so one
+ * constant for each bit gives all. */
+#define CRC_1(x) (x), ((x) ^ (SFD_CRC_BITS == 8 ? 0x77073096u : 0x1db71064u))
+#define CRC_2(x) CRC_1(x), CRC_1((x) ^ (SFD_CRC_BITS == 8 ? 0xee0e612cu : 0x3b6e20c8u))
+#define CRC_3(x) CRC_2(x), CRC_2((x) ^ (SFD_CRC_BITS == 8 ? 0x076dc419u : 0x76dc4190u))
+#define CRC_4(x) CRC_3(x), CRC_3((x) ^ (SFD_CRC_BITS == 8 ? 0x0edb8832u : 0xedb88320u))
 #define CRC_5(x) CRC_4(x), CRC_4((x) ^ 0x1db71064u)
 #define CRC_6(x) CRC_5(x), CRC_5((x) ^ 0x3b6e20c8u)
 #define CRC_7(x) CRC_6(x), CRC_6((x) ^ 0x76dc4190u)
 #define CRC_8(x) CRC_7(x), CRC_7((x) ^ 0xedb88320u)
 
+#if SFD_CRC_BITS == 8
 static const uint32_t crc_table[256] = {CRC_8(UINT32_C(0))};
+#else
+static const uint32_t crc_table[16] = {CRC_4(UINT32_C(0))};
+#endif
 
 uint32_t sfd_crc32(uint32_t crc, const uint8_t *data, size_t size)
 {
     crc = ~crc;
-    for (size_t i = 0; i < size; ++i)
-        crc = crc >> 8 ^ crc_table[(crc ^ data[i]) & 0xffu];
+    for (size_t i = 0; i < size; ++i) {
+        crc ^= data[i];
+        for (uint32_t bits = 0u; bits < 8u; bits += SFD_CRC_BITS)
+            crc = crc >> SFD_CRC_BITS ^ crc_table[crc & ((1u << SFD_CRC_BITS) - 1u)];
+    }
     return ~crc;
 }
 

@@ -282,7 +282,7 @@ static int check_names(const struct sfd_container_view *view, size_t names,
     uint32_t lines = 1;
     size_t bad;
 
-    if ((sfd_load_u16(view->bytes + AT_FLAGS) & SFD_FLAG_NAMES) == 0)
+    if (!SFD_WITH_NAMES || (sfd_load_u16(view->bytes + AT_FLAGS) & SFD_FLAG_NAMES) == 0)
         return SFD_OK;
     bad = names + 4u + sfd_text_check(view->bytes + names + 4u, view->size - names - 4u, &lines);
     if (bad != view->size)

@@ -69,7 +69,7 @@ void sfd_fusion_plan(struct sfd_session *session)
 
     for (i = 0u; i < session->operation_count; ++i) {
         struct sfd_node *norm = &session->nodes[i];
-        if (norm->operation.kind != SFD_OPERATION_BATCH_NORM)
+        if (!SFD_HAS(BATCH_NORM) || norm->operation.kind != SFD_OPERATION_BATCH_NORM)
             continue;
         next = i + 1u;
         if (joins_as_addition(session, next, norm))

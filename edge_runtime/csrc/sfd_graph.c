@@ -249,7 +249,7 @@ static int check_norm(struct check *check)
 
     if (!fits)
         return 0;
-    if (check->operation.kind == SFD_OPERATION_BATCH_NORM) {
+    if (SFD_HAS(BATCH_NORM) && check->operation.kind == SFD_OPERATION_BATCH_NORM) {
         fits = check_batch_norm(check);
     } else if (check->operation.kind == SFD_OPERATION_GROUP_NORM) {
         fits = check_groups(check);
@@ -305,13 +305,13 @@ static int check_kind(struct check *check)
     case SFD_OPERATION_BATCH_NORM:
     case SFD_OPERATION_GROUP_NORM:
     case SFD_OPERATION_LAYER_NORM:
-        return check_norm(check);
+        return (SFD_HAS_NORM || SFD_HAS(BATCH_NORM)) && check_norm(check);
     case SFD_OPERATION_MAX_POOL:
     case SFD_OPERATION_AVERAGE_POOL:
     case SFD_OPERATION_ADAPTIVE_AVERAGE_POOL:
-        return check_pool(check);
+        return (SFD_HAS_AVERAGE || SFD_HAS(MAX_POOL)) && check_pool(check);
     case SFD_OPERATION_ADD:
-        return check_add(check);
+        return SFD_HAS(ADD) && check_add(check);
     case SFD_OPERATION_RESHAPE:
         return require(check, output->size == input->size, SFD_AT_OUTPUT, output->size,
                        input->size);
@@ -366,6 +366,12 @@ static int check_tensors_read(struct check *check)
     return 1;
 }
 
+/* A kind that the format knows, but not this build. */
+static int is_left_out(uint32_t kind)
+{
+    return kind >= 1u && kind <= SFD_OPERATION_RESHAPE && (SFD_OPERATIONS >> kind & 1u) == 0u;
+}
+
 int sfd_graph_check(const struct sfd_artifact_view *view, struct sfd_problem *problem)
 {
     struct check check = {.view = view, .problem = problem};
@@ -373,6 +379,9 @@ int sfd_graph_check(const struct sfd_artifact_view *view, struct sfd_problem *pr
     for (uint32_t i = 0; i < view->operation_count; ++i) {
         check.at = sfd_operation_position(view, i);
         sfd_artifact_operation(view, i, &check.operation);
+        if (is_left_out(check.operation.kind))
+            return sfd_fail(problem, SFD_ERR_OPERATION, check.at, check.operation.kind,
+                            SFD_OPERATIONS);
         if (!check_operation(&check, i))
             return SFD_ERR_STRUCTURE;
     }

@@ -8,13 +8,14 @@
 static uint16_t region_add(struct sfd_session *session, enum sfd_buffer_kind kind, uint32_t owner,
                            uint64_t bytes, uint32_t first_step, uint32_t last_step)
 {
-    struct sfd_region *region = &session->regions[session->region_count];
+    struct sfd_lifetime *lifetime = &session->lifetimes[session->region_count];
 
-    region->bytes = bytes > SFD_ARENA_LIMIT ? SFD_ARENA_LIMIT + 1u : (uint32_t)bytes;
-    region->kind = (uint8_t)kind;
-    region->owner = (uint16_t)owner;
-    region->first_step = (uint16_t)first_step;
-    region->last_step = (uint16_t)last_step;
+    session->regions[session->region_count].bytes =
+        bytes > SFD_ARENA_LIMIT ? SFD_ARENA_LIMIT + 1u : (uint32_t)bytes;
+    lifetime->kind = (uint8_t)kind;
+    lifetime->owner = (uint16_t)owner;
+    lifetime->first_step = (uint16_t)first_step;
+    lifetime->last_step = (uint16_t)last_step;
     return (uint16_t)session->region_count++;
 }
 
@@ -37,14 +38,14 @@ static uint16_t tensor_add(struct sfd_session *session, enum sfd_buffer_kind kin
 
 static void touch(struct sfd_session *session, uint32_t region, uint32_t step)
 {
-    if (region != SFD_NONE && session->regions[region].last_step < step)
-        session->regions[region].last_step = (uint16_t)step;
+    if (region != SFD_NONE && session->lifetimes[region].last_step < step)
+        session->lifetimes[region].last_step = (uint16_t)step;
 }
 
 /* Whether what lies in the region is not needed after this step. */
 static int ends_at(const struct sfd_session *session, uint32_t region, uint32_t step)
 {
-    return region != SFD_NONE && session->regions[region].last_step == step;
+    return region != SFD_NONE && session->lifetimes[region].last_step == step;
 }
 
 uint64_t sfd_batch_elements(const struct sfd_session *session, uint32_t tensor)
@@ -78,28 +79,50 @@ static void plan_sharing(struct sfd_session *session)
 
     for (i = 0u; i < session->operation_count; ++i)
         if (session->nodes[i].operation.kind == SFD_OPERATION_ADD)
-            session->nodes[i].shares_gradient = (uint8_t)can_share_gradient(session, i);
+            session->plans[i].shares_gradient = (uint8_t)can_share_gradient(session, i);
 }
 
-void sfd_lifetimes_persistent(struct sfd_session *session, uint64_t tables_bytes)
+static void plan_sparse(struct sfd_session *session, uint32_t index)
+{
+    struct sfd_slot *slot = &session->slots[index];
+    uint64_t bytes = (uint64_t)slot->count * 4u;
+    uint64_t columns = ((uint64_t)slot->count * slot->index_width + 3u) / 4u * 4u;
+
+    slot->index = region_add(session, SFD_BUFFER_INDEX, index,
+                             ((uint64_t)slot->rows + 1u) * 4u + columns, 0u, 0u);
+    slot->value = region_add(session, SFD_BUFFER_WEIGHT, index, bytes, 0u, 0u);
+    if (session->working == SFD_WORKING_KEPT)
+        slot->gradient = region_add(session, SFD_BUFFER_WORKING_WEIGHT, index, bytes, 0u, 0u);
+}
+
+/* A trainable tensor is followed by its gradient, unless layers are updated one by one. */
+static void plan_dense(struct sfd_session *session, uint32_t index)
+{
+    struct sfd_slot *slot = &session->slots[index];
+    const int is_followed =
+        slot->kind == SFD_PARAMETER_DENSE && session->working != SFD_WORKING_LAYERWISE;
+
+    slot->value = region_add(session, SFD_BUFFER_DENSE, index,
+                             (uint64_t)slot->count * (is_followed ? 8u : 4u), 0u, 0u);
+    if (is_followed) {
+        slot->gradient = slot->value;
+        slot->gradient_start = slot->count;
+    }
+}
+
+void sfd_lifetimes_persistent(struct sfd_session *session)
 {
     uint32_t i;
 
-    (void)region_add(session, SFD_BUFFER_TABLES, SFD_NONE, tables_bytes, 0u, 0u);
+    session->region_count = 0u;
+    (void)region_add(session, SFD_BUFFER_TABLES, SFD_NONE, 0u, 0u, 0u);
     for (i = 0u; i < session->parameter_count; ++i) {
-        struct sfd_slot *slot = &session->slots[i];
-        uint64_t bytes = (uint64_t)slot->count * 4u;
-        if (slot->kind == SFD_PARAMETER_WEIGHT) {
-            uint64_t columns = ((uint64_t)slot->count * slot->index_width + 3u) / 4u * 4u;
-            slot->index = region_add(session, SFD_BUFFER_INDEX, i,
-                                     ((uint64_t)slot->rows + 1u) * 4u + columns, 0u, 0u);
-            slot->value = region_add(session, SFD_BUFFER_WEIGHT, i, bytes, 0u, 0u);
-            slot->working = region_add(session, SFD_BUFFER_WORKING_WEIGHT, i, bytes, 0u, 0u);
-        } else { /* a trainable tensor is followed by its gradient */
-            slot->value =
-                region_add(session, SFD_BUFFER_DENSE, i,
-                           slot->kind == SFD_PARAMETER_DENSE ? 2u * bytes : bytes, 0u, 0u);
-        }
+        session->slots[i].gradient = SFD_NONE;
+        session->slots[i].gradient_start = 0u;
+        if (session->slots[i].kind == SFD_PARAMETER_WEIGHT)
+            plan_sparse(session, i);
+        else
+            plan_dense(session, i);
     }
     session->persistent_count = session->region_count;
     plan_sharing(session);
@@ -109,14 +132,14 @@ void sfd_lifetimes_persistent(struct sfd_session *session, uint64_t tables_bytes
 static void plan_kept(struct sfd_session *session, uint32_t index, uint32_t step, uint32_t end)
 {
     struct sfd_node *node = &session->nodes[index];
+    uint64_t packed = session->plans[index].packed_bytes;
     uint64_t out = sfd_batch_elements(session, node->operation.output);
 
     switch (node->operation.kind) {
     case SFD_OPERATION_CONVOLUTION:
     case SFD_OPERATION_LINEAR:
-        if (node->packed_bytes > 0u)
-            node->saved =
-                region_add(session, SFD_BUFFER_SAVED_INPUT, index, node->packed_bytes, step, end);
+        if (packed > 0u)
+            node->saved = region_add(session, SFD_BUFFER_SAVED_INPUT, index, packed, step, end);
         break;
     case SFD_OPERATION_RELU:
     case SFD_OPERATION_RELU6:
@@ -135,7 +158,7 @@ static void plan_moments(struct sfd_session *session, uint32_t index, uint32_t s
     struct sfd_node *node = &session->nodes[index];
     const struct sfd_operation *operation = &node->operation;
     uint64_t moments;
-    uint32_t end = node->has_backward ? node->backward : step;
+    uint32_t end = node->has_backward ? session->plans[index].backward : step;
 
     if (operation->kind == SFD_OPERATION_BATCH_NORM) {
         moments = session->values[operation->input0].channels;
@@ -179,11 +202,29 @@ static uint16_t place_result(struct sfd_session *session, const struct sfd_step 
     return tensor_add(session, SFD_BUFFER_ACTIVATION, sfd_result(session, step->node), index);
 }
 
+static int is_sparse(const struct sfd_operation *operation)
+{
+    return operation->kind == SFD_OPERATION_CONVOLUTION || operation->kind == SFD_OPERATION_LINEAR;
+}
+
+/* Where a step that computes the result of a layer has w. */
+static uint16_t plan_weight(struct sfd_session *session, const struct sfd_operation *operation,
+                            uint32_t index)
+{
+    const struct sfd_slot *slot = &session->slots[operation->weight];
+
+    if (session->working == SFD_WORKING_KEPT)
+        return slot->gradient;
+    return region_add(session, SFD_BUFFER_WORKING_WEIGHT, operation->weight,
+                      (uint64_t)slot->count * 4u, index, index);
+}
+
 /* A step that computes the result of an operation, for the first time or again. */
 static void plan_run(struct sfd_session *session, uint32_t index)
 {
     struct sfd_step *step = &session->steps[index];
     const struct sfd_node *node = &session->nodes[step->node];
+    const struct sfd_node_plan *plan = &session->plans[step->node];
     uint32_t second = sfd_second_input(session, step->node);
 
     step->input0 = session->values[node->operation.input0].storage;
@@ -191,11 +232,13 @@ static void plan_run(struct sfd_session *session, uint32_t index)
     step->output = place_result(session, step);
     touch(session, step->output, step->until);
     session->values[sfd_result(session, step->node)].storage = step->output;
-    step->scratch = scratch_add(session, step, node->forward_scratch_bytes);
+    step->scratch = scratch_add(session, step, plan->forward_scratch_bytes);
+    if (is_sparse(&node->operation))
+        step->working = plan_weight(session, &node->operation, index);
     if (step->action == SFD_ACTION_FORWARD)
         plan_moments(session, step->node, index);
     if (step->keeps)
-        plan_kept(session, step->node + node->fused, index, node->backward);
+        plan_kept(session, step->node + node->fused, index, plan->backward);
 }
 
 static enum sfd_delivery deliver(struct sfd_session *session, uint32_t tensor, uint32_t step,
@@ -213,7 +256,7 @@ static enum sfd_delivery deliver(struct sfd_session *session, uint32_t tensor, u
         value->gradient = tensor_add(session, SFD_BUFFER_GRADIENT, tensor, step);
         delivery = SFD_DELIVER_WRITE;
     }
-    touch(session, value->gradient, session->nodes[sfd_producer(session, tensor)].backward);
+    touch(session, value->gradient, session->plans[sfd_producer(session, tensor)].backward);
     return delivery;
 }
 
@@ -223,7 +266,7 @@ static void plan_addition_backward(struct sfd_session *session, uint32_t index, 
     struct sfd_node *node = &session->nodes[index];
 
     node->delivery0 = (uint8_t)deliver(session, node->operation.input0, step, dy);
-    if (node->delivery0 == SFD_DELIVER_IN_PLACE && !node->shares_gradient)
+    if (node->delivery0 == SFD_DELIVER_IN_PLACE && !session->plans[index].shares_gradient)
         dy = SFD_NONE;
     node->delivery1 = (uint8_t)deliver(session, node->operation.input1, step, dy);
 }
@@ -242,20 +285,52 @@ static void plan_single_backward(struct sfd_session *session, const struct sfd_s
         node->delivery1 = (uint8_t)deliver(session, second, index, dy);
     if (works_in_place(node) && node->delivery1 == SFD_DELIVER_NOTHING)
         place = dy;
-    if (place == SFD_NONE && node->reads_input && works_in_place(node) &&
+    if (place == SFD_NONE && session->plans[step->node].reads_input && works_in_place(node) &&
         ends_at(session, step->input0, index))
         place = step->input0;
     node->delivery0 = (uint8_t)deliver(session, node->operation.input0, index, place);
+}
+
+/* Where the gradients of an operation's parameters go. A layer has w there before. */
+static void plan_gradients(struct sfd_session *session, uint32_t index)
+{
+    struct sfd_step *step = &session->steps[index];
+    const struct sfd_operation *operation = &session->nodes[step->node].operation;
+    const uint32_t parameters[2] = {operation->weight, operation->bias};
+    const int is_layerwise = session->working == SFD_WORKING_LAYERWISE;
+    uint32_t i, count = 0u, owner = SFD_NONE;
+
+    for (i = 0u; i < 2u; ++i) {
+        struct sfd_slot *slot;
+        if (parameters[i] == SFD_NONE)
+            continue;
+        slot = &session->slots[parameters[i]];
+        if (!is_layerwise && slot->kind != SFD_PARAMETER_WEIGHT)
+            continue;
+        slot->gradient = (uint16_t)session->region_count;
+        slot->gradient_start = count;
+        count += slot->count;
+        if (owner == SFD_NONE)
+            owner = parameters[i];
+    }
+    if (owner != SFD_NONE)
+        step->working = region_add(session, SFD_BUFFER_WORKING_WEIGHT, owner, (uint64_t)count * 4u,
+                                   index, is_layerwise ? index : session->step_count - 1u);
 }
 
 static void plan_backward(struct sfd_session *session, uint32_t index)
 {
     struct sfd_step *step = &session->steps[index];
     const struct sfd_node *node = &session->nodes[step->node];
+    const struct sfd_node_plan *plan = &session->plans[step->node];
     uint32_t dy = session->values[sfd_result(session, step->node)].gradient;
 
-    step->input0 = node->reads_input ? session->values[node->operation.input0].storage : SFD_NONE;
-    step->scratch = scratch_add(session, step, node->backward_scratch_bytes);
+    step->input0 = plan->reads_input ? session->values[node->operation.input0].storage : SFD_NONE;
+    step->scratch = scratch_add(session, step, plan->backward_scratch_bytes);
+    if (session->working != SFD_WORKING_KEPT)
+        plan_gradients(session, index);
+    else if (is_sparse(&node->operation))
+        step->working = session->slots[node->operation.weight].gradient;
     if (!ends_at(session, dy, index))
         dy = SFD_NONE;
     if (node->operation.kind == SFD_OPERATION_ADD)
@@ -276,7 +351,7 @@ static void forget(struct sfd_session *session)
 
     session->region_count = session->persistent_count;
     for (i = 0u; i < session->persistent_count; ++i)
-        session->regions[i].last_step = (uint16_t)(session->step_count - 1u);
+        session->lifetimes[i].last_step = (uint16_t)(session->step_count - 1u);
     for (i = 0u; i < session->tensor_count; ++i)
         session->values[i].storage = session->values[i].gradient = SFD_NONE;
 }
@@ -292,7 +367,7 @@ void sfd_lifetimes_transient(struct sfd_session *session)
                        sfd_batch_elements(session, 0u) * 4u, 0u, session->values[0].last_read);
     for (i = 0u; i < session->step_count; ++i) {
         struct sfd_step *step = &session->steps[i];
-        step->input0 = step->input1 = step->output = step->scratch = SFD_NONE;
+        step->input0 = step->input1 = step->output = step->scratch = step->working = SFD_NONE;
         switch (step->action) {
         case SFD_ACTION_FORWARD:
         case SFD_ACTION_RESTORE:
@@ -300,7 +375,7 @@ void sfd_lifetimes_transient(struct sfd_session *session)
             break;
         case SFD_ACTION_PACK:
             step->input0 = session->values[session->nodes[step->node].operation.input0].storage;
-            plan_kept(session, step->node, i, session->nodes[step->node].backward);
+            plan_kept(session, step->node, i, session->plans[step->node].backward);
             break;
         case SFD_ACTION_LOSS:
             plan_loss(session, i);
@@ -321,11 +396,11 @@ void sfd_lifetimes_sum(struct sfd_session *session, uint32_t unit)
     for (i = 0u; i < session->step_count; ++i)
         session->steps[i].live = 0u;
     for (i = session->persistent_count; i < session->region_count; ++i) {
-        const struct sfd_region *region = &session->regions[i];
-        uint32_t units = region->bytes / unit + (region->bytes % unit != 0u);
-        session->steps[region->first_step].live += units;
-        if (region->last_step + 1u < session->step_count)
-            session->steps[region->last_step + 1u].live -= units;
+        const struct sfd_lifetime *lifetime = &session->lifetimes[i];
+        uint32_t bytes = session->regions[i].bytes, units = bytes / unit + (bytes % unit != 0u);
+        session->steps[lifetime->first_step].live += units;
+        if (lifetime->last_step + 1u < session->step_count)
+            session->steps[lifetime->last_step + 1u].live -= units;
     }
     for (i = 0u; i < session->step_count; ++i)
         live = session->steps[i].live += live;

@@ -130,7 +130,7 @@ int sfd_update_check(const uint8_t *update, size_t update_bytes, const uint8_t *
         return error;
     if (part.tensors != whole.tensors)
         return sfd_fail(problem, SFD_ERR_MISMATCH, AT_TENSORS, part.tensors, whole.tensors);
-    if (memcmp(part.support_id, whole.support_id, sizeof part.support_id) != 0) {
+    if (!sfd_same_support(part.support_id, whole.support_id)) {
         return sfd_fail(problem, SFD_ERR_MISMATCH, AT_SUPPORT_ID, sfd_load_u32(part.support_id),
                         sfd_load_u32(whole.support_id));
     }

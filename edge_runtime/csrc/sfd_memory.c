@@ -10,17 +10,38 @@
 #define FIRST_PART 32u
 #define LAST_PART 256u
 
+/* What it counts to compute w from v wherever it is wanted: more than nothing, and less than to
+ * compute any tensor again, which grows with the batch. */
+#define WEIGHTS_WORK 1u
+
 /* That the searches of one descent may look at: a second or two of work. */
 #define SEARCH_STEPS (UINT64_C(1) << 25)
 
-static void remember_choices(struct sfd_session *session)
+/* The best plan so far: where it ends, the work of what it computes again, and where it has its
+ * working copies. */
+struct best {
+    uint64_t limit, work;
+    uint32_t end; /* UINT32_MAX: there is none */
+    uint8_t working;
+};
+
+static void remember_choices(struct sfd_session *session, struct best *best)
 {
     uint32_t i;
 
+    best->working = session->working;
     for (i = 0u; i < session->tensor_count; ++i)
         session->values[i].chosen = session->values[i].retention;
     for (i = 0u; i < session->operation_count; ++i)
-        session->nodes[i].chosen = session->nodes[i].packs_late;
+        session->plans[i].chosen = session->plans[i].packs_late;
+}
+
+/* *base: where the transient regions may begin. */
+static int begin_with(struct sfd_session *session, uint8_t working, uint32_t *base)
+{
+    session->working = working;
+    sfd_lifetimes_persistent(session);
+    return sfd_place_persistent(session, base);
 }
 
 static void recall_choices(struct sfd_session *session)
@@ -30,31 +51,52 @@ static void recall_choices(struct sfd_session *session)
     for (i = 0u; i < session->tensor_count; ++i)
         session->values[i].retention = session->values[i].chosen;
     for (i = 0u; i < session->operation_count; ++i)
-        session->nodes[i].packs_late = session->nodes[i].chosen;
+        session->plans[i].packs_late = session->plans[i].chosen;
     (void)sfd_search_build(session);
 }
 
-/* The best plan so far: where it ends, and the work of what it computes again. */
-struct best {
-    uint64_t limit, end, work;
-};
-
 /* Of two plans within the limit the one with less work is better, otherwise the lower one. */
-static int is_better(const struct best *best, uint64_t end, uint64_t work)
+static int is_better(const struct best *best, uint32_t end, uint64_t work)
 {
     if (end <= best->limit && best->end <= best->limit)
         return work < best->work || (work == best->work && end < best->end);
     return end < best->end;
 }
 
+/* The tables, and the team of a session with threads. */
+static uint32_t tables_bytes(const struct sfd_session *session)
+{
+    return sfd_tables_open_bytes(session) + (uint32_t)sfd_team_bytes(session->threads);
+}
+
+/* Place the regions of the choices as they are; *end counts the tables, too. */
+static int place(struct sfd_session *session, uint32_t base, uint32_t *end)
+{
+    const uint32_t tables = tables_bytes(session);
+    const int error = sfd_place_transient(session, base, end);
+
+    if (error != SFD_OK || tables > SFD_ARENA_LIMIT - *end)
+        return SFD_ERR_LIMIT;
+    *end += tables;
+    return SFD_OK;
+}
+
+static int is_settled(const struct best *best)
+{
+    return best->end <= best->limit && best->work == 0u;
+}
+
 /* Less and less memory alive, in smaller steps where a search fails. The plans on the way do not
  * depend on the limit: so a higher limit never leads to more work, and the least limit that can be
  * kept is where the lowest plan ends. */
-static void descend(struct sfd_session *session, uint64_t base, uint64_t work_limit,
+static void descend(struct sfd_session *session, uint8_t working, uint64_t work_limit,
                     struct best *best)
 {
-    uint64_t target = SFD_ARENA_LIMIT, live = 0u, less = 0u, end, work;
+    uint64_t target = SFD_ARENA_LIMIT, live = 0u, less = 0u, work;
+    uint32_t base, end;
 
+    if (is_settled(best) || begin_with(session, working, &base) != SFD_OK)
+        return;
     session->search_left = SEARCH_STEPS;
     do {
         if (!sfd_search(session, target, work_limit, &work)) {
@@ -63,34 +105,63 @@ static void descend(struct sfd_session *session, uint64_t base, uint64_t work_li
             live = sfd_lifetimes_peak(session);
             if (less == 0u) /* the first time all fits, and everything is kept */
                 less = live / FIRST_PART;
-            if (sfd_place_transient(session, base, &end) == SFD_OK && is_better(best, end, work)) {
+            work += working == SFD_WORKING_RESTORED ? WEIGHTS_WORK : 0u;
+            if (place(session, base, &end) == SFD_OK && is_better(best, end, work)) {
                 best->end = end;
                 best->work = work;
-                remember_choices(session);
+                remember_choices(session, best);
             }
         }
         target = live - less;
-    } while (less > live / LAST_PART && session->search_left > 0u &&
-             (best->end > best->limit || best->work > 0u));
+    } while (less > live / LAST_PART && session->search_left > 0u && !is_settled(best));
+}
+
+/* The tables begin the arena, all else follows them. */
+static void insert_tables(struct sfd_session *session)
+{
+    const uint32_t bytes = (uint32_t)tables_bytes(session);
+    uint32_t i;
+
+    session->regions[0].bytes = bytes;
+    for (i = 1u; i < session->region_count; ++i)
+        session->regions[i].offset += bytes;
 }
 
 /* The lowest plan, or with a limit the one with the least work that keeps it. */
-static int place_best(struct sfd_session *session, uint64_t base, const struct sfd_options *options,
-                      uint64_t *end)
+static int place_best(struct sfd_session *session, const struct sfd_options *options,
+                      uint32_t *base, uint32_t *end)
 {
-    const int is_fast = options->memory == SFD_MEMORY_FAST;
-    struct best best = {is_fast ? options->arena_bytes : 0u, UINT64_MAX, 0u};
+    const int is_small = options->memory == SFD_MEMORY_SMALL;
+    const uint64_t element_work = sfd_search_element_work(session) / FAST_WHOLE * FAST_PARTS;
+    const uint64_t forward_work = sfd_search_forward_work(session);
+    struct best best = {is_small ? 0u : options->arena_bytes, UINT64_MAX, UINT32_MAX, 0u};
+    int error;
 
-    descend(session, base, sfd_search_element_work(session) / FAST_WHOLE * FAST_PARTS, &best);
-    if (!is_fast || (options->arena_bytes > 0u && (best.end > best.limit || best.work > 0u)))
-        descend(session, base, sfd_search_forward_work(session), &best);
-    if (best.end == UINT64_MAX)
+    if (options->memory == SFD_MEMORY_LAYERWISE) {
+        descend(session, SFD_WORKING_LAYERWISE, element_work, &best);
+        descend(session, SFD_WORKING_LAYERWISE, forward_work, &best);
+    } else {
+        descend(session, SFD_WORKING_KEPT, element_work, &best);
+        if (is_small || options->arena_bytes > 0u) {
+            descend(session, SFD_WORKING_KEPT, forward_work, &best);
+            descend(session, SFD_WORKING_RESTORED, forward_work, &best);
+        }
+    }
+    if (best.end == UINT32_MAX)
         return SFD_ERR_LIMIT;
+    error = begin_with(session, best.working, base);
+    if (error != SFD_OK)
+        return error;
     recall_choices(session);
-    return sfd_place_transient(session, base, end);
+    error = place(session, *base, end);
+    if (error == SFD_OK) {
+        *base += tables_bytes(session);
+        insert_tables(session);
+    }
+    return error;
 }
 
-static void fill_plan(struct sfd_session *session, uint64_t base, uint64_t end,
+static void fill_plan(struct sfd_session *session, uint32_t base, uint32_t end,
                       struct sfd_plan *plan)
 {
     uint32_t i;
@@ -112,11 +183,10 @@ static void fill_plan(struct sfd_session *session, uint64_t base, uint64_t end,
     }
 }
 
-int sfd_memory_plan(struct sfd_session *session, uint64_t tables_bytes,
-                    const struct sfd_options *options, struct sfd_plan *plan)
+int sfd_memory_plan(struct sfd_session *session, const struct sfd_options *options,
+                    struct sfd_plan *plan)
 {
-    uint64_t base, end;
-    uint32_t i;
+    uint32_t base, end, i;
     int error;
 
     memset(plan, 0, sizeof *plan);
@@ -125,11 +195,7 @@ int sfd_memory_plan(struct sfd_session *session, uint64_t tables_bytes,
             return SFD_ERR_LIMIT;
     sfd_tables_measure(session);
     sfd_fusion_plan(session);
-    sfd_lifetimes_persistent(session, tables_bytes);
-    base = sfd_place_persistent(session);
-    if (base > SFD_ARENA_LIMIT)
-        return SFD_ERR_LIMIT;
-    error = place_best(session, base, options, &end);
+    error = place_best(session, options, &base, &end);
     if (error == SFD_OK)
         fill_plan(session, base, end, plan);
     return error;

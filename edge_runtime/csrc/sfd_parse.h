@@ -13,6 +13,33 @@
 #define SFD_MAX_PARAMETER_SIZE UINT32_C(0x7fffffff)
 #define SFD_MAX_WINDOW 65536u /* of a max pool: its winner is kept as a 16-bit place */
 
+/* The operations and losses that a build has: bit `code`, and for a loss bit 16 + `code`. A firmware
+ * for one model may name those that it needs: -D'SFD_OPERATIONS=(SFD_OPERATION_BIT(LINEAR) |
+ * SFD_LOSS_BIT(CROSS_ENTROPY))'. The dispatch of the forward, of the backward and of the loss, and the
+ * table of the portable kernels, leave out the others. */
+#define SFD_OPERATION_BIT(name) (UINT32_C(1) << SFD_OPERATION_##name)
+#define SFD_LOSS_BIT(name) (UINT32_C(1) << (16 + SFD_LOSS_##name))
+#define SFD_OR_OPERATION(name, code) | SFD_OPERATION_BIT(name)
+#define SFD_OR_LOSS(name, code) | SFD_LOSS_BIT(name)
+#if !defined(SFD_OPERATIONS)
+#define SFD_OPERATIONS (0u SFD_OPERATION_KINDS(SFD_OR_OPERATION) SFD_LOSSES(SFD_OR_LOSS))
+#endif
+#define SFD_HAS(name) ((SFD_OPERATIONS & SFD_OPERATION_BIT(name)) != 0u)
+#define SFD_HAS_LOSS(name) ((SFD_OPERATIONS & SFD_LOSS_BIT(name)) != 0u)
+#define SFD_HAS_NORM (SFD_HAS(GROUP_NORM) || SFD_HAS(LAYER_NORM))
+#define SFD_HAS_SMOOTH (SFD_HAS(GELU) || SFD_HAS(SILU))
+#define SFD_HAS_RECTIFIER (SFD_HAS(RELU) || SFD_HAS(RELU6))
+#define SFD_HAS_AVERAGE (SFD_HAS(AVERAGE_POOL) || SFD_HAS(ADAPTIVE_AVERAGE_POOL))
+
+/* Whether names are checked, and whether a refusal says where in a file and why. A board has nobody who
+ * reads names, and a host that finds the same place in the same bytes: its firmware leaves out both. */
+#if !defined(SFD_WITH_NAMES)
+#define SFD_WITH_NAMES 1
+#endif
+#if !defined(SFD_WITH_PLACES)
+#define SFD_WITH_PLACES 1
+#endif
+
 struct sfd_artifact_view {
     const uint8_t *bytes;
     size_t size;
@@ -121,8 +148,20 @@ size_t sfd_text_check(const uint8_t *text, size_t size, uint32_t *lines);
 static inline int sfd_fail(struct sfd_problem *problem, int error, size_t position, uint32_t got,
                            uint32_t wanted)
 {
-    if (problem != NULL) {
+    if (SFD_WITH_PLACES && problem != NULL) {
         problem->position = (uint32_t)position;
+        problem->got = got;
+        problem->wanted = wanted;
+    }
+    return error;
+}
+
+/* Note how much memory there was and is wanted, and return `error`. */
+static inline int sfd_fail_for_memory(struct sfd_problem *problem, int error, uint32_t got,
+                                      uint32_t wanted)
+{
+    if (problem != NULL) {
+        problem->position = 0u;
         problem->got = got;
         problem->wanted = wanted;
     }
@@ -138,6 +177,13 @@ static inline uint32_t sfd_load_u32(const uint8_t *from)
 {
     return (uint32_t)from[0] | (uint32_t)from[1] << 8 | (uint32_t)from[2] << 16 |
            (uint32_t)from[3] << 24;
+}
+
+/* Whether two fields that identify a support are the same 8 bytes. */
+static inline int sfd_same_support(const uint8_t *one, const uint8_t *other)
+{
+    return sfd_load_u32(one) == sfd_load_u32(other) &&
+           sfd_load_u32(one + 4) == sfd_load_u32(other + 4);
 }
 
 static inline float sfd_load_f32(const uint8_t *from)

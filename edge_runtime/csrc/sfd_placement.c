@@ -6,55 +6,64 @@
 #define PERSISTENT_ALIGNMENT 16u
 
 #define PLACEMENT_ATTEMPTS 100u
-#define PLACEMENT_WORK (UINT64_C(1) << 26)
+#define PLACEMENT_WORK (UINT32_C(1) << 26)
 
-static uint64_t region_end(const struct sfd_region *region)
+/* Ends never pass SFD_ARENA_LIMIT, which is a multiple of all alignments: 32 bits hold them. */
+static uint32_t region_end(const struct sfd_region *region)
 {
-    return (uint64_t)region->offset + region->bytes;
+    return region->offset + region->bytes;
 }
 
-static uint64_t align(uint64_t bytes, uint64_t alignment)
+static uint32_t align(uint32_t bytes, uint32_t alignment)
 {
-    return (bytes + alignment - 1u) / alignment * alignment;
+    return (bytes + alignment - 1u) & ~(alignment - 1u);
 }
 
-uint64_t sfd_place_persistent(struct sfd_session *session)
+int sfd_place_persistent(struct sfd_session *session, uint32_t *end)
 {
-    uint64_t cursor = 0u;
-    uint32_t i;
+    uint32_t cursor = 0u, i;
 
     for (i = 0u; i < session->persistent_count; ++i) {
         struct sfd_region *region = &session->regions[i];
-        region->offset = cursor > SFD_ARENA_LIMIT ? SFD_ARENA_LIMIT : (uint32_t)cursor;
+        region->offset = cursor;
+        if (region->bytes > SFD_ARENA_LIMIT - cursor)
+            return SFD_ERR_LIMIT;
         cursor = align(cursor + region->bytes, PERSISTENT_ALIGNMENT);
     }
-    return align(cursor, SFD_ALIGNMENT);
+    *end = align(cursor, SFD_ALIGNMENT);
+    return SFD_OK;
+}
+
+static int are_apart(const struct sfd_lifetime *a, const struct sfd_lifetime *b)
+{
+    return a->last_step < b->first_step || b->last_step < a->first_step;
 }
 
 /* Put one region into the lowest gap that is free while it is alive. The list of placed regions is
  * ordered by offset. */
-static int place_region(struct sfd_session *session, uint32_t index, uint64_t base, uint16_t *head)
+static int place_region(struct sfd_session *session, uint32_t index, uint32_t base, uint16_t *head)
 {
     struct sfd_region *region = &session->regions[index];
-    uint64_t cursor = base;
+    struct sfd_lifetime *lifetimes = session->lifetimes, *lifetime = &lifetimes[index];
+    uint32_t cursor = base;
     uint16_t i, *link;
 
-    for (i = *head; i != SFD_NONE; i = session->regions[i].next) {
+    for (i = *head; i != SFD_NONE; i = lifetimes[i].next) {
         const struct sfd_region *other = &session->regions[i];
-        if (other->last_step < region->first_step || region->last_step < other->first_step)
+        if (are_apart(&lifetimes[i], lifetime))
             continue;
-        if (cursor + region->bytes <= other->offset)
+        if (cursor <= other->offset && region->bytes <= other->offset - cursor)
             break;
         if (cursor < region_end(other))
             cursor = align(region_end(other), SFD_ALIGNMENT);
     }
-    if (cursor + region->bytes > SFD_ARENA_LIMIT)
+    if (region->bytes > SFD_ARENA_LIMIT - cursor)
         return SFD_ERR_LIMIT;
-    region->offset = (uint32_t)cursor;
-    region->placed = 1u;
+    region->offset = cursor;
+    lifetime->placed = 1u;
     for (link = head; *link != SFD_NONE && session->regions[*link].offset <= region->offset;)
-        link = &session->regions[*link].next;
-    region->next = *link;
+        link = &lifetimes[*link].next;
+    lifetime->next = *link;
     *link = (uint16_t)index;
     return SFD_OK;
 }
@@ -63,9 +72,10 @@ enum placement_order { BY_SIZE, BY_LIFETIME };
 
 /* Whether `a` is placed before `b`: the more urgent first, then the larger, or the longer-lived and
  * then the larger. */
-static int comes_first(const struct sfd_region *a, const struct sfd_region *b,
+static int comes_first(const struct sfd_session *session, uint32_t one, uint32_t other,
                        enum placement_order order)
 {
+    const struct sfd_lifetime *a = &session->lifetimes[one], *b = &session->lifetimes[other];
     uint32_t life_a = (uint32_t)a->last_step - a->first_step;
     uint32_t life_b = (uint32_t)b->last_step - b->first_step;
 
@@ -73,26 +83,26 @@ static int comes_first(const struct sfd_region *a, const struct sfd_region *b,
         return a->urgency > b->urgency;
     if (order == BY_LIFETIME && life_a != life_b)
         return life_a > life_b;
-    return a->bytes > b->bytes;
+    return session->regions[one].bytes > session->regions[other].bytes;
 }
 
 /* Greedy: region after region in this order, each at the lowest place where it fits. *highest is the
  * one that ends last. */
-static int place_transient(struct sfd_session *session, uint64_t base, enum placement_order order,
+static int place_transient(struct sfd_session *session, uint32_t base, enum placement_order order,
                            uint32_t *highest)
 {
-    struct sfd_region *regions = session->regions;
+    const struct sfd_region *regions = session->regions;
+    struct sfd_lifetime *lifetimes = session->lifetimes;
     uint32_t first = session->persistent_count, i;
     uint16_t head = SFD_NONE;
 
     for (i = first; i < session->region_count; ++i)
-        regions[i].placed = 0u;
+        lifetimes[i].placed = 0u;
     for (*highest = SFD_NONE;;) {
         uint32_t next = SFD_NONE;
         int error;
         for (i = first; i < session->region_count; ++i)
-            if (!regions[i].placed &&
-                (next == SFD_NONE || comes_first(&regions[i], &regions[next], order)))
+            if (!lifetimes[i].placed && (next == SFD_NONE || comes_first(session, i, next, order)))
                 next = i;
         if (next == SFD_NONE)
             return SFD_OK;
@@ -107,10 +117,9 @@ static int place_transient(struct sfd_session *session, uint64_t base, enum plac
 /* Few where there are many regions: the time of one attempt grows with their square. */
 static uint32_t attempts(const struct sfd_session *session)
 {
-    uint64_t regions = session->region_count;
-    uint64_t count = PLACEMENT_WORK / (regions * regions);
+    const uint32_t count = PLACEMENT_WORK / session->region_count / session->region_count;
 
-    return count > PLACEMENT_ATTEMPTS ? PLACEMENT_ATTEMPTS : 1u + (uint32_t)count;
+    return count > PLACEMENT_ATTEMPTS ? PLACEMENT_ATTEMPTS : 1u + count;
 }
 
 static void keep_offsets(struct sfd_session *session)
@@ -118,21 +127,20 @@ static void keep_offsets(struct sfd_session *session)
     uint32_t i;
 
     for (i = session->persistent_count; i < session->region_count; ++i)
-        session->regions[i].best_offset = session->regions[i].offset;
+        session->lifetimes[i].best_offset = session->regions[i].offset;
 }
 
 /* From both orders, several attempts: the region that ended highest comes first in the next one. The
  * attempt that ends lowest is taken; none ends below the most that is alive. */
-int sfd_place_transient(struct sfd_session *session, uint64_t base, uint64_t *end)
+int sfd_place_transient(struct sfd_session *session, uint32_t base, uint32_t *end)
 {
     const uint64_t least = base + sfd_lifetimes_peak(session);
-    uint32_t count = attempts(session), order, attempt, i, highest;
-    uint64_t best = UINT64_MAX;
+    uint32_t count = attempts(session), order, attempt, i, highest, best = UINT32_MAX;
 
     *end = base;
     for (order = BY_SIZE; order <= BY_LIFETIME; ++order) {
         for (i = session->persistent_count; i < session->region_count; ++i)
-            session->regions[i].urgency = 0u;
+            session->lifetimes[i].urgency = 0u;
         for (attempt = 1u; attempt <= count && best > least; ++attempt) {
             if (place_transient(session, base, (enum placement_order)order, &highest) != SFD_OK)
                 break;
@@ -142,11 +150,11 @@ int sfd_place_transient(struct sfd_session *session, uint64_t base, uint64_t *en
                 best = region_end(&session->regions[highest]);
                 keep_offsets(session);
             }
-            session->regions[highest].urgency = (uint8_t)attempt;
+            session->lifetimes[highest].urgency = (uint8_t)attempt;
         }
     }
     for (i = session->persistent_count; i < session->region_count; ++i)
-        session->regions[i].offset = session->regions[i].best_offset;
+        session->regions[i].offset = session->lifetimes[i].best_offset;
     *end = best;
-    return best == UINT64_MAX ? SFD_ERR_LIMIT : SFD_OK;
+    return best == UINT32_MAX ? SFD_ERR_LIMIT : SFD_OK;
 }

@@ -24,7 +24,7 @@ static int check_options(const struct sfd_options *options, uint32_t batch,
         return sfd_fail(problem, SFD_ERR_KERNELS, 0u, (uint32_t)options->kernels, 0u);
     if (options->threads > sfd_threads_limit())
         return sfd_fail(problem, SFD_ERR_THREADS, 0u, options->threads, sfd_threads_limit());
-    if (options->memory != SFD_MEMORY_FAST && options->memory != SFD_MEMORY_SMALL)
+    if (options->memory < SFD_MEMORY_FAST || options->memory > SFD_MEMORY_LAYERWISE)
         return sfd_fail(problem, SFD_ERR_ARGUMENT, 0u, (uint32_t)options->memory, 0u);
     if (batch == 0u || batch > MAX_BATCH)
         return sfd_fail(problem, SFD_ERR_BATCH, 0u, batch, MAX_BATCH);
@@ -40,7 +40,7 @@ int sfd_plan(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *stat
     struct sfd_artifact_view artifact_view;
     struct sfd_container_view state_view;
     struct sfd_session *session;
-    uint64_t tables;
+    uint32_t tables;
     int error;
 
     if (plan == NULL || !sfd_is_aligned(workspace))
@@ -59,16 +59,16 @@ int sfd_plan(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *stat
         return error;
     tables = sfd_tables_bytes(&artifact_view);
     if (tables > workspace_bytes)
-        return sfd_fail(problem, SFD_ERR_ARENA, 0u, (uint32_t)workspace_bytes, (uint32_t)tables);
+        return sfd_fail_for_memory(problem, SFD_ERR_ARENA, (uint32_t)workspace_bytes, tables);
     session = sfd_tables_build(&artifact_view, &state_view, batch,
                                sfd_kernels_find(chosen->kernels), workspace);
     session->threads = chosen->threads == 0u ? 1u : chosen->threads;
-    error = sfd_memory_plan(session, tables + sfd_team_bytes(session->threads), chosen, plan);
+    error = sfd_memory_plan(session, chosen, plan);
     if (error != SFD_OK)
         return sfd_fail(problem, error, 0u, 0u, 0u);
     if (chosen->arena_bytes > 0u && chosen->arena_bytes < plan->arena_bytes)
-        return sfd_fail(problem, SFD_ERR_ARENA, 0u, (uint32_t)chosen->arena_bytes,
-                        (uint32_t)plan->arena_bytes);
+        return sfd_fail_for_memory(problem, SFD_ERR_ARENA, (uint32_t)chosen->arena_bytes,
+                                   (uint32_t)plan->arena_bytes);
     session->arena_bytes = plan->arena_bytes;
     return SFD_OK;
 }
@@ -87,16 +87,16 @@ int sfd_plan_step(const void *workspace, uint32_t index, struct sfd_planned_step
 int sfd_plan_buffer(const void *workspace, uint32_t index, struct sfd_buffer *buffer)
 {
     const struct sfd_session *session = workspace;
-    const struct sfd_region *region;
+    const struct sfd_lifetime *lifetime;
 
     if (!sfd_is_aligned(workspace) || buffer == NULL || index >= session->region_count)
         return SFD_ERR_ARGUMENT;
-    region = &session->regions[index];
-    buffer->offset = region->offset;
-    buffer->bytes = region->bytes;
-    buffer->first_step = region->first_step;
-    buffer->last_step = region->last_step;
-    buffer->kind = region->kind;
-    buffer->owner = region->owner;
+    lifetime = &session->lifetimes[index];
+    buffer->offset = session->regions[index].offset;
+    buffer->bytes = session->regions[index].bytes;
+    buffer->first_step = lifetime->first_step;
+    buffer->last_step = lifetime->last_step;
+    buffer->kind = lifetime->kind;
+    buffer->owner = lifetime->owner;
     return SFD_OK;
 }

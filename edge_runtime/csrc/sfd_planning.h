@@ -11,9 +11,10 @@ void sfd_fusion_plan(struct sfd_session *session);
  * (packs_late). 0: there are more than fit. */
 int sfd_schedule_build(struct sfd_session *session);
 
-/* sfd_lifetimes.c: the regions, with their sizes and lifetimes. Persistent ones do not depend on
- * choices; they have their lifetimes with the transient ones. */
-void sfd_lifetimes_persistent(struct sfd_session *session, uint64_t tables_bytes);
+/* sfd_lifetimes.c: the regions, with their sizes and lifetimes. Persistent ones depend on where the
+ * working copies are, not on other choices; they have their lifetimes with the transient ones. The
+ * first one is that of the tables, whose size follows from the number of steps and regions. */
+void sfd_lifetimes_persistent(struct sfd_session *session);
 void sfd_lifetimes_transient(struct sfd_session *session);
 
 /* Add up what is alive in each step, beside what is persistent. A region counts in whole units. */
@@ -34,16 +35,15 @@ int sfd_search_build(struct sfd_session *session);
 uint64_t sfd_search_forward_work(const struct sfd_session *session);
 uint64_t sfd_search_element_work(const struct sfd_session *session);
 
-/* sfd_placement.c: persistent regions lie one after the other. Returns where the transient ones may
- * begin. */
-uint64_t sfd_place_persistent(struct sfd_session *session);
+/* sfd_placement.c: persistent regions lie one after the other. *end: where the transient ones may
+ * begin. SFD_ERR_LIMIT over SFD_ARENA_LIMIT, here and below. */
+int sfd_place_persistent(struct sfd_session *session, uint32_t *end);
 
-/* Those share memory over the steps. *end: the end of the highest one. SFD_ERR_LIMIT over
- * SFD_ARENA_LIMIT. */
-int sfd_place_transient(struct sfd_session *session, uint64_t base, uint64_t *end);
+/* Those share memory over the steps. *end: the end of the highest one. */
+int sfd_place_transient(struct sfd_session *session, uint32_t base, uint32_t *end);
 
 /* sfd_memory.c: choose, list and place all regions. SFD_ERR_LIMIT over SFD_ARENA_LIMIT. */
-int sfd_memory_plan(struct sfd_session *session, uint64_t tables_bytes,
-                    const struct sfd_options *options, struct sfd_plan *plan);
+int sfd_memory_plan(struct sfd_session *session, const struct sfd_options *options,
+                    struct sfd_plan *plan);
 
 #endif

@@ -21,11 +21,9 @@ const float *sfd_parameter_data(const struct sfd_session *session, uint32_t para
 
 float *sfd_slot_gradient(const struct sfd_session *session, const struct sfd_slot *slot)
 {
-    if (slot->kind == SFD_PARAMETER_WEIGHT)
-        return sfd_region_data(session, slot->working);
-    if (slot->kind == SFD_PARAMETER_DENSE) /* it follows the value */
-        return (float *)sfd_region_data(session, slot->value) + slot->count;
-    return NULL;
+    if (slot->gradient == SFD_NONE)
+        return NULL;
+    return (float *)sfd_region_data(session, slot->gradient) + slot->gradient_start;
 }
 
 struct sfd_view sfd_block_view(const struct sfd_session *session, uint32_t tensor, float *data,
@@ -69,10 +67,11 @@ static void pack_input(struct sfd_session *session, const struct sfd_node *node,
 {
     const struct sfd_slot *slot = &session->slots[node->operation.weight];
     uint32_t size = session->values[node->operation.input0].size;
+    uint32_t histogram[SFD_HISTOGRAM_BINS];
 
     if (node->saved != SFD_NONE)
         session->kernels->tensors->pack(x, size, n, sfd_keep_count(slot, (uint64_t)size * n),
-                                        session->histogram, sfd_region_data(session, node->saved),
+                                        histogram, sfd_region_data(session, node->saved),
                                         session->team);
 }
 
@@ -93,17 +92,16 @@ static void powerprop_share(void *context, uint32_t index, uint32_t count)
     work->pass(work->v + first, work->working + first, last - first, work->beta);
 }
 
-void sfd_powerprop_slot(struct sfd_session *session, const struct sfd_slot *slot,
+void sfd_powerprop_slot(struct sfd_session *session, const struct sfd_slot *slot, float *working,
                         sfd_powerprop pass)
 {
-    struct powerprop_work work = {pass, sfd_region_data(session, slot->value),
-                                  sfd_region_data(session, slot->working), slot->count,
+    struct powerprop_work work = {pass, sfd_region_data(session, slot->value), working, slot->count,
                                   session->beta};
 
     sfd_team_run(slot->count < SFD_SHARED_LEAST ? NULL : session->team, powerprop_share, &work);
 }
 
-/* The working copy of a weight holds w from the forward until the layer's backward. */
+/* The working copy of a weight may stay from the forward until the layer's backward. */
 static void sparse_forward(struct sfd_session *session, const struct sfd_step *step, uint32_t n,
                            int training)
 {
@@ -111,13 +109,13 @@ static void sparse_forward(struct sfd_session *session, const struct sfd_step *s
     const struct sfd_slot *slot = &session->slots[node->operation.weight];
     const float *bias = sfd_parameter_data(session, node->operation.bias);
     const float *x = sfd_tensor_data(session, step->input0);
-    float *w = sfd_region_data(session, slot->working);
+    float *w = sfd_region_data(session, step->working);
     struct sfd_layer layer = sfd_layer_sizes(session, node);
     uint64_t done;
 
     sfd_slot_support(session, slot, &layer.support);
-    if (step->action == SFD_ACTION_FORWARD)
-        sfd_powerprop_slot(session, slot, session->kernels->tensors->powerprop_forward);
+    if (step->action == SFD_ACTION_FORWARD || session->working != SFD_WORKING_KEPT)
+        sfd_powerprop_slot(session, slot, w, session->kernels->tensors->powerprop_forward);
     done = session->kernels->forward(&layer, w, bias, x, sfd_tensor_data(session, step->output), n,
                                      sfd_working_data(session, step->scratch));
     if (!training)
@@ -228,10 +226,10 @@ static void pool_forward(const struct sfd_session *session, const struct sfd_ste
         struct sfd_view in = sfd_block_view(session, operation->input0, x, n, first);
         struct sfd_view out = sfd_block_view(session, operation->output, y, n, first);
         uint32_t images = sfd_block_images(n, first);
-        if (operation->kind == SFD_OPERATION_MAX_POOL)
+        if (SFD_HAS(MAX_POOL) && operation->kind == SFD_OPERATION_MAX_POOL)
             sfd_max_pool_forward(operation, &in, &out, images,
                                  winner ? winner + first * size : NULL);
-        else
+        else if (SFD_HAS_AVERAGE)
             sfd_average_pool_forward(operation, &in, &out, images);
     }
 }
@@ -253,11 +251,13 @@ static void run_operation(struct sfd_session *session, const struct sfd_step *st
         sparse_forward(session, step, n, training);
         break;
     case SFD_OPERATION_BATCH_NORM:
-        batch_norm_forward(session, step, n, training);
+        if (SFD_HAS(BATCH_NORM))
+            batch_norm_forward(session, step, n, training);
         break;
     case SFD_OPERATION_GROUP_NORM:
     case SFD_OPERATION_LAYER_NORM:
-        norm_forward(session, step, n);
+        if (SFD_HAS_NORM)
+            norm_forward(session, step, n);
         break;
     case SFD_OPERATION_RELU:
     case SFD_OPERATION_RELU6:
@@ -270,7 +270,8 @@ static void run_operation(struct sfd_session *session, const struct sfd_step *st
     case SFD_OPERATION_MAX_POOL:
     case SFD_OPERATION_AVERAGE_POOL:
     case SFD_OPERATION_ADAPTIVE_AVERAGE_POOL:
-        pool_forward(session, step, n, mask);
+        if (SFD_HAS_AVERAGE || SFD_HAS(MAX_POOL))
+            pool_forward(session, step, n, mask);
         break;
     case SFD_OPERATION_ADD:
         tensors->add_forward(x, sfd_tensor_data(session, step->input1), count, y);

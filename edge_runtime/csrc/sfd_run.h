@@ -11,9 +11,9 @@ void sfd_run_step(struct sfd_session *session, const struct sfd_step *step, uint
 /* NULL for SFD_NONE. */
 const float *sfd_parameter_data(const struct sfd_session *session, uint32_t parameter);
 
-/* Powerprop over the entries of a slot, from its values to its working copy. */
+/* Powerprop over the entries of a slot, from its values to a working copy. */
 typedef void (*sfd_powerprop)(const float *v, float *working, uint32_t count, float beta);
-void sfd_powerprop_slot(struct sfd_session *session, const struct sfd_slot *slot,
+void sfd_powerprop_slot(struct sfd_session *session, const struct sfd_slot *slot, float *working,
                         sfd_powerprop pass);
 
 /* Memory that a kernel may write in part only; NULL for SFD_NONE. Its last word is written here, so

@@ -18,7 +18,7 @@ static int step_add(struct sfd_session *session, uint32_t node, enum sfd_action 
 /* A step that computes the operation's result, or packs its input. */
 static int run_add(struct sfd_session *session, uint32_t node, enum sfd_action action)
 {
-    session->nodes[node].last_run = (uint16_t)session->step_count;
+    session->plans[node].last_run = (uint16_t)session->step_count;
     return step_add(session, node, action);
 }
 
@@ -72,15 +72,15 @@ static int restore(struct sfd_session *session, uint32_t tensor)
 
 static int schedule_backward(struct sfd_session *session, uint32_t index)
 {
-    struct sfd_node *node = &session->nodes[index];
-    int packs = node->packs_late && node->last_run < session->forward_steps;
+    struct sfd_node_plan *plan = &session->plans[index];
+    int packs = plan->packs_late && plan->last_run < session->forward_steps;
 
-    if ((node->reads_input || packs) && !restore(session, node->operation.input0))
+    if ((plan->reads_input || packs) && !restore(session, session->nodes[index].operation.input0))
         return 0;
     if (packs && !run_add(session, index, SFD_ACTION_PACK))
         return 0;
-    session->steps[node->last_run].keeps = 1u;
-    node->backward = (uint16_t)session->step_count;
+    session->steps[plan->last_run].keeps = 1u;
+    plan->backward = (uint16_t)session->step_count;
     return step_add(session, index, SFD_ACTION_BACKWARD);
 }
 
@@ -133,7 +133,7 @@ static void find_reads(struct sfd_session *session, uint32_t index)
         read_tensor(session, node->operation.input0, index);
         break;
     default:
-        if (node->reads_input)
+        if (session->plans[step->node].reads_input)
             read_tensor(session, node->operation.input0, index);
         break;
     }

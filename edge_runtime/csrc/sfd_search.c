@@ -113,7 +113,7 @@ static int take_measure(struct sfd_session *session, uint32_t target, struct mea
 static void exchange(struct sfd_session *session, struct change *change)
 {
     uint8_t *choice = change->is_packing
-                          ? &session->nodes[change->node].packs_late
+                          ? &session->plans[change->node].packs_late
                           : &session->values[sfd_result(session, change->node)].retention;
     uint8_t before = *choice;
 
@@ -123,7 +123,7 @@ static void exchange(struct sfd_session *session, struct change *change)
 
 static uint16_t *settled_until(struct sfd_session *session, const struct change *change)
 {
-    return change->is_packing ? &session->nodes[change->node].settled
+    return change->is_packing ? &session->plans[change->node].settled
                               : &session->values[sfd_result(session, change->node)].settled;
 }
 
@@ -139,6 +139,12 @@ struct score {
 #define RANK_AT_A_PRICE 2u
 #define RANK_FREE 3u
 
+/* Not a conversion of 64 bits, which a board would link for this alone. */
+static float as_float(uint64_t number)
+{
+    return (float)(uint32_t)(number >> 32) * 4294967296.0f + (float)(uint32_t)number;
+}
+
 static struct score score_of(const struct search *search, const struct measure *after)
 {
     const struct measure *now = &search->now;
@@ -148,16 +154,16 @@ static struct score score_of(const struct search *search, const struct measure *
         return score;
     if (now->excess == 0u) {
         score.rank = after->excess == 0u && after->work < now->work ? RANK_FREE : 0u;
-        score.value = (float)now->work - (float)after->work;
+        score.value = as_float(now->work) - as_float(after->work);
     } else if (after->excess >= now->excess) {
         score.rank = RANK_HARMFUL;
-        score.value = -(float)(after->excess - now->excess);
+        score.value = -as_float(after->excess - now->excess);
     } else if (after->work <= now->work) {
         score.rank = RANK_FREE;
-        score.value = (float)(now->excess - after->excess);
+        score.value = as_float(now->excess - after->excess);
     } else {
         score.rank = RANK_AT_A_PRICE;
-        score.value = (float)(now->excess - after->excess) / (float)(after->work - now->work);
+        score.value = as_float(now->excess - after->excess) / as_float(after->work - now->work);
     }
     return score;
 }
@@ -196,13 +202,14 @@ static void accept(struct search *search, struct change change, const struct mea
 /* Step through all changes. Begins with {0, 0, 0}; 0: there are no more. */
 static int next_change(const struct sfd_session *session, struct change *change)
 {
-    const struct sfd_node *node = &session->nodes[change->node];
+    const struct sfd_node_plan *plan = &session->plans[change->node];
 
     if (!change->is_packing && change->choice + 1u < SFD_RETENTION_COUNT) {
         ++change->choice;
-    } else if (!change->is_packing && node->packed_bytes > 0u && node->operation.input0 != 0u) {
+    } else if (!change->is_packing && plan->packed_bytes > 0u &&
+               session->nodes[change->node].operation.input0 != 0u) {
         change->is_packing = 1u;
-        change->choice = !node->packs_late;
+        change->choice = !plan->packs_late;
     } else {
         change->node = (uint16_t)sfd_result(session, change->node);
         change->is_packing = change->choice = 0u;
@@ -218,7 +225,7 @@ static struct score find_best(struct search *search, struct change *best, struct
     struct measure after;
 
     do {
-        struct sfd_promise *promise = &search->session->nodes[change.node].promise;
+        struct sfd_promise *promise = &search->session->plans[change.node].promise;
         if (!change.is_packing && change.choice == 0u)
             memset(promise, 0, sizeof *promise);
         score = try_change(search, change, &after);
@@ -245,7 +252,7 @@ static void accept_alike(struct search *search, const struct score *best)
     uint32_t i;
 
     for (i = 0u; i < search->session->operation_count; i = sfd_result(search->session, i)) {
-        const struct sfd_promise *promise = &search->session->nodes[i].promise;
+        const struct sfd_promise *promise = &search->session->plans[i].promise;
         struct change change = {(uint16_t)i, promise->is_packing, promise->choice};
         struct measure after;
         struct score score;
@@ -268,11 +275,11 @@ static void reset_choices(struct sfd_session *session)
         session->values[i].settled = 0u;
     }
     for (i = 0u; i < session->operation_count; ++i) {
-        struct sfd_node *node = &session->nodes[i];
-        node->packs_late = 0u;
-        node->settled = 0u;
-        if (node->reads_input)
-            session->values[node->operation.input0].retention = SFD_KEEP;
+        struct sfd_node_plan *plan = &session->plans[i];
+        plan->packs_late = 0u;
+        plan->settled = 0u;
+        if (plan->reads_input)
+            session->values[session->nodes[i].operation.input0].retention = SFD_KEEP;
     }
 }
 

@@ -1,6 +1,6 @@
-/* A session: one arena. It begins with the tables below; planned buffers follow. A session and the
- * workspace of sfd_plan hold the same tables, built by the same code, so that what is planned is what
- * is opened. */
+/* A session: one arena. It begins with the tables below; planned buffers follow. The workspace of
+ * sfd_plan holds the same tables, built by the same code, so that what is planned is what is opened,
+ * and behind them those that only planning needs. */
 #ifndef SFD_SESSION_H
 #define SFD_SESSION_H
 
@@ -9,10 +9,14 @@
 /* More than this no offset can say. */
 #define SFD_ARENA_LIMIT UINT32_C(0xffffffc0)
 
-/* One planned region of the arena: the compact form of struct sfd_buffer. */
+/* One planned region of the arena. */
 struct sfd_region {
     uint32_t offset;
     uint32_t bytes;
+};
+
+/* Planning: what a region is for, when it is alive, and the search for its place. */
+struct sfd_lifetime {
     uint16_t first_step;
     uint16_t last_step;
     uint16_t owner;
@@ -68,17 +72,21 @@ struct sfd_node {
     uint8_t has_backward;
     uint8_t fused;    /* a batch norm: operations after it that run with it, in both directions */
     uint8_t absorbed; /* operations back to the batch norm that it runs with; 0: it runs itself */
+    uint64_t multiply_adds; /* a sparse layer's forward, of one image */
+};
+
+/* Planning: what an operation reads, keeps and uses, and when it runs. */
+struct sfd_node_plan {
     uint8_t shares_gradient; /* an addition: both inputs can have one gradient in one place */
     uint8_t reads_input;     /* its backward reads its input, not a packed form of it */
     uint8_t packs_late;      /* its input is packed just before its backward */
+    uint8_t chosen;          /* while choices are searched: the best packs_late so far */
+    uint16_t settled;        /* while choices are searched: not to be changed before this round */
     uint16_t last_run;       /* the last step that computes its output or packs its input */
     uint16_t backward;       /* the step of its backward */
-    uint16_t settled;        /* while choices are searched: not to be changed before this round */
-    uint8_t chosen;          /* while choices are searched: the best packs_late so far */
     struct sfd_promise promise;
     uint64_t packed_bytes; /* of its input; 0: it is not packed */
     uint64_t forward_scratch_bytes, backward_scratch_bytes;
-    uint64_t multiply_adds; /* a sparse layer's forward, of one image */
 };
 
 /* One step of the schedule. */
@@ -88,17 +96,26 @@ struct sfd_step {
     uint8_t keeps;  /* it makes what its operation keeps for its backward: a packed input, a mask */
     uint16_t input0, input1, output; /* regions of the tensors */
     uint16_t scratch;                /* SCRATCH region of the kernels; SFD_NONE: none */
+    uint16_t working;                /* a sparse layer: WORKING_WEIGHT region that holds w */
     uint16_t until;                  /* the last step that reads its output */
     uint32_t live;                   /* memory in use, in units of SFD_ALIGNMENT */
 };
 
 /* A parameter at run time. */
 struct sfd_slot {
-    uint32_t kind, rows, columns, count, index_width;
-    uint16_t value; /* WEIGHT or DENSE region */
-    uint16_t
-        working; /* sparse: WORKING_WEIGHT region: w until the input gradient is done, then dL/dv */
-    uint16_t index; /* sparse: INDEX region: row pointers, then columns */
+    uint32_t rows, columns, count;
+    uint8_t kind, index_width;
+    uint16_t value;          /* WEIGHT or DENSE region */
+    uint16_t index;          /* sparse: INDEX region: row pointers, then columns */
+    uint16_t gradient;       /* region of dL/dv or dL/dp; SFD_NONE: a running statistic */
+    uint32_t gradient_start; /* where in that region it begins, in floats */
+};
+
+/* Where the working copies of the weights are. */
+enum sfd_working_copies {
+    SFD_WORKING_KEPT,     /* w stays from the forward until the input gradient is computed */
+    SFD_WORKING_RESTORED, /* w is computed wherever it is wanted, gradients stay until the update */
+    SFD_WORKING_LAYERWISE /* the same, and a layer is updated as soon as its gradients are there */
 };
 
 struct sfd_session {
@@ -107,6 +124,8 @@ struct sfd_session {
     struct sfd_slot *slots;
     struct sfd_region *regions;
     struct sfd_step *steps;
+    struct sfd_node_plan *plans;    /* NULL in an open session, as is the next one */
+    struct sfd_lifetime *lifetimes; /* of the regions */
     uint32_t operation_count, tensor_count, parameter_count;
     uint32_t region_count, persistent_count;           /* persistent regions come first */
     uint32_t step_count, step_capacity, forward_steps; /* the step after those is the loss */
@@ -123,11 +142,12 @@ struct sfd_session {
     struct sfd_counters counters;
     uint8_t *arena;
     const float *input; /* the caller's image, during a call with a batch of one */
-    uint32_t histogram[SFD_HISTOGRAM_BINS];
+    uint8_t working;    /* enum sfd_working_copies */
+    uint8_t has_failed; /* layerwise: a step failed when layers were updated already */
 };
 
 /* sfd_tables.c: lay the tables into `memory` and fill them from the artifact and the state. */
-uint64_t sfd_tables_bytes(const struct sfd_artifact_view *artifact);
+uint32_t sfd_tables_bytes(const struct sfd_artifact_view *artifact);
 struct sfd_session *sfd_tables_build(const struct sfd_artifact_view *artifact,
                                      const struct sfd_container_view *state, uint32_t batch,
                                      const struct sfd_kernels *kernels, void *memory);
@@ -135,7 +155,10 @@ struct sfd_session *sfd_tables_build(const struct sfd_artifact_view *artifact,
 /* Whether they were built for a state of this support. */
 int sfd_tables_match(const struct sfd_session *session, const struct sfd_container_view *state);
 
-/* Move them to the beginning of an arena, where they may be already. */
+/* Bytes of those that an open session needs. */
+uint32_t sfd_tables_open_bytes(const struct sfd_session *session);
+
+/* Move these to the beginning of an arena, where all of them may be already. */
 struct sfd_session *sfd_tables_move(const struct sfd_session *planned, void *arena);
 
 /* What a node reads, keeps and uses, with a full batch. Tensors must not pass SFD_ARENA_LIMIT. */
@@ -180,8 +203,20 @@ static inline int sfd_is_aligned(const void *memory)
 /* sfd_run.c */
 void sfd_forward(struct sfd_session *session, const float *x, uint32_t n, int training);
 
-/* sfd_backward.c */
-void sfd_backward(struct sfd_session *session, uint32_t n);
+struct sfd_rates {
+    float learning_rate, weight_decay;
+};
+
+/* sfd_backward.c: with rates each layer is updated once its gradients are there; SFD_ERR_DIVERGED where
+ * a number would not stay finite. */
+int sfd_backward(struct sfd_session *session, uint32_t n, const struct sfd_rates *rates);
+
+/* sfd_learn.c: change the whole model, or the parameters of one operation, or the running statistics.
+ * SFD_ERR_DIVERGED, and nothing of it has changed, where a number would not stay finite. */
+int sfd_learn(struct sfd_session *session, uint32_t n, const struct sfd_rates *rates);
+int sfd_learn_operation(struct sfd_session *session, const struct sfd_operation *operation,
+                        const struct sfd_rates *rates);
+int sfd_learn_statistics(struct sfd_session *session, uint32_t n);
 
 static inline void *sfd_region_data(const struct sfd_session *session, uint32_t region)
 {

@@ -4,9 +4,14 @@
 
 #include "sfd_session.h"
 
-static uint64_t align(uint64_t bytes)
+/* The same on all machines, however long a pointer is: a plan made here is that of a board. */
+#define SESSION_BYTES 320u
+typedef char session_fits[sizeof(struct sfd_session) <= SESSION_BYTES ? 1 : -1];
+
+/* An artifact has at most SFD_MAX_RECORDS of each: 32 bits hold all sizes here. */
+static uint32_t align(size_t bytes)
 {
-    return (bytes + SFD_ALIGNMENT - 1u) / SFD_ALIGNMENT * SFD_ALIGNMENT;
+    return (uint32_t)((bytes + SFD_ALIGNMENT - 1u) / SFD_ALIGNMENT * SFD_ALIGNMENT);
 }
 
 /* At most one step for the forward of an operation, one for its backward, one more to compute or
@@ -16,25 +21,38 @@ static uint32_t step_limit(const struct sfd_artifact_view *artifact)
     return 3u * artifact->operation_count + 2u;
 }
 
-/* At most: one region for the tables, one for the input; three a sparse parameter, and scratch for
- * its layer in two steps, or one a dense parameter; for an operation its result, its gradient, and a
- * saved input or a mask or moments; two for a step that computes something again. */
+/* At most: one region for the tables, one for the input; four a sparse parameter, and scratch for
+ * its layer in two steps, or two a dense parameter; for an operation its result, its gradient, and a
+ * saved input or a mask or moments; three for a step that computes something again. */
 static uint32_t region_limit(const struct sfd_artifact_view *artifact)
 {
-    return 2u + 5u * artifact->parameter_count + 5u * artifact->operation_count;
+    return 2u + 6u * artifact->parameter_count + 6u * artifact->operation_count;
 }
 
-uint64_t sfd_tables_bytes(const struct sfd_artifact_view *artifact)
+/* The tables follow the session, in the order of their sizes here. */
+uint32_t sfd_tables_open_bytes(const struct sfd_session *session)
 {
-    return align(sizeof(struct sfd_session)) +
-           align((uint64_t)artifact->operation_count * sizeof(struct sfd_node)) +
-           align((uint64_t)artifact->tensor_count * sizeof(struct sfd_value)) +
-           align((uint64_t)artifact->parameter_count * sizeof(struct sfd_slot)) +
-           align((uint64_t)region_limit(artifact) * sizeof(struct sfd_region)) +
-           align((uint64_t)step_limit(artifact) * sizeof(struct sfd_step));
+    return SESSION_BYTES + align((size_t)session->operation_count * sizeof *session->nodes) +
+           align((size_t)session->tensor_count * sizeof *session->values) +
+           align((size_t)session->parameter_count * sizeof *session->slots) +
+           align((size_t)session->step_count * sizeof *session->steps) +
+           align((size_t)session->region_count * sizeof *session->regions);
 }
 
-static void *take(uint8_t **cursor, uint64_t bytes)
+uint32_t sfd_tables_bytes(const struct sfd_artifact_view *artifact)
+{
+    const struct sfd_session all = {.operation_count = artifact->operation_count,
+                                    .tensor_count = artifact->tensor_count,
+                                    .parameter_count = artifact->parameter_count,
+                                    .step_count = step_limit(artifact),
+                                    .region_count = region_limit(artifact)};
+
+    return sfd_tables_open_bytes(&all) +
+           align((size_t)artifact->operation_count * sizeof(struct sfd_node_plan)) +
+           align((size_t)region_limit(artifact) * sizeof(struct sfd_lifetime));
+}
+
+static void *take(uint8_t **cursor, size_t bytes)
 {
     void *block = *cursor;
 
@@ -42,17 +60,24 @@ static void *take(uint8_t **cursor, uint64_t bytes)
     return block;
 }
 
-/* The tables follow the session. Regions are last: how many there may be does not matter here. */
-static void lay_out(struct sfd_session *session)
+/* Returns the end of the tables of an open session, with so many steps and regions. */
+static uint8_t *lay_out(struct sfd_session *session, uint32_t steps, uint32_t regions)
 {
-    uint8_t *cursor = (uint8_t *)session + align(sizeof *session);
+    uint8_t *cursor = (uint8_t *)session + SESSION_BYTES;
 
-    session->nodes = take(&cursor, (uint64_t)session->operation_count * sizeof *session->nodes);
-    session->values = take(&cursor, (uint64_t)session->tensor_count * sizeof *session->values);
-    session->slots = take(&cursor, (uint64_t)session->parameter_count * sizeof *session->slots);
-    session->steps = take(&cursor, (uint64_t)session->step_capacity * sizeof *session->steps);
-    session->regions = (struct sfd_region *)cursor;
+    session->nodes = take(&cursor, (size_t)session->operation_count * sizeof *session->nodes);
+    session->values = take(&cursor, (size_t)session->tensor_count * sizeof *session->values);
+    session->slots = take(&cursor, (size_t)session->parameter_count * sizeof *session->slots);
+    session->steps = take(&cursor, (size_t)steps * sizeof *session->steps);
+    session->regions = take(&cursor, (size_t)regions * sizeof *session->regions);
     session->arena = (uint8_t *)session;
+    return cursor;
+}
+
+static void lay_out_plans(struct sfd_session *session, uint32_t regions, uint8_t *cursor)
+{
+    session->plans = take(&cursor, (size_t)session->operation_count * sizeof *session->plans);
+    session->lifetimes = take(&cursor, (size_t)regions * sizeof *session->lifetimes);
 }
 
 struct sfd_layer sfd_layer_sizes(const struct sfd_session *session, const struct sfd_node *node)
@@ -128,12 +153,12 @@ static void fill_slots(struct sfd_session *session, const struct sfd_artifact_vi
     sfd_container_entry_first(state, &entry);
     for (i = 0u; i < artifact->parameter_count; ++i) {
         struct sfd_slot *slot = &session->slots[i];
-        slot->kind = entry.kind;
+        slot->kind = (uint8_t)entry.kind;
         slot->rows = entry.rows;
         slot->columns = entry.columns;
         slot->count = entry.count;
-        slot->index_width = entry.index_width;
-        slot->value = slot->working = slot->index = SFD_NONE;
+        slot->index_width = (uint8_t)entry.index_width;
+        slot->value = slot->index = SFD_NONE;
         if (i + 1u < artifact->parameter_count)
             sfd_container_entry_next(state, i + 1u, &entry);
     }
@@ -180,17 +205,19 @@ uint32_t sfd_keep_count(const struct sfd_slot *weight, uint64_t input_elements)
     return (uint32_t)((weight->count * input_elements + positions - 1u) / positions);
 }
 
-static void measure_layer(const struct sfd_session *session, struct sfd_node *node)
+static void measure_layer(const struct sfd_session *session, uint32_t index)
 {
+    const struct sfd_node *node = &session->nodes[index];
+    struct sfd_node_plan *plan = &session->plans[index];
     struct sfd_layer layer = sfd_layer_sizes(session, node);
     uint64_t elements = sfd_batch_elements(session, node->operation.input0);
     uint32_t keep = sfd_keep_count(&session->slots[node->operation.weight], elements);
 
-    node->forward_scratch_bytes = session->kernels->forward_scratch_bytes(&layer, session->batch);
-    node->backward_scratch_bytes = session->kernels->backward_scratch_bytes(&layer, session->batch);
-    node->reads_input = keep == elements; /* packing all of it would only add bits */
+    plan->forward_scratch_bytes = session->kernels->forward_scratch_bytes(&layer, session->batch);
+    plan->backward_scratch_bytes = session->kernels->backward_scratch_bytes(&layer, session->batch);
+    plan->reads_input = keep == elements; /* packing all of it would only add bits */
     if (keep > 0u && keep < elements)
-        node->packed_bytes = sfd_packed_bytes(keep, elements);
+        plan->packed_bytes = sfd_packed_bytes(keep, elements);
 }
 
 void sfd_tables_measure(struct sfd_session *session)
@@ -198,18 +225,18 @@ void sfd_tables_measure(struct sfd_session *session)
     uint32_t i;
 
     for (i = 0u; i < session->operation_count; ++i) {
-        struct sfd_node *node = &session->nodes[i];
+        const struct sfd_node *node = &session->nodes[i];
         switch (node->operation.kind) {
         case SFD_OPERATION_CONVOLUTION:
         case SFD_OPERATION_LINEAR:
-            measure_layer(session, node);
+            measure_layer(session, i);
             break;
         case SFD_OPERATION_BATCH_NORM:
         case SFD_OPERATION_GROUP_NORM:
         case SFD_OPERATION_LAYER_NORM:
         case SFD_OPERATION_GELU:
         case SFD_OPERATION_SILU:
-            node->reads_input = node->has_backward;
+            session->plans[i].reads_input = node->has_backward;
             break;
         default:
             break;
@@ -265,7 +292,8 @@ struct sfd_session *sfd_tables_build(const struct sfd_artifact_view *artifact,
     session->tensor_count = artifact->tensor_count;
     session->parameter_count = artifact->parameter_count;
     session->step_capacity = step_limit(artifact);
-    lay_out(session);
+    lay_out_plans(session, region_limit(artifact),
+                  lay_out(session, session->step_capacity, region_limit(artifact)));
     session->loss = artifact->loss;
     session->output = artifact->output;
     session->beta = artifact->beta;
@@ -286,7 +314,7 @@ int sfd_tables_match(const struct sfd_session *session, const struct sfd_contain
     uint32_t i;
 
     if (state->content != SFD_CONTENT_STATE || state->tensors != session->parameter_count ||
-        memcmp(state->support_id, session->support_id, sizeof session->support_id) != 0)
+        !sfd_same_support(state->support_id, session->support_id))
         return 0;
     sfd_container_entry_first(state, &entry);
     for (i = 0u; i < session->parameter_count; ++i) {
@@ -300,12 +328,31 @@ int sfd_tables_match(const struct sfd_session *session, const struct sfd_contain
     return 1;
 }
 
+/* A table moves towards the beginning, if at all: bytes in their order are safe. */
+static void move_down(void *to, const void *from, size_t bytes)
+{
+    uint8_t *out = to;
+    const uint8_t *in = from;
+    size_t i;
+
+    for (i = 0u; i < bytes; ++i)
+        out[i] = in[i];
+}
+
+/* The room for more steps and regions, and what only planning needs, stay behind. */
 struct sfd_session *sfd_tables_move(const struct sfd_session *planned, void *arena)
 {
+    const struct sfd_session from = *planned;
     struct sfd_session *session = arena;
 
-    /* the first region is theirs and the team's */
-    memmove(arena, planned, (size_t)(planned->regions[0].bytes - sfd_team_bytes(planned->threads)));
-    lay_out(session);
+    move_down(session, planned, sizeof *session);
+    (void)lay_out(session, from.step_count, from.region_count);
+    move_down(session->nodes, from.nodes, from.operation_count * sizeof *from.nodes);
+    move_down(session->values, from.values, from.tensor_count * sizeof *from.values);
+    move_down(session->slots, from.slots, from.parameter_count * sizeof *from.slots);
+    move_down(session->steps, from.steps, from.step_count * sizeof *from.steps);
+    move_down(session->regions, from.regions, from.region_count * sizeof *from.regions);
+    session->plans = NULL;
+    session->lifetimes = NULL;
     return session;
 }

@@ -35,7 +35,13 @@ static inline uint32_t sfd_share(uint32_t total, uint32_t index, uint32_t count)
 /* The same in runs of 64, so that the ends of vectors do not depend on the threads. */
 static inline uint32_t sfd_run_share(uint32_t total, uint32_t index, uint32_t count)
 {
-    return index == count ? total : sfd_share(total / 64u, index, count) * 64u;
+#if !defined(SFD_ONE_THREAD)
+    if (index != 0u && index != count)
+        return sfd_share(total / 64u, index, count) * 64u;
+#else
+    (void)count;
+#endif
+    return index == 0u ? 0u : total;
 }
 
 /* Passes over fewer floats than these take no longer than to call other threads. */

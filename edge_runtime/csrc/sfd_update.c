@@ -20,6 +20,7 @@ static uint32_t count_nonzero(const float *value, uint32_t count)
 static struct selector select_over(struct sfd_session *session, uint32_t first, uint32_t last,
                                    uint32_t keep)
 {
+    uint32_t histogram[SFD_HISTOGRAM_BINS];
     struct sfd_selection selection;
     struct selector selector = {1u, 0xffffffffu}; /* all that is not zero */
     uint32_t i, nonzero = 0u;
@@ -34,7 +35,7 @@ static struct selector select_over(struct sfd_session *session, uint32_t first, 
         selector.threshold = 0xffffffffu;
         return selector;
     }
-    sfd_selection_begin(&selection, keep, session->histogram);
+    sfd_selection_begin(&selection, keep, histogram);
     do {
         sfd_selection_pass(&selection);
         for (i = first; i < last; ++i)
@@ -190,6 +191,8 @@ int sfd_update_encode(struct sfd_session *session, const uint32_t *keep, uint32_
     if (session == NULL || keep == NULL || bytes == NULL ||
         (keep_entries != 1u && keep_entries != session->parameter_count))
         return SFD_ERR_ARGUMENT;
+    if (session->has_failed)
+        return SFD_ERR_DIVERGED;
     encode_pass(session, keep, keep_entries, &layout, NULL);
     total = SFD_CONTAINER_HEADER_BYTES + (size_t)session->parameter_count * SFD_TABLE_ENTRY_BYTES +
             layout.index_bytes + layout.value_bytes;

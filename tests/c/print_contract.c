@@ -80,6 +80,7 @@ static void print_interface(void)
     SFD_ACTIONS(ACTION)
     printf("MemoryChoice FAST %d\n", SFD_MEMORY_FAST);
     printf("MemoryChoice SMALL %d\n", SFD_MEMORY_SMALL);
+    printf("MemoryChoice LAYERWISE %d\n", SFD_MEMORY_LAYERWISE);
     SFD_KERNEL_SETS(KERNEL_SET)
     printf("Target INT32 %d\n", SFD_TARGET_INT32);
     printf("Target INT64 %d\n", SFD_TARGET_INT64);

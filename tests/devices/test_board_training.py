@@ -15,6 +15,7 @@ from board_firmware import HostBoard, HostPort, build_host_firmware
 
 from sparsyfed.devices.board import MAX_PLACES, MAX_STEPS, Board, BoardResetError
 from sparsyfed.devices.board_fit import fit_on_board
+from sparsyfed.devices.board_operations import EVERYTHING
 from sparsyfed.devices.board_training import RESETS, examples_of, train_on_board
 from sparsyfed.devices.dataset import Dataset
 from sparsyfed.devices.serial_link import SerialLink
@@ -267,6 +268,7 @@ def test_random_bytes_are_complained_about_and_forgotten(host_board: HostBoard) 
         while host_board.read():
             pass
     assert board.hello().name == "host"
+    assert board.hello().operations == EVERYTHING
 
 
 def test_values_can_be_read_and_training_goes_on(host_board: HostBoard, task: Task) -> None:

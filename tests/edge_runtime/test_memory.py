@@ -1,6 +1,5 @@
 """Plans of less memory: what is computed again gives the same bits, in the memory that was planned."""
 
-import itertools
 from collections import Counter
 from typing import Any
 
@@ -9,6 +8,7 @@ import pytest
 from clear_cases import states_of
 from model_strategies import ARCHITECTURES, Model, ModelBuilder, random_model
 from odd_models import every_operation, odd_model
+from plan_cases import SMALL, assert_sound, residual_chain
 
 from sparsyfed.edge_runtime.artifact import Artifact, Tensor
 from sparsyfed.edge_runtime.errors import ArenaError
@@ -20,26 +20,6 @@ from sparsyfed.edge_runtime.session import Session
 EVERYTHING_FITS = 1 << 32
 WHOLE: dict[str, Any] = {"arena_bytes": EVERYTHING_FITS}
 FAST: dict[str, Any] = {"memory": "fast"}
-SMALL: dict[str, Any] = {"memory": "small"}
-
-
-def residual_chain(blocks: int, *, norm: str = "batch") -> Artifact:
-    """Return a convolutional net with skip connections, deep enough that memory can be saved."""
-    net = ModelBuilder(Tensor(3, 8, 8, 3))
-
-    def normal(x: int) -> int:
-        return net.batch_norm(x) if norm == "batch" else net.group_norm(x, 2)
-
-    x = net.activation(normal(net.convolution(0, 8, (3, 3), padding=(1, 1))), OperationKind.RELU)
-    for _ in range(blocks):
-        y = net.activation(
-            normal(net.convolution(x, 8, (3, 3), padding=(1, 1))), OperationKind.RELU
-        )
-        y = normal(net.convolution(y, 8, (3, 3), padding=(1, 1)))
-        x = net.activation(net.add(y, x), OperationKind.RELU)
-    x = net.pool(x, OperationKind.MAX_POOL, (2, 2), stride=(2, 2))
-    net.linear(net.reshape(x), 3)
-    return net.finish()
 
 
 def smooth_chain(layers: int) -> Artifact:
@@ -71,23 +51,6 @@ def choices(model: Model, batch_size: int, kernels: str) -> list[dict[str, Any]]
     between = [least + (whole - least) * part // 6 for part in range(7)]
     limits = [EVERYTHING_FITS, *between]
     return [*({"arena_bytes": limit} for limit in limits), FAST, SMALL]
-
-
-def assert_sound(planned: MemoryPlan) -> None:
-    """Buffers lie in the arena, apart while they are alive; every step follows from the one before."""
-    shared = [buffer for buffer in planned.buffers if buffer.bytes]
-    assert max(buffer.offset + buffer.bytes for buffer in shared) == planned.arena_bytes
-    for one, other in itertools.combinations(shared, 2):
-        together = one.first_step <= other.last_step and other.first_step <= one.last_step
-        overlap = one.offset < other.offset + other.bytes and other.offset < one.offset + one.bytes
-        assert not (together and overlap), (one, other)
-    actions = [step.action for step in planned.steps]
-    loss = actions.index("loss")
-    assert set(actions[:loss]) == {"forward"}
-    assert actions[-1] == "update"
-    assert set(actions[loss + 1 : -1]) <= {"restore", "pack", "backward"}
-    done = [step.operation for step in planned.steps if step.action == "backward"]
-    assert done == sorted(done, key=lambda operation: -(operation or 0))
 
 
 def assert_same_results(model: Model, batch_size: int, examples: int, kernels: str) -> set[str]:

@@ -1,23 +1,24 @@
 """The firmware on emulated boards: the bits of the portable kernels, and its budget of memory."""
 
-import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 
 import numpy as np
 import pytest
-from board_firmware import FIRMWARE
+from board_budget import budget, require_budget
 from board_machines import require_tools
 from model_strategies import ModelBuilder, random_state
 from odd_models import every_operation
 
 from sparsyfed.devices.board import Board
+from sparsyfed.devices.board_operations import NAMES, operations_of, require_operations
 from sparsyfed.devices.serial_link import SerialLink
 from sparsyfed.devices.serial_port import open_port
 from sparsyfed.devices.serial_protocol import Computation, SerialObject
 from sparsyfed.edge_runtime.artifact import Artifact, Tensor
 from sparsyfed.edge_runtime.budget import keep_counts
+from sparsyfed.edge_runtime.errors import UnsupportedOperationError
 from sparsyfed.edge_runtime.format import OperationKind
 from sparsyfed.edge_runtime.plan import plan
 from sparsyfed.edge_runtime.session import Session
@@ -31,9 +32,8 @@ STEPS = 100
 BATCH = 3
 HELD = 7
 SPARSITY = 0.9
-TOLERANCE = 0.02
 RATES = {"learning_rate": 0.05, "weight_decay": 1e-3}
-BUDGET = tomllib.loads((FIRMWARE / "sizes.toml").read_text(encoding="utf-8"))
+KILOBYTE = 1024
 
 
 def small_classifier() -> Artifact:
@@ -45,11 +45,24 @@ def small_classifier() -> Artifact:
     return net.finish()
 
 
+def keyword_spotter() -> Artifact:
+    """Four convolutions with group norms on 25x20 log-mel bands, 12 classes: 103,016 weights."""
+    net = ModelBuilder(Tensor(1, 25, 20, 3))
+    x = 0
+    for channels, stride in ((16, 2), (32, 2), (64, 2), (136, 1)):
+        x = net.convolution(x, channels, (3, 3), stride=(stride, stride), padding=(1, 1))
+        x = net.activation(net.group_norm(x, channels // 8), OperationKind.RELU)
+    net.linear(net.reshape(net.adaptive_pool(x, 1, 1)), 12)
+    return net.finish()
+
+
 @contextmanager
-def emulated(board: str, *, counts_instructions: bool = False) -> Iterator[Board]:
+def emulated(
+    board: str, *, counts_instructions: bool = False, operations: Sequence[str] = ()
+) -> Iterator[Board]:
     """A board in QEMU, or a skipped test where a tool is missing."""
     require_tools(board)
-    firmware = build_firmware(board)
+    firmware = build_firmware(board, operations=operations)
     with (
         EmulatedBoard(board, firmware, counts_instructions=counts_instructions) as machine,
         closing(SerialLink(partial(open_port, machine.port), patience_s=60)) as link,
@@ -57,19 +70,8 @@ def emulated(board: str, *, counts_instructions: bool = False) -> Iterator[Board
         yield Board(link)
 
 
-def require_budget(board: str, measured: dict[str, int]) -> None:
-    """Fail where a number of sizes.toml is not what was measured, within TOLERANCE."""
-    written = BUDGET[board]
-    wrong = {
-        name: f"measured {value}, sizes.toml has {written[name]}"
-        for name, value in measured.items()
-        if abs(value - written[name]) > TOLERANCE * written[name]
-    }
-    assert not wrong, f"{board}: {wrong}"
-
-
 def test_every_board_has_a_machine_and_a_budget() -> None:
-    assert set(list_boards()) == set(MACHINES) == set(BUDGET)
+    assert set(list_boards()) == set(MACHINES) == set(budget())
 
 
 @pytest.mark.parametrize("board", MACHINES)
@@ -138,3 +140,48 @@ def test_instructions_of_a_step_are_counted_twice_the_same(board: str) -> None:
             "small_classifier_arena_bytes": opened.arena_bytes,
         },
     )
+
+
+@pytest.mark.parametrize("board", ["mps2-an386", "rv32-virt"])
+def test_a_keyword_spotter_trains_in_little_memory_on_a_firmware_of_its_own(board: str) -> None:
+    artifact = keyword_spotter()
+    random = np.random.default_rng(0)
+    state = random_state(artifact, random, 0.05)
+    x = random.uniform(-1, 1, (8, 1, 25, 20)).astype(np.float32)
+    y = random.integers(0, 12, 8).astype(np.int32)
+    operations = operations_of(artifact)
+    measured: dict[str, int] = {}
+    for batch, most in ((1, 96 * KILOBYTE), (8, 256 * KILOBYTE)):
+        with (
+            emulated(board, operations=operations) as device,
+            Session.open(artifact, state, batch, kernels="portable") as session,
+        ):
+            facts = device.hello()
+            device.send(SerialObject.ARTIFACT, artifact.encode())
+            device.send(SerialObject.STATE, state.encode())
+            opened = device.open(batch, examples=batch, memory="layerwise")
+            device.send(SerialObject.EXAMPLES, x[:batch].tobytes() + y[:batch].tobytes())
+            for step in range(3):
+                wanted = session.step(x[:batch], y[:batch], **RATES)
+                assert device.train(range(batch), batch, steps_before=step, **RATES) == [wanted]
+            profile = device.profile()
+        assert profile.arena_touched_bytes == opened.arena_bytes
+        memory = opened.arena_bytes + len(artifact.encode()) + 4 * (batch * (500 + 1))
+        memory += facts.data_bytes + facts.bss_bytes + facts.stack_bytes
+        assert memory <= most
+        measured[f"keyword_spotter_batch_{batch}_ram_bytes"] = memory
+    assert facts.operations == sum(NAMES[name] for name in operations)
+    measured["keyword_spotter_text_bytes"] = facts.text_bytes
+    require_budget(board, measured)
+
+
+def test_a_firmware_without_an_operation_refuses_its_models() -> None:
+    artifact = every_operation()
+    state = random_state(artifact, np.random.default_rng(0), 0.3)
+    with emulated("mps2-an386", operations=operations_of(keyword_spotter())) as device:
+        with pytest.raises(UnsupportedOperationError, match="built without add, average_pool"):
+            require_operations(artifact, device.hello().operations)
+        device.send(SerialObject.ARTIFACT, artifact.encode())
+        device.send(SerialObject.STATE, state.encode())
+        with pytest.raises(UnsupportedOperationError, match="does not have an operation"):
+            device.open(1, examples=1)
