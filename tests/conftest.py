@@ -70,3 +70,15 @@ def executorch_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
         return folder / f"{name}.pte"
 
     return write
+
+
+@pytest.fixture(scope="session")
+def bundle(any_training_python: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of `engine_bundle` for all engines that are here. Writing one takes long: it is written once."""
+    import engine_bundle
+
+    available = engine_bundle.available()
+    assert any_training_python is None or "onnx-training" in available
+    folder = tmp_path_factory.mktemp("bundle")
+    engine_bundle.write(folder, targets=available)
+    return folder

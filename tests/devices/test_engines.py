@@ -18,6 +18,8 @@ from sparsyfed.edge_runtime import SparseUpdate, State
 from sparsyfed.edge_runtime.errors import BackendError
 from sparsyfed.export.targets import TARGETS
 
+pytestmark = pytest.mark.xdist_group("bundle")
+
 WORK = LocalRound(
     round=0,
     batch_size=16,
@@ -28,13 +30,6 @@ WORK = LocalRound(
     budget="global",
     seed=3,
 )
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundle")
-    engine_bundle.write(folder, targets=engine_bundle.available())
-    return folder
 
 
 @pytest.fixture(scope="module")
