@@ -18,8 +18,6 @@ from sparsyfed.edge_runtime import SparseUpdate, State
 from sparsyfed.edge_runtime.errors import BackendError
 from sparsyfed.export.targets import TARGETS
 
-pytestmark = pytest.mark.xdist_group("bundle")
-
 WORK = LocalRound(
     round=0,
     batch_size=16,

@@ -198,7 +198,6 @@ def test_an_engine_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]
     assert "got engine 'abacus', wanted some of native, onnxruntime" in capsys.readouterr().err
 
 
-@pytest.mark.xdist_group("boards")
 def test_emulated_boards_join(tmp_path: Path) -> None:
     from board_machines import require_tools
 

@@ -23,8 +23,6 @@ from sparsyfed.export.targets import TARGETS, Target
 from sparsyfed.tools.broker import PrivateBroker
 from sparsyfed.tools.other_python import environment_for
 
-pytestmark = pytest.mark.xdist_group("bundle")
-
 PHONE = "phone_midrange"
 WITHOUT_TORCH = """
 import sys
