@@ -29,7 +29,7 @@ demo: $(NATIVE) ## a fleet of watches trains over MQTT; a report (ENGINES=all, D
 	@$(TRAINING_PYTHON) $(BIN)/sparsyfed demo $(if $(ENGINES),--engines $(ENGINES)) $(DEMO_ARGS)
 
 test: $(NATIVE) $(TRAINING) ## run the tests (PYTEST_ARGS="-k name" to choose)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: $(NATIVE) ## style, types, layers, and the C core under the project's warnings
 	$(BIN)/ruff check .

@@ -166,7 +166,7 @@ class DeviceClient:
         reason = refusal_of_data(artifact, self._dataset)
         if reason is not None and self.settings.exit_on_finish:
             self._misfit = reason
-            self.stop()
+            self._stop.set()
         return reason
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ FIRMWARE = ROOT / "devices" / "boards"
 CORE = ROOT / "edge_runtime" / "csrc"
 MEMORY_BYTES = 1 << 20
 SANITIZED = (
-    "-std=c99 -O1 -g -ffp-contract=off -fno-math-errno -fno-strict-aliasing -fno-omit-frame-pointer "
+    "-std=c99 -O1 -g1 -ffp-contract=off -fno-math-errno -fno-strict-aliasing -fno-omit-frame-pointer "
     "-fsanitize=address,undefined -fno-sanitize-recover=all"
 )
 

@@ -1,16 +1,29 @@
-"""Which tools emulated boards need."""
+"""Which tools emulated boards need, and their firmware built once for all tests."""
 
+import fcntl
 import shutil
+from pathlib import Path
 
 import pytest
 
 from sparsyfed.tools.emulator import MACHINES
-from sparsyfed.tools.firmware import compiler_of
+from sparsyfed.tools.firmware import build_firmware, compiler_of
+
+LOCK = Path(__file__).parents[1] / "build" / "boards.lock"
 
 
 def require_tools(*boards: str) -> None:
-    """Skip the test where a tool of one of these boards is missing."""
+    """Skip the test where a tool of one of these boards is missing; else build their firmware.
+
+    Processes do that one after the other. Whatever a test builds then is there already, or linked to
+    a file of its own.
+    """
     tools = {tool for board in boards for tool in (compiler_of(board), MACHINES[board].program)}
     missing = sorted(tool for tool in (*tools, "make") if shutil.which(tool) is None)
     if missing:
         pytest.skip(f"{' and '.join(missing)} not installed")
+    LOCK.parent.mkdir(exist_ok=True)
+    with LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for board in boards:
+            build_firmware(board)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from sparsyfed.devices.client import run_device
 from sparsyfed.devices.dataset import Dataset
 from sparsyfed.devices.profiles import find_profile
 from sparsyfed.devices.settings import DeviceSettings
+from sparsyfed.devices.storage import DeviceStorage
 from sparsyfed.devices.training import LocalRound, train_locally
 from sparsyfed.edge_runtime import messages, transfer
 from sparsyfed.edge_runtime.artifact import Artifact
@@ -318,6 +320,17 @@ def test_a_device_for_one_job_ends_if_its_data_are_of_another_model(
     answers = [OfferAnswer.from_json(coordinator.wait_for(messages.ANSWER)) for _ in range(2)]
     assert [answer.accept for answer in answers] == [True, False]
     assert "got label 3" in answers[1].reason
+
+
+def test_so_does_one_that_took_the_work_before_its_data_changed(
+    settings: DeviceSettings, artifact: Artifact, offer: Offer
+) -> None:
+    with closing(DeviceStorage(settings.directory)) as storage:
+        storage.save_work(offer)
+    (settings.directory / "objects" / offer.artifact.id).write_bytes(artifact.encode())
+    np.save(settings.data / "y.npy", np.load(settings.data / "y.npy") + 1)
+    with pytest.raises(ConfigurationError, match="got label 3, the model takes 0 to 2"):
+        run_device(settings)
 
 
 @pytest.mark.parametrize("change", [{"device": "a/b"}, {"device": ""}, {"memory_bytes": 0}])

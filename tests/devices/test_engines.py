@@ -31,13 +31,6 @@ WORK = LocalRound(
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundle")
-    engine_bundle.write(folder, targets=engine_bundle.available())
-    return folder
-
-
-@pytest.fixture(scope="module")
 def results(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, LocalResult]:
     """One round of each engine on the same data with the same seed."""
     data = Dataset(engine_bundle.save_data(tmp_path_factory.mktemp("data"), 72))

@@ -21,8 +21,6 @@ from sparsyfed.tools.broker import PrivateBroker
 from sparsyfed.tools.emulator import EmulatedBoard
 from sparsyfed.tools.firmware import build_firmware
 
-pytestmark = pytest.mark.xdist_group("boards")
-
 BOARDS = {"porch.1": "mps2-an386", "porch.2": "mps3-an547"}
 EXAMPLES = {"porch.1": 70, "porch.2": 45}
 FEATURES, CLASSES = 24, 4

@@ -31,8 +31,7 @@ from sparsyfed.edge_runtime.errors import (
     MismatchError,
 )
 
-# The programs of ExecuTorch are written once in a process.
-pytestmark = [pytest.mark.xdist_group("executorch"), pytest.mark.long]
+pytestmark = pytest.mark.long
 
 ENGINE_NAMES = ("onnxruntime", "torchscript", "executorch")
 OWN_ONNX = "onnxruntime (sparsyfed)"

@@ -41,7 +41,7 @@ def contract(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, in
 
 
 def test_the_byte_level_unit_tests_pass(tmp_path: Path) -> None:
-    sanitizers = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    sanitizers = ("-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
     program = compiled("test_parse", tmp_path, *sanitizers)
     done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -63,7 +63,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Programs with all sets of x86-64, under AddressSanitizer and UndefinedBehaviorSanitizer."""
     if platform.machine() != "x86_64":
         pytest.skip(f"this is {platform.machine()}")
-    sanitizers = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    sanitizers = ["-g1", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     return build(["cc", *sanitizers], X86_SETS, tmp_path_factory.mktemp("sanitized"))
 
 

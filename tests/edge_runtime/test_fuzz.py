@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 CORE = ROOT / "edge_runtime" / "csrc"
 HARNESS = [ROOT / "tests" / "c" / name for name in ("fuzz_mutations.c", "mutate.c")]
 SANITIZED = (
-    "-std=c99 -O1 -g -ffp-contract=off -fno-omit-frame-pointer "
+    "-std=c99 -O1 -g1 -ffp-contract=off -fno-omit-frame-pointer "
     "-fsanitize=address,undefined -fno-sanitize-recover=all"
 )
 MUTATIONS = 3400

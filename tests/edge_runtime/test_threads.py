@@ -174,7 +174,7 @@ def compile_training(folder: Path, flags: list[str]) -> Path:
         flags = [*flags, "-DSFD_WITH_SSE2"]
         sources += [CORE / "fast" / "sfd_sse2.c", *sorted((CORE / "fast").glob("fast_*.c"))]
     program = folder / "train_steps"
-    command = [COMPILER, "-std=c99", "-O1", "-g", *flags, f"-I{CORE}", *map(str, sources), "-lm"]
+    command = [COMPILER, "-std=c99", "-O1", "-g1", *flags, f"-I{CORE}", *map(str, sources), "-lm"]
     subprocess.run([*command, "-o", str(program)], check=True, timeout=600)
     return program
 

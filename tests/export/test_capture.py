@@ -23,6 +23,11 @@ def test_bytes_do_not_depend_on_the_example_batch(batch: int) -> None:
     assert export.compile(model, torch.rand(batch, 3, 16, 16)).encode() == one
 
 
+def test_a_printed_artifact_is_short() -> None:
+    artifact = export.compile(nn.Linear(4, 2), torch.zeros(1, 4))
+    assert repr(artifact) == ("TrainingArtifact(beta=1.25, loss='cross_entropy', input_shape=(4,))")
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_model_mode_buffers_and_random_state_stay(training: bool) -> None:
     model = nn.Sequential(

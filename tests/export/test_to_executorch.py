@@ -44,8 +44,7 @@ from sparsyfed.export.states import dense_tensors
 # By its full name, since `export.to_executorch` is the function.
 target = importlib.import_module("sparsyfed.export.to_executorch")
 
-# The programs of `executorch_file` are written once in a process.
-pytestmark = [pytest.mark.xdist_group("executorch"), pytest.mark.long]
+pytestmark = pytest.mark.long
 
 Files = Callable[[str], Path]
 

@@ -11,8 +11,6 @@ from sparsyfed.edge_runtime.artifact import Tensor
 from sparsyfed.edge_runtime.format import Loss, OperationKind
 from sparsyfed.tools.cli import main
 
-pytestmark = pytest.mark.xdist_group("boards")
-
 BOARD = "mps2-an386"
 
 

@@ -15,8 +15,6 @@ from sparsyfed.devices.serial_link import SerialLink
 from sparsyfed.devices.serial_port import open_port
 from sparsyfed.tools.cli import EXIT_INTERRUPTED, main
 
-pytestmark = pytest.mark.xdist_group("boards")
-
 BOARD = "mps2-an386"
 GATEWAY = ("gateway", "--id", "g", "--broker", "b", "--directory", "d")
 

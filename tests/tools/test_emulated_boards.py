@@ -25,8 +25,7 @@ from sparsyfed.edge_runtime.session import Session
 from sparsyfed.tools.emulator import MACHINES, EmulatedBoard
 from sparsyfed.tools.firmware import build_firmware, list_boards
 
-# Their firmware is built in one folder.
-pytestmark = [pytest.mark.xdist_group("boards"), pytest.mark.long]
+pytestmark = pytest.mark.long
 
 STEPS = 100
 BATCH = 3

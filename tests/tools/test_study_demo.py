@@ -1,3 +1,5 @@
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,6 +54,12 @@ def test_the_page_states_difference_command_and_date(result: dict[str, Any]) -> 
     assert "+2.0 points" in text
     assert "--date 2026-11-21" in text
     assert "Date 2026-11-21" in text
+
+
+def test_the_page_is_written_anew_from_its_figures(result: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "watch.json").write_text(json.dumps(result))
+    assert study_demo.main(["--date", "2026-11-21", "--out", str(tmp_path), "--page-only"]) == 0
+    assert (tmp_path / "watch.md").read_text(encoding="utf-8") == study_demo.markdown(result)
 
 
 def test_a_date_is_demanded(capsys: pytest.CaptureFixture[str]) -> None:
