@@ -1,41 +1,17 @@
 /* Activations and addition. dx may be dy itself unless it is added to. */
 #include "sfd_kernels.h"
 
-/* On the bits of the floats, whose order is that of integers: without branches, and quick where a
- * comparison of floats is not. */
-static inline uint32_t bits_of(float x)
-{
-    uint32_t bits;
-
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-static inline float from_bits(uint32_t bits)
-{
-    float x;
-
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-/* All bits set where the sign bit is. */
-static inline uint32_t sign_mask(uint32_t bits)
-{
-    return (uint32_t)((int32_t)bits >> 31);
-}
-
-/* Up to 32 elements. What is below zero, and no NaN, keeps its sign when the NaNs beyond infinity
- * wrap around; those with a clear sign do not have one to begin with. */
+/* Up to 32 elements, by their bits, whose order is that of integers. A value below zero still has its
+ * sign after the addition, a NaN, which passes through, has lost it: it lies beyond infinity. */
 static inline uint32_t rectify(const float *x, uint32_t count, float *y)
 {
     uint32_t positive = 0u, j;
 
     for (j = 0u; j < count; ++j) {
-        uint32_t value = bits_of(x[j]);
-        value &= ~sign_mask(value & (value + 0x007fffffu)); /* a NaN passes through */
-        positive |= sfd_mask_bit[j] & sign_mask(0u - value);
-        y[j] = from_bits(value);
+        uint32_t value = sfd_float_bits(x[j]);
+        value &= ~sfd_sign_mask(value & (value + 0x007fffffu));
+        positive |= sfd_mask_bit[j] & sfd_sign_mask(0u - value);
+        y[j] = sfd_bits_float(value);
     }
     return positive;
 }

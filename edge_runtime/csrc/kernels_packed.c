@@ -5,7 +5,8 @@
  * channel whose output pixel, at the column's place of the kernel, lies inside the image. Each
  * nonzero runs over the list of its column; where columns have many nonzeros, those of four rows do
  * so together, and load the list once. A kernel of very many places has no lists: there each nonzero
- * goes over the kept inputs of its channel. */
+ * goes over the kept inputs of its channel. Nor has a linear layer of which few inputs were kept: there
+ * each nonzero looks its own up in the mask. */
 #include "kernels_packed.h"
 
 /* Inputs that a nonzero of a linear layer meets, on average, from which on lists pay. */

@@ -111,17 +111,17 @@ static float cell_weight(const struct sfd_operation *operation, const struct cel
 }
 
 /* y = weight * the sum over the cell, image by image. */
-static void cell_sum(const struct cell *cell, const float *restrict x, size_t row_stride,
-                     uint32_t n, float weight, float *restrict y)
+static void cell_sum(const struct cell *cell, const float *x, size_t row_stride, uint32_t n,
+                     float weight, float *y)
 {
-    uint32_t iy, i, j;
+    uint32_t iy, ix, j;
 
     for (j = 0u; j < n; ++j)
         y[j] = 0.0f;
-    for (iy = cell->height; iy > 0u; --iy, x += row_stride)
-        for (i = 0u; i < cell->width * n; i += n)
+    for (iy = 0u; iy < cell->height; ++iy)
+        for (ix = 0u; ix < cell->width; ++ix)
             for (j = 0u; j < n; ++j)
-                y[j] += x[i + j];
+                y[j] += x[iy * row_stride + (size_t)ix * n + j];
     for (j = 0u; j < n; ++j)
         y[j] *= weight;
 }
@@ -162,15 +162,15 @@ void sfd_average_pool_forward(const struct sfd_operation *operation, const struc
 }
 
 /* x += weight * y at each pixel of the cell. */
-static void cell_spread(const struct cell *cell, float *restrict x, size_t row_stride, uint32_t n,
-                        float weight, const float *restrict y)
+static void cell_spread(const struct cell *cell, float *x, size_t row_stride, uint32_t n,
+                        float weight, const float *y)
 {
-    uint32_t iy, i, j;
+    uint32_t iy, ix, j;
 
-    for (iy = cell->height; iy > 0u; --iy, x += row_stride)
-        for (i = 0u; i < cell->width * n; i += n)
+    for (iy = 0u; iy < cell->height; ++iy)
+        for (ix = 0u; ix < cell->width; ++ix)
             for (j = 0u; j < n; ++j)
-                x[i + j] += y[j] * weight;
+                x[iy * row_stride + (size_t)ix * n + j] += y[j] * weight;
 }
 
 /* The same of one image in all channels. */

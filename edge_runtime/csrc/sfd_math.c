@@ -5,20 +5,6 @@
 
 #include "sfd_math.h"
 
-static float from_bits(uint32_t bits)
-{
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-static uint32_t to_bits(float x)
-{
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
 uint32_t sfd_count_bits(uint32_t bits)
 {
     bits -= bits >> 1 & UINT32_C(0x55555555);
@@ -54,7 +40,7 @@ float sfd_exp(float x)
     if (x != x)
         return x;
     if (x > 88.72283f)
-        return from_bits(0x7f800000u);
+        return sfd_bits_float(0x7f800000u);
     if (x < -87.33654f)
         return 0.0f;
     n = x * 1.44269504f;
@@ -69,8 +55,8 @@ float sfd_exp(float x)
     p = p * r + 0.5f;
     p = p * r * r + r + 1.0f;
     if (exponent > 127) /* 2^128 is not a float, its half is */
-        return p * from_bits(254u << 23) * 2.0f;
-    return p * from_bits((uint32_t)(exponent + 127) << 23);
+        return p * sfd_bits_float(254u << 23) * 2.0f;
+    return p * sfd_bits_float((uint32_t)(exponent + 127) << 23);
 }
 
 /* ln x = e ln 2 + ln m with m in [sqrt(1/2), sqrt(2)), and ln m = 2 atanh((m - 1) / (m + 1)). */
@@ -81,18 +67,18 @@ float sfd_log(float x)
     float m, s, z, p;
 
     if (x != x || x < 0.0f)
-        return from_bits(0x7fc00000u);
+        return sfd_bits_float(0x7fc00000u);
     if (x == 0.0f)
-        return from_bits(0xff800000u);
-    if (to_bits(x) >= 0x7f800000u)
+        return sfd_bits_float(0xff800000u);
+    if (sfd_float_bits(x) >= 0x7f800000u)
         return x;
-    if (to_bits(x) < 0x00800000u) { /* subnormal */
+    if (sfd_float_bits(x) < 0x00800000u) { /* subnormal */
         x *= 8388608.0f;
         exponent = -23;
     }
-    bits = to_bits(x);
+    bits = sfd_float_bits(x);
     exponent += (int32_t)(bits >> 23) - 127;
-    m = from_bits((bits & 0x007fffffu) | 0x3f800000u);
+    m = sfd_bits_float((bits & 0x007fffffu) | 0x3f800000u);
     if (m > 1.41421356f) {
         m *= 0.5f;
         ++exponent;

@@ -35,13 +35,32 @@ static inline uint64_t sfd_maximum(uint64_t a, uint64_t b)
     return a > b ? a : b;
 }
 
-/* Bits of |x|: floats order as their bit patterns once the sign is gone. */
-static inline uint32_t sfd_magnitude(float x)
+static inline uint32_t sfd_float_bits(float x)
 {
     uint32_t bits;
 
     memcpy(&bits, &x, sizeof bits);
-    return bits & 0x7fffffffu;
+    return bits;
+}
+
+static inline float sfd_bits_float(uint32_t bits)
+{
+    float x;
+
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* Bits of |x|: floats order as their bit patterns once the sign is gone. */
+static inline uint32_t sfd_magnitude(float x)
+{
+    return sfd_float_bits(x) & 0x7fffffffu;
+}
+
+/* All bits where the highest one is set: what a comparison says, without a branch. */
+static inline uint32_t sfd_sign_mask(uint32_t bits)
+{
+    return 0u - (bits >> 31);
 }
 
 /* Bit j of a mask word; a table instead of a shift lets the compiler use vectors everywhere. */

@@ -28,19 +28,13 @@ static uint32_t known_bits(uint32_t shift)
     return shift == FIRST_SHIFT ? 0u : ~(pass_bins(shift) * (1u << shift) - 1u);
 }
 
-/* All bits set where the sign bit is. */
-static inline uint32_t sign_mask(uint32_t difference)
-{
-    return (uint32_t)((int32_t)difference >> 31);
-}
-
 /* Which of up to 32 elements have these bits in their magnitude. */
 static inline uint32_t matches(const float *x, uint32_t count, uint32_t mask, uint32_t wanted)
 {
     uint32_t bits = 0u, j;
 
     for (j = 0u; j < count; ++j) /* what differs is below 2^31 */
-        bits |= sfd_mask_bit[j] & sign_mask(((sfd_magnitude(x[j]) & mask) ^ wanted) - 1u);
+        bits |= sfd_mask_bit[j] & sfd_sign_mask(((sfd_magnitude(x[j]) & mask) ^ wanted) - 1u);
     return bits;
 }
 
@@ -49,7 +43,7 @@ static inline uint32_t above(const float *x, uint32_t count, uint32_t threshold)
     uint32_t bits = 0u, j;
 
     for (j = 0u; j < count; ++j) /* all are below 2^31, but for a threshold of -1 */
-        bits |= sfd_mask_bit[j] & sign_mask(threshold - sfd_magnitude(x[j]));
+        bits |= sfd_mask_bit[j] & sfd_sign_mask(threshold - sfd_magnitude(x[j]));
     return bits;
 }
 
@@ -80,16 +74,17 @@ void sfd_selection_pass(struct sfd_selection *selection)
 void sfd_selection_count(struct sfd_selection *selection, const float *x, uint32_t elements)
 {
     uint32_t i, shift = selection->shift, bins = pass_bins(shift) - 1u, known = known_bits(shift);
+    uint32_t *const histogram = selection->histogram;
 
     if (known == 0u) {
         for (i = 0u; i < elements; ++i)
-            ++selection->histogram[sfd_magnitude(x[i]) >> shift];
+            ++histogram[sfd_magnitude(x[i]) >> shift];
         return;
     }
     for (i = 0u; i < elements; i += 32u) {
         uint32_t bits = word_matches(x + i, elements - i, known, selection->prefix);
         for (; bits != 0u; bits &= bits - 1u)
-            ++selection->histogram[(sfd_magnitude(x[i + sfd_lowest_bit(bits)]) >> shift) & bins];
+            ++histogram[(sfd_magnitude(x[i + sfd_lowest_bit(bits)]) >> shift) & bins];
     }
 }
 
@@ -100,7 +95,7 @@ int sfd_selection_narrow(struct sfd_selection *selection)
     const uint32_t *bin = first + pass_bins(selection->shift) - 1u;
     uint32_t remaining = selection->remaining;
 
-    for (; bin > first && *bin < remaining; --bin)
+    for (; *bin < remaining && bin > first; --bin)
         remaining -= *bin;
     selection->remaining = remaining;
     selection->sharing = *bin;
