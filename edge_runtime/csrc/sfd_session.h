@@ -170,13 +170,13 @@ struct sfd_layer sfd_layer_sizes(const struct sfd_session *session, const struct
 /* The operation, with those fused to it, that computes a tensor other than the input. */
 static inline uint32_t sfd_producer(const struct sfd_session *session, uint32_t tensor)
 {
-    return tensor - 1u - session->nodes[tensor - 1u].absorbed;
+    return tensor - 1u - (SFD_HAS(BATCH_NORM) ? session->nodes[tensor - 1u].absorbed : 0u);
 }
 
 /* What an operation computes together with those that are fused with it. */
 static inline uint32_t sfd_result(const struct sfd_session *session, uint32_t node)
 {
-    return node + session->nodes[node].fused + 1u;
+    return node + (SFD_HAS(BATCH_NORM) ? session->nodes[node].fused : 0u) + 1u;
 }
 
 /* The second input of an operation or of the addition fused with it; SFD_NONE: none. */

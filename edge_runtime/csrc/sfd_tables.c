@@ -192,7 +192,7 @@ static void fill_nodes(struct sfd_session *session, const struct sfd_artifact_vi
         if (node->operation.input0 != 0u &&
             session->nodes[node->operation.input0 - 1u].has_backward)
             node->has_backward = 1u;
-        if (node->operation.input1 != SFD_NONE && node->operation.input1 != 0u &&
+        if (SFD_HAS(ADD) && node->operation.input1 != SFD_NONE && node->operation.input1 != 0u &&
             session->nodes[node->operation.input1 - 1u].has_backward)
             node->has_backward = 1u;
     }
