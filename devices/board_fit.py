@@ -13,6 +13,8 @@ from sparsyfed.edge_runtime.state import State
 
 MAX_HELD = 1 << 16
 """Examples that a board can name."""
+MEMORY = ("fast", "layerwise")
+"""How sessions are opened, the first that fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +22,12 @@ class BoardFit:
     """How a session uses the memory of a board, in bytes.
 
     `held_examples` stay on the board; `gathered_examples` is the room for batches that are put together from them.
-    `arena_limit` is what is left for the arena.
+    `arena_limit` is what is left for the arena. `memory` is how the session has to be opened: "layerwise" where nothing
+    else fits.
     """
 
     plan: MemoryPlan
+    memory: str
     memory_bytes: int
     artifact_bytes: int
     example_bytes: int
@@ -44,18 +48,26 @@ def fit_on_board(
     """How a board with `memory_bytes` for models and data trains this state on `examples` examples.
 
     All examples stay on the board if they fit beside the plan with the least work that is left then, else it
-    holds a batch at a time. Raises ArenaError that says what is missing, and which batch size or density would fit,
-    InputError for a batch of more examples than one request can name.
+    holds a batch at a time; if that does not fit either, layers are updated one by one. Raises ArenaError that says
+    what is missing, and which batch size or density would fit, InputError for a batch of more examples than one
+    request can name.
     """
     if batch_size > MAX_PLACES:
         raise InputError(f"got batch size {batch_size}, a board takes up to {MAX_PLACES}")
     a_batch = min(batch_size, examples)
     choices = [(a_batch, 0)] if examples > MAX_HELD else [(examples, a_batch), (a_batch, 0)]
-    for held, gathered in choices:
-        try:
-            return _fit(artifact, state, batch_size, memory_bytes, held=held, gathered=gathered)
-        except ArenaError as error:
-            last = error
+    missing = []
+    for memory in MEMORY:
+        for held, gathered in choices:
+            try:
+                return _fit(
+                    *(artifact, state, batch_size, memory_bytes, memory),
+                    held=held,
+                    gathered=gathered,
+                )
+            except ArenaError as error:
+                missing.append(error)
+    last = min(missing, key=lambda error: error.wanted)
     advice = _advice(artifact, state, batch_size, memory_bytes)
     raise ArenaError(
         f"got a board with {last.got} bytes, batch size {batch_size} wants {last.wanted} at least: "
@@ -70,6 +82,7 @@ def _fit(
     state: bytes,
     batch_size: int,
     memory_bytes: int,
+    memory: str,
     *,
     held: int,
     gathered: int,
@@ -80,7 +93,12 @@ def _fit(
     below_examples = (memory_bytes - size) // 4 * 4 - held * each
     limit = below_examples - gathered * each
     try:
-        planned = plan(artifact, state, batch_size, kernels="portable", arena_bytes=max(1, limit))
+        planned = plan(
+            *(artifact, state, batch_size),
+            kernels="portable",
+            memory=memory,
+            arena_bytes=max(1, limit),
+        )
     except ArenaError as error:
         wanted = memory_bytes + error.wanted - limit
         raise ArenaError("no room for the arena", got=memory_bytes, wanted=wanted) from error
@@ -90,7 +108,7 @@ def _fit(
     if copied > below_examples:
         wanted = memory_bytes + copied - below_examples
         raise ArenaError("no room for the state", got=memory_bytes, wanted=wanted)
-    return BoardFit(planned, memory_bytes, size, each, held, gathered, limit)
+    return BoardFit(planned, memory, memory_bytes, size, each, held, gathered, limit)
 
 
 def _advice(artifact: Artifact, state: bytes, batch_size: int, memory_bytes: int) -> str:
@@ -118,7 +136,7 @@ def _halves(batch_size: int) -> Iterator[int]:
 
 def _fits(artifact: Artifact, state: bytes, batch_size: int, memory_bytes: int) -> bool:
     try:
-        _fit(artifact, state, batch_size, memory_bytes, held=batch_size, gathered=0)
+        _fit(artifact, state, batch_size, memory_bytes, MEMORY[-1], held=batch_size, gathered=0)
     except SparsyFedError:
         return False
     return True

@@ -117,6 +117,7 @@ class _Round:
             work.batch_size,
             examples=self._fit.held_examples,
             gathered=self._fit.gathered_examples,
+            memory=self._fit.memory,
         )
         self._steps = 0
 

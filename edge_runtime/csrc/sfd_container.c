@@ -121,50 +121,29 @@ static int check_header(const uint8_t *bytes, struct sfd_container_view *view,
     return SFD_OK;
 }
 
-static int check_sparse_entry(const uint8_t *record, size_t at, struct sfd_problem *problem)
+/* One table entry: a dense tensor has one row, all of it stored, and no columns. */
+static int check_entry(const uint8_t *record, size_t at, struct sfd_problem *problem)
 {
+    const int is_sparse = record[0] == SFD_PARAMETER_WEIGHT;
     const uint32_t rows = sfd_load_u32(record + ENTRY_ROWS);
     const uint32_t columns = sfd_load_u32(record + ENTRY_COLUMNS);
     const uint32_t count = sfd_load_u32(record + ENTRY_COUNT);
-    const uint64_t size = (uint64_t)rows * columns;
-    const uint32_t width = columns <= 65536u ? 2u : 4u;
+    const uint32_t width = !is_sparse ? 0u : columns <= 65536u ? 2u : 4u;
 
-    if (rows < 1)
+    if (rows < 1 || (!is_sparse && rows > 1))
         return sfd_fail(problem, SFD_ERR_STRUCTURE, at + ENTRY_ROWS, rows, 1);
     if (columns < 1)
         return sfd_fail(problem, SFD_ERR_STRUCTURE, at + ENTRY_COLUMNS, columns, 1);
-    if (size > SFD_MAX_PARAMETER_SIZE) {
-        return sfd_fail(problem, SFD_ERR_LIMIT, at + ENTRY_ROWS, rows,
-                        SFD_MAX_PARAMETER_SIZE / columns);
+    if ((uint64_t)rows * columns > SFD_MAX_PARAMETER_SIZE) {
+        return sfd_fail(problem, SFD_ERR_LIMIT, at + (is_sparse ? ENTRY_ROWS : ENTRY_COLUMNS),
+                        is_sparse ? rows : columns,
+                        is_sparse ? SFD_MAX_PARAMETER_SIZE / columns : SFD_MAX_PARAMETER_SIZE);
     }
-    if (count > size)
-        return sfd_fail(problem, SFD_ERR_STRUCTURE, at + ENTRY_COUNT, count, (uint32_t)size);
+    if (is_sparse ? count > rows * columns : count != columns)
+        return sfd_fail(problem, SFD_ERR_STRUCTURE, at + ENTRY_COUNT, count, rows * columns);
     if (record[ENTRY_INDEX_WIDTH] != width) {
         return sfd_fail(problem, SFD_ERR_STRUCTURE, at + ENTRY_INDEX_WIDTH,
                         record[ENTRY_INDEX_WIDTH], width);
-    }
-    return SFD_OK;
-}
-
-static int check_dense_entry(const uint8_t *record, size_t at, struct sfd_problem *problem)
-{
-    const uint32_t rows = sfd_load_u32(record + ENTRY_ROWS);
-    const uint32_t columns = sfd_load_u32(record + ENTRY_COLUMNS);
-    const uint32_t count = sfd_load_u32(record + ENTRY_COUNT);
-
-    if (rows != 1)
-        return sfd_fail(problem, SFD_ERR_STRUCTURE, at + ENTRY_ROWS, rows, 1);
-    if (columns < 1)
-        return sfd_fail(problem, SFD_ERR_STRUCTURE, at + ENTRY_COLUMNS, columns, 1);
-    if (columns > SFD_MAX_PARAMETER_SIZE) {
-        return sfd_fail(problem, SFD_ERR_LIMIT, at + ENTRY_COLUMNS, columns,
-                        SFD_MAX_PARAMETER_SIZE);
-    }
-    if (count != columns)
-        return sfd_fail(problem, SFD_ERR_STRUCTURE, at + ENTRY_COUNT, count, columns);
-    if (record[ENTRY_INDEX_WIDTH] != 0) {
-        return sfd_fail(problem, SFD_ERR_STRUCTURE, at + ENTRY_INDEX_WIDTH,
-                        record[ENTRY_INDEX_WIDTH], 0);
     }
     return SFD_OK;
 }
@@ -187,8 +166,7 @@ static int check_table(const struct sfd_container_view *view, struct sfd_problem
             return sfd_fail(problem, SFD_ERR_STRUCTURE, at + ENTRY_RESERVED,
                             sfd_load_u16(record + ENTRY_RESERVED), 0);
         }
-        error = record[0] == SFD_PARAMETER_WEIGHT ? check_sparse_entry(record, at, problem)
-                                                  : check_dense_entry(record, at, problem);
+        error = check_entry(record, at, problem);
         if (error != SFD_OK)
             return error;
         if (record[0] == SFD_PARAMETER_WEIGHT) {

@@ -25,6 +25,8 @@ uint32_t sfd_second_input(const struct sfd_session *session, uint32_t node)
 {
     const struct sfd_node *first = &session->nodes[node];
 
+    if (!SFD_HAS(ADD))
+        return SFD_NONE;
     if (first->fused > 0u && first[1].operation.kind == SFD_OPERATION_ADD)
         return other_operand(&first[1].operation, node + 1u);
     return first->operation.input1;
@@ -59,7 +61,8 @@ static int joins_as_addition(const struct sfd_session *session, uint32_t index,
 {
     const struct sfd_node *node = &session->nodes[index];
 
-    return follows_alone(session, index, norm) && node->operation.kind == SFD_OPERATION_ADD &&
+    return SFD_HAS(ADD) && follows_alone(session, index, norm) &&
+           node->operation.kind == SFD_OPERATION_ADD &&
            uses(session, other_operand(&node->operation, index), index + 1u) == 0u;
 }
 

@@ -168,19 +168,20 @@ static int check_axis(const struct check *check, uint32_t axis, uint32_t in, uin
     const uint32_t padding = load_field(check, SFD_AT_PADDING + field);
     const uint32_t dilation = convolves ? load_field(check, SFD_AT_DILATION + field) : 1u;
     const uint32_t most_padding = flat ? 0u : convolves ? 0xffffu : kernel / 2u;
-    const uint64_t span = (uint64_t)dilation * (kernel - 1u) + 1u;
-    const uint64_t padded = (uint64_t)in + 2u * padding;
-    uint64_t wanted;
+    /* of 16 bits each, and a tensor's extent is at most SFD_MAX_TENSOR_SIZE: 32 bits hold both */
+    const uint32_t span = dilation * (kernel - 1u) + 1u;
+    const uint32_t padded = in + 2u * padding;
+    uint32_t wanted;
 
     if (!require(check, kernel >= 1u && !(flat && kernel > 1u), SFD_AT_KERNEL + field, kernel, 1) ||
         !require(check, stride >= 1u && !(flat && stride > 1u), SFD_AT_STRIDE + field, stride, 1) ||
         !require(check, dilation >= 1u && !(flat && dilation > 1u), SFD_AT_DILATION + field,
                  dilation, 1) ||
         !require(check, padding <= most_padding, SFD_AT_PADDING + field, padding, most_padding) ||
-        !require(check, span <= padded, SFD_AT_KERNEL + field, kernel, (uint32_t)padded))
+        !require(check, span <= padded, SFD_AT_KERNEL + field, kernel, padded))
         return 0;
     wanted = (padded - span) / stride + 1u;
-    return require(check, out == wanted, SFD_AT_OUTPUT, out, (uint32_t)wanted);
+    return require(check, out == wanted, SFD_AT_OUTPUT, out, wanted);
 }
 
 /* Windows run over signals and images, and give the same. */

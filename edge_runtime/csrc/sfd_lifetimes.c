@@ -77,7 +77,7 @@ static void plan_sharing(struct sfd_session *session)
 {
     uint32_t i;
 
-    for (i = 0u; i < session->operation_count; ++i)
+    for (i = 0u; SFD_HAS(ADD) && i < session->operation_count; ++i)
         if (session->nodes[i].operation.kind == SFD_OPERATION_ADD)
             session->plans[i].shares_gradient = (uint8_t)can_share_gradient(session, i);
 }
@@ -160,12 +160,12 @@ static void plan_moments(struct sfd_session *session, uint32_t index, uint32_t s
     uint64_t moments;
     uint32_t end = node->has_backward ? session->plans[index].backward : step;
 
-    if (operation->kind == SFD_OPERATION_BATCH_NORM) {
+    if (SFD_HAS(BATCH_NORM) && operation->kind == SFD_OPERATION_BATCH_NORM) {
         moments = session->values[operation->input0].channels;
         end = session->step_count - 1u; /* the running statistics move with the update */
-    } else if (operation->kind == SFD_OPERATION_GROUP_NORM) {
+    } else if (SFD_HAS(GROUP_NORM) && operation->kind == SFD_OPERATION_GROUP_NORM) {
         moments = (uint64_t)session->batch * operation->groups;
-    } else if (operation->kind == SFD_OPERATION_LAYER_NORM) {
+    } else if (SFD_HAS(LAYER_NORM) && operation->kind == SFD_OPERATION_LAYER_NORM) {
         moments = sfd_batch_elements(session, operation->input0) / operation->normalized;
     } else {
         return;
@@ -333,7 +333,7 @@ static void plan_backward(struct sfd_session *session, uint32_t index)
         step->working = session->slots[node->operation.weight].gradient;
     if (!ends_at(session, dy, index))
         dy = SFD_NONE;
-    if (node->operation.kind == SFD_OPERATION_ADD)
+    if (SFD_HAS(ADD) && node->operation.kind == SFD_OPERATION_ADD)
         plan_addition_backward(session, step->node, index, dy);
     else
         plan_single_backward(session, step, dy);

@@ -132,7 +132,7 @@ struct sfd_norm sfd_norm_shape(const struct sfd_operation *operation, const stru
 {
     struct sfd_norm norm;
 
-    if (operation->kind == SFD_OPERATION_GROUP_NORM) {
+    if (!SFD_HAS(LAYER_NORM) || operation->kind == SFD_OPERATION_GROUP_NORM) {
         norm.sets = operation->groups;
         norm.elements = in->size / norm.sets;
         norm.span = in->height * in->width;

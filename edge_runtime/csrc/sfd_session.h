@@ -64,7 +64,6 @@ struct sfd_promise {
 
 /* An operation at run time. */
 struct sfd_node {
-    struct sfd_operation operation;
     uint16_t saved;   /* SAVED_INPUT region; SFD_NONE: the input itself is kept */
     uint16_t mask;    /* MASK region: bits of a rectifier, winners of a max pool */
     uint16_t moments; /* STATISTICS region of a norm */
@@ -72,6 +71,7 @@ struct sfd_node {
     uint8_t has_backward;
     uint8_t fused;    /* a batch norm: operations after it that run with it, in both directions */
     uint8_t absorbed; /* operations back to the batch norm that it runs with; 0: it runs itself */
+    struct sfd_operation operation;
     uint64_t multiply_adds; /* a sparse layer's forward, of one image */
 };
 
@@ -124,6 +124,10 @@ struct sfd_session {
     struct sfd_slot *slots;
     struct sfd_region *regions;
     struct sfd_step *steps;
+    uint8_t *arena;
+    const struct sfd_kernels *kernels;
+    uint8_t working;                /* enum sfd_working_copies */
+    uint8_t has_failed;             /* layerwise: a step failed when layers were updated already */
     struct sfd_node_plan *plans;    /* NULL in an open session, as is the next one */
     struct sfd_lifetime *lifetimes; /* of the regions */
     uint32_t operation_count, tensor_count, parameter_count;
@@ -132,7 +136,6 @@ struct sfd_session {
     uint32_t loss, output, batch, round, positions;
     float beta;
     uint8_t support_id[8];
-    const struct sfd_kernels *kernels;
     struct sfd_team *team; /* NULL: one thread */
     uint32_t threads;
     uint64_t arena_bytes;             /* of the plan; 0: it failed */
@@ -140,10 +143,7 @@ struct sfd_session {
     uint64_t search_left;             /* steps that the search for a plan may still look at */
     uint64_t scanned; /* while the schedule is made: operations looked at to restore others */
     struct sfd_counters counters;
-    uint8_t *arena;
     const float *input; /* the caller's image, during a call with a batch of one */
-    uint8_t working;    /* enum sfd_working_copies */
-    uint8_t has_failed; /* layerwise: a step failed when layers were updated already */
 };
 
 /* sfd_tables.c: lay the tables into `memory` and fill them from the artifact and the state. */
@@ -170,13 +170,13 @@ struct sfd_layer sfd_layer_sizes(const struct sfd_session *session, const struct
 /* The operation, with those fused to it, that computes a tensor other than the input. */
 static inline uint32_t sfd_producer(const struct sfd_session *session, uint32_t tensor)
 {
-    return tensor - 1u - session->nodes[tensor - 1u].absorbed;
+    return tensor - 1u - (SFD_HAS(BATCH_NORM) ? session->nodes[tensor - 1u].absorbed : 0u);
 }
 
 /* What an operation computes together with those that are fused with it. */
 static inline uint32_t sfd_result(const struct sfd_session *session, uint32_t node)
 {
-    return node + session->nodes[node].fused + 1u;
+    return node + (SFD_HAS(BATCH_NORM) ? session->nodes[node].fused : 0u) + 1u;
 }
 
 /* The second input of an operation or of the addition fused with it; SFD_NONE: none. */

@@ -29,27 +29,27 @@ static uint32_t region_limit(const struct sfd_artifact_view *artifact)
     return 2u + 6u * artifact->parameter_count + 6u * artifact->operation_count;
 }
 
-/* The tables follow the session, in the order of their sizes here. */
+/* The tables follow the session. */
 uint32_t sfd_tables_open_bytes(const struct sfd_session *session)
 {
-    return SESSION_BYTES + align((size_t)session->operation_count * sizeof *session->nodes) +
-           align((size_t)session->tensor_count * sizeof *session->values) +
-           align((size_t)session->parameter_count * sizeof *session->slots) +
-           align((size_t)session->step_count * sizeof *session->steps) +
-           align((size_t)session->region_count * sizeof *session->regions);
+    return SESSION_BYTES + align(session->operation_count * sizeof *session->nodes) +
+           align(session->tensor_count * sizeof *session->values) +
+           align(session->parameter_count * sizeof *session->slots) +
+           align(session->step_count * sizeof *session->steps) +
+           align(session->region_count * sizeof *session->regions);
 }
 
 uint32_t sfd_tables_bytes(const struct sfd_artifact_view *artifact)
 {
-    const struct sfd_session all = {.operation_count = artifact->operation_count,
-                                    .tensor_count = artifact->tensor_count,
-                                    .parameter_count = artifact->parameter_count,
-                                    .step_count = step_limit(artifact),
-                                    .region_count = region_limit(artifact)};
+    const size_t each_operation = sizeof(struct sfd_node) + sizeof(struct sfd_node_plan);
+    const size_t each_region = sizeof(struct sfd_region) + sizeof(struct sfd_lifetime);
 
-    return sfd_tables_open_bytes(&all) +
-           align((size_t)artifact->operation_count * sizeof(struct sfd_node_plan)) +
-           align((size_t)region_limit(artifact) * sizeof(struct sfd_lifetime));
+    /* each of the seven may begin at the next multiple of the alignment */
+    return align(SESSION_BYTES + artifact->operation_count * each_operation +
+                 artifact->tensor_count * sizeof(struct sfd_value) +
+                 artifact->parameter_count * sizeof(struct sfd_slot) +
+                 step_limit(artifact) * sizeof(struct sfd_step) +
+                 region_limit(artifact) * each_region + 7u * SFD_ALIGNMENT);
 }
 
 static void *take(uint8_t **cursor, size_t bytes)
@@ -192,7 +192,7 @@ static void fill_nodes(struct sfd_session *session, const struct sfd_artifact_vi
         if (node->operation.input0 != 0u &&
             session->nodes[node->operation.input0 - 1u].has_backward)
             node->has_backward = 1u;
-        if (node->operation.input1 != SFD_NONE && node->operation.input1 != 0u &&
+        if (SFD_HAS(ADD) && node->operation.input1 != SFD_NONE && node->operation.input1 != 0u &&
             session->nodes[node->operation.input1 - 1u].has_backward)
             node->has_backward = 1u;
     }

@@ -59,3 +59,16 @@ def test_a_refusal_names_a_batch_size_that_fits(artifact: Artifact, state: State
     with pytest.raises(ArenaError, match=r"batch size 32 fits"):
         fit_on_board(artifact, state.encode(), 64, least - 400, 100)
     assert fit_on_board(artifact, state.encode(), 32, least - 400, 32).plan.batch_size == 32
+
+
+def test_layers_are_updated_one_by_one_where_nothing_else_fits(
+    artifact: Artifact, state: State
+) -> None:
+    encoded = state.encode()
+    roomy = fit_on_board(artifact, encoded, 8, 1 << 20, 8)
+    assert roomy.memory == "fast"
+    with pytest.raises(ArenaError) as caught:
+        fit_on_board(artifact, encoded, 8, 1000, 8)
+    tight = fit_on_board(artifact, encoded, 8, caught.value.wanted, 8)
+    assert tight.memory == "layerwise"
+    assert tight.plan.arena_bytes < roomy.plan.arena_bytes
