@@ -34,7 +34,11 @@ def refusal_of_board(
     def refuse(artifact: Path, state: Path, batch_size: int, memory_bytes: int) -> str | None:
         memory = min(memory_bytes, facts.memory_bytes)
         try:
-            fit_on_board(Artifact.load(artifact), state.read_bytes(), batch_size, memory, examples)
+            model = Artifact.load(artifact)
+            fit_on_board(
+                *(model, state.read_bytes(), batch_size, memory, examples),
+                in_flash=facts.artifact_in_flash.holds(model.encode()),
+            )
         except SparsyFedError as error:
             return str(error)
         return None
@@ -75,7 +79,7 @@ def train_on_board(
             attempt += 1
             if attempt > RESETS:
                 raise
-            logger.warning("the round begins again: %s", error)
+            logger.warning("%s: the round begins again: %s", board.name, error)
     return LocalResult(
         update=update,
         loss=loss,
@@ -106,7 +110,10 @@ class _Round:
         self._should_stop = should_stop
         self._facts = board.hello()
         memory = min(memory, self._facts.memory_bytes)
-        self._fit = fit_on_board(artifact, state, work.batch_size, memory, len(dataset))
+        self._fit = fit_on_board(
+            *(artifact, state, work.batch_size, memory, len(dataset)),
+            in_flash=self._facts.artifact_in_flash.holds(artifact.encode()),
+        )
         self._send(SerialObject.ARTIFACT, artifact.encode())
         self._send(SerialObject.STATE, state)
         self._plan = board.open(

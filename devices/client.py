@@ -134,7 +134,7 @@ class DeviceClient:
             refuse=refuse,
         )
         self._events: deque[Event | Future[Event | None]] = deque()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="training")
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"{settings.device} training")
         self._training_stop = threading.Event()
         self._waker, self._waked = socket.socketpair()
         self._waker.setblocking(False)

@@ -78,6 +78,7 @@ def run_gateway(settings: GatewaySettings) -> None:
                 partial(open_port, attached.port),
                 patience_s=settings.patience_s,
                 should_stop=stop.is_set,
+                name=f"{settings.gateway}.{number} on {attached.port}",
             )
             stack.enter_context(closing(link))
             clients.append(_client(settings, number, attached, Board(link), stack))
@@ -89,7 +90,7 @@ def run_gateway(settings: GatewaySettings) -> None:
 
         stack.enter_context(ended_by_signals(end))
         pool = stack.enter_context(ThreadPoolExecutor(len(clients), thread_name_prefix="board"))
-        running = [pool.submit(client.run) for client in clients]
+        running = [pool.submit(_run, client) for client in clients]
         try:
             wait(running, return_when=FIRST_EXCEPTION)
         finally:
@@ -97,6 +98,12 @@ def run_gateway(settings: GatewaySettings) -> None:
                 end()
         for future in running:
             future.result()
+
+
+def _run(client: DeviceClient) -> None:
+    """Run a device in a thread of its name, which log lines show: those of all boards are in one log."""
+    threading.current_thread().name = client.settings.device
+    client.run()
 
 
 def _client(

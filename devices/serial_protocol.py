@@ -12,7 +12,7 @@ from enum import IntEnum
 
 from sparsyfed.edge_runtime.errors import FormatError, InputError
 
-VERSION = 1
+VERSION = 2
 HEADER = struct.Struct("<BbI")
 """Command, status, sequence number."""
 CHECKSUM = struct.Struct("<I")
@@ -35,6 +35,7 @@ class Command(IntEnum):
     READ = 8
     PROFILE = 9
     RESET = 10
+    COLLECT = 11
 
 
 class SerialObject(IntEnum):

@@ -3,7 +3,7 @@
 #ifndef PROTOCOL_H
 #define PROTOCOL_H
 
-#define SERIAL_VERSION 1u
+#define SERIAL_VERSION 2u
 #define SERIAL_HEADER_BYTES 6u
 #define SERIAL_MAX_PAYLOAD 1024u
 #define SERIAL_CHECKSUM_BYTES 4u
@@ -21,7 +21,8 @@
     X(ENCODE, 7)           \
     X(READ, 8)             \
     X(PROFILE, 9)          \
-    X(RESET, 10)
+    X(RESET, 10)           \
+    X(COLLECT, 11)
 
 #define SERIAL_OBJECTS(X) \
     X(ARTIFACT, 0)        \

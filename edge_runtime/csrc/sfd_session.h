@@ -122,7 +122,8 @@ struct sfd_session {
     uint64_t scanned; /* while the schedule is made: operations looked at to restore others */
     struct sfd_counters counters;
     uint8_t *arena;
-    const float *input; /* the caller's image, during a call with a batch of one */
+    const float *input;                /* the caller's image, during a call with a batch of one */
+    const struct sfd_watcher *watcher; /* NULL: nobody watches */
     uint32_t histogram[SFD_HISTOGRAM_BINS];
 };
 
@@ -182,6 +183,12 @@ void sfd_forward(struct sfd_session *session, const float *x, uint32_t n, int tr
 
 /* sfd_backward.c */
 void sfd_backward(struct sfd_session *session, uint32_t n);
+
+static inline void sfd_begin_part(const struct sfd_session *session, enum sfd_part part)
+{
+    if (session->watcher != NULL)
+        session->watcher->begins(session->watcher->context, part);
+}
 
 static inline void *sfd_region_data(const struct sfd_session *session, uint32_t region)
 {

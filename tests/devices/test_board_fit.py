@@ -1,5 +1,6 @@
 """What fits a board."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -52,10 +53,15 @@ def test_what_is_wanted_fits_and_a_byte_less_does_not(artifact: Artifact, state:
     assert "4 are missing" in str(caught.value)
 
 
-def test_a_refusal_names_a_batch_size_that_fits(artifact: Artifact, state: State) -> None:
+def test_a_refusal_names_the_largest_batch_size_that_fits(artifact: Artifact, state: State) -> None:
     with pytest.raises(ArenaError) as caught:
         fit_on_board(artifact, state.encode(), 64, 100, 100)
-    least = caught.value.wanted
-    with pytest.raises(ArenaError, match=r"batch size 32 fits"):
-        fit_on_board(artifact, state.encode(), 64, least - 400, 100)
-    assert fit_on_board(artifact, state.encode(), 32, least - 400, 32).plan.batch_size == 32
+    memory = caught.value.wanted - 400
+    with pytest.raises(ArenaError, match=r"400 are missing; batch size \d+ fits, a density") as caught:
+        fit_on_board(artifact, state.encode(), 64, memory, 64)
+    named = re.search(r"batch size (\d+) fits", str(caught.value))
+    assert named is not None
+    largest = int(named[1])
+    assert fit_on_board(artifact, state.encode(), largest, memory, largest).held_examples == largest
+    with pytest.raises(ArenaError):
+        fit_on_board(artifact, state.encode(), largest + 1, memory, largest + 1)

@@ -158,7 +158,9 @@ def run_gateway(arguments: argparse.Namespace) -> int:
     boards = [
         AttachedBoard(name, data) for name, data in zip(arguments.port, arguments.data, strict=True)
     ]
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(threadName)s: %(message)s"
+    )
     settings = GatewaySettings(
         gateway=arguments.id,
         host=host,
