@@ -90,9 +90,19 @@ class _Board:
             if sparser < density and self.fits(self.state_at(sparser), batch_size):
                 options.append(f"a density of {sparser:g} fits")
                 break
-        return ", ".join(options) or (
-            f"neither a smaller batch nor a density down to {DENSITIES[-1]:g} alone fits"
-        )
+        return ", ".join(options) or self._both(density)
+
+    def _both(self, density: float) -> str:
+        """What a batch of one takes at lower densities, where neither alone is enough."""
+        least = 0
+        for sparser in [each for each in DENSITIES if each < density] or [density]:
+            try:
+                self.fit(self.state_at(sparser), 1, held=1, gathered=0)
+            except ArenaError as error:
+                least = error.wanted
+            else:
+                return f"batch size 1 at a density of {sparser:g} fits"
+        return f"batch size 1 at a density of {sparser:g} still wants {least}"
 
     def _largest_batch(self, state: bytes, too_large: int) -> int:
         """The largest batch size below `too_large` that fits, as long as memory grows with it; 0 for none."""

@@ -115,6 +115,11 @@ def _configure_emulate(actions: "argparse._SubParsersAction[argparse.ArgumentPar
     parser.add_argument("--board", required=True, help="such as mps2-an386 or rv32-virt")
     parser.add_argument("--count", type=int, default=1, help="how many boards (default: 1)")
     parser.add_argument("--ram", help="bytes of RAM that it has, such as 256KiB (default: all)")
+    parser.add_argument(
+        "--image",
+        type=Path,
+        help="firmware (.elf) to run instead of building one: that of `sparsyfed export --image`",
+    )
     parser.set_defaults(run=run_emulate)
 
 
@@ -183,8 +188,14 @@ def run_emulate(arguments: argparse.Namespace) -> int:
     if not 1 <= arguments.count <= MAX_BOARDS:
         raise ConfigurationError(f"got {arguments.count} boards, wanted 1 to {MAX_BOARDS}")
     find_machine(arguments.board)
-    ram = None if arguments.ram is None else parse_bytes(arguments.ram)
-    firmware = build_firmware(arguments.board, ram)
+    if arguments.image is None:
+        ram = None if arguments.ram is None else parse_bytes(arguments.ram)
+        firmware = build_firmware(arguments.board, ram)
+    else:
+        if arguments.ram is not None:
+            raise ConfigurationError("--ram is for firmware that is built; an image has its own")
+        arguments.image.open("rb").close()
+        firmware = arguments.image
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as stack:
         boards = [
