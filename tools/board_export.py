@@ -10,7 +10,7 @@ from sparsyfed.devices.profiles import DeviceProfile
 from sparsyfed.edge_runtime import Artifact, State
 from sparsyfed.edge_runtime.errors import ArenaError, ConfigurationError
 from sparsyfed.edge_runtime.files import write_atomic
-from sparsyfed.tools.firmware import build_image, memory_of, require_tools
+from sparsyfed.tools.firmware import build_image, require_tools, size_of
 from sparsyfed.tools.model_source import HEADER, model_source
 
 SOURCE_NAME = "model.c"
@@ -83,7 +83,9 @@ class BoardExport:
         except ArenaError as error:
             raise ArenaError(f"{self.name}: {error}", got=error.got, wanted=error.wanted) from error
 
-    def write(self, folder: Path, artifact: Artifact, state: State, fit: BoardFit) -> dict[str, Any]:
+    def write(
+        self, folder: Path, artifact: Artifact, state: State, fit: BoardFit
+    ) -> dict[str, Any]:
         """Write what is wanted to `folder`, named after the board; return the record of the manifest."""
         files: list[Path] = []
         if self.in_flash:
@@ -94,7 +96,7 @@ class BoardExport:
         memory_bytes = fit.memory_bytes
         if self.image:
             files += build_image(self.name, files[1], folder / IMAGE_NAME, self.ram_bytes)
-            memory_bytes = memory_of(self.name, folder / IMAGE_NAME)
+            memory_bytes = size_of(self.name, folder / IMAGE_NAME, "memory")
             fit = self.fit(artifact, state, fit.plan.batch_size, memory_bytes=memory_bytes)
         return {
             "name": self.name,

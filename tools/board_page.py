@@ -1,5 +1,6 @@
 """Steps of a model on a board, as one HTML page: `sparsyfed profile --board --html`."""
 
+from collections.abc import Callable
 from html import escape
 
 from matplotlib.axes import Axes
@@ -12,6 +13,7 @@ from sparsyfed.tools.board_report import (
     memory_rows,
     other_rows,
     part_rows,
+    work_rows,
 )
 from sparsyfed.tools.drawing import DENSE, FOURTH, SPARSE, THIRD, Plot, draw_plot
 from sparsyfed.tools.page import figures, numbers, page, table
@@ -29,21 +31,18 @@ def render(report: BoardReport) -> str:
         if isinstance(step, str)
     )
     plots = figures([_parts_plot(report, measured), _memory_plot(report, measured)])
-    tables = "".join(_tables(report, name, step) for name, step in measured.items())
+    steps = f"<h2>A step</h2>\n{plots}\n{_steps(report, measured)}" if measured else ""
     return page(
         f"Training on {report.board.name}",
         f"<h1>Training steps on {escape(report.board.name)}</h1>\n"
         f'<p class="muted">Model <code>{escape(report.artifact)}</code>, batch size {report.batch_size}, measured on '
         f"the board; {escape(report.counts)} are counted.</p>\n"
-        f"{numbers(_numbers(report, measured))}\n{reasons}"
-        f"{plots if measured else ''}\n<h2>Firmware</h2>\n"
-        f"{table(['bytes', ''], [[name, f'{size:,}'] for name, size in report.firmware()])}{tables}",
+        f"{numbers(_numbers(report, measured))}\n{reasons}{steps}<h2>Firmware</h2>\n"
+        f"{table(['bytes', ''], [[name, f'{size:,}'] for name, size in report.firmware()])}",
     )
 
 
-def _numbers(
-    report: BoardReport, measured: dict[str, MeasuredStep]
-) -> list[tuple[str, str, str]]:
+def _numbers(report: BoardReport, measured: dict[str, MeasuredStep]) -> list[tuple[str, str, str]]:
     entries = []
     for name, step in measured.items():
         entries += [
@@ -102,7 +101,10 @@ def _memory_plot(report: BoardReport, measured: dict[str, MeasuredStep]) -> Plot
                 ("arena", step.planned_arena_bytes),
                 ("examples of a batch", step.example_bytes),
                 ("artifact", step.artifact_bytes),
-                ("firmware's data and stack", facts.data_bytes + facts.bss_bytes + facts.stack_bytes),
+                (
+                    "firmware's data and stack",
+                    facts.data_bytes + facts.bss_bytes + facts.stack_bytes,
+                ),
             ]
             for name, step in measured.items()
         }
@@ -112,22 +114,37 @@ def _memory_plot(report: BoardReport, measured: dict[str, MeasuredStep]) -> Plot
     return draw_plot("RAM by use", "What training takes of the board.", draw, size=(6.2, 2.9))
 
 
-def _tables(report: BoardReport, name: str, step: MeasuredStep) -> str:
-    memory = [[use, f"{size:,}"] for use, size in memory_rows(step)]
-    ticks = [[part, f"{count:,}"] for part, count in [*part_rows(step), *other_rows(step)]]
+def _table(
+    heading: str,
+    measured: dict[str, MeasuredStep],
+    rows: Callable[[MeasuredStep], list[tuple[str, int]]],
+) -> str:
+    """A column for each step: all have the same rows."""
+    columns = [rows(step) for step in measured.values()]
+    lines = [
+        [line[0][0], *(f"{value:,}" for _, value in line)] for line in zip(*columns, strict=True)
+    ]
+    return table([heading, *measured], lines)
+
+
+def _steps(report: BoardReport, measured: dict[str, MeasuredStep]) -> str:
     hosts = [
         [
-            host.kernels,
+            f"{host.kernels}, {name}",
             f"{1e6 * host.cpu_seconds:,.0f} µs",
             f"{host.multiply_adds:,}",
             f"{host.arena_bytes:,}",
         ]
+        for name, step in measured.items()
         for host in step.hosts.values()
     ]
-    bits = "are those" if step.same_bits_as_host else "are NOT those"
+    bits = "are" if all(step.same_bits_as_host for step in measured.values()) else "are NOT"
     return (
-        f"<h2>{escape(name.capitalize())}: {step.density:.2%} stored, {step.nonzeros:,} weights</h2>\n"
-        f"<p>The bits of the update {bits} of the portable kernels here.</p>\n"
-        f"{table([report.counts, ''], ticks)}{table(['bytes', ''], memory)}"
-        f"{table(['on this machine, one thread', 'step', 'multiply-adds', 'arena bytes'], hosts)}"
+        f"{_table(f'{report.counts} of a step', measured, part_rows)}"
+        f"{_table(f'{report.counts} besides', measured, other_rows)}"
+        f"{_table('multiply-adds of a step', measured, work_rows)}"
+        f"{_table('bytes', measured, memory_rows)}"
+        f"<p>The bits of the updates {bits} those of the portable kernels on the machine that made this page, where "
+        "the same step takes:</p>\n"
+        f"{table(['kernels, one thread', 'CPU time', 'multiply-adds', 'arena bytes'], hosts)}"
     )

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-from sparsyfed.edge_runtime.errors import ArenaError, BackendError, ConfigurationError
+from sparsyfed.edge_runtime.errors import BackendError, ConfigurationError
 
 TOOLS = re.compile(r"^TOOLS\s*:=\s*(\S+)\s*$", re.MULTILINE)
 """In `board.mk`: how the names of a board's compiler and its tools begin."""
-SYMBOL = re.compile(r"^([0-9a-f]+) \S (board_memory_\w+)$", re.MULTILINE)
+SYMBOL = re.compile(r"^([0-9a-f]+) \S (board_\w+)$", re.MULTILINE)
 OVERFLOW = re.compile(r"region [`']?(CODE|RAM)[`']? overflowed by (\d+) bytes")
 """What GNU ld says of a memory that is too small."""
 MEMORIES = {"CODE": "flash", "RAM": "RAM"}
@@ -48,7 +48,9 @@ def require_tools(board: str, *more: str) -> None:
     tools = ("make", compiler_of(board), *more)
     missing = [tool for tool in tools if shutil.which(tool) is None]
     if missing:
-        raise BackendError(f"{' and '.join(missing)} not installed: {board} needs it (make boards installs what Debian has)")
+        raise BackendError(
+            f"{' and '.join(missing)} not installed: {board} needs it (make boards installs what Debian has)"
+        )
 
 
 def build_firmware(board: str, ram_bytes: int | None = None) -> Path:
@@ -65,7 +67,7 @@ def build_firmware(board: str, ram_bytes: int | None = None) -> Path:
 def build_image(board: str, model: Path, image: Path, ram_bytes: int | None = None) -> list[Path]:
     """Build `image`, the ELF file of firmware with a model in flash, and return it with its .hex and .bin.
 
-    `model` is a C file of `model_source`. Raises ArenaError for a model that the flash does not hold, else what
+    `model` is a C file of `model_source`. Raises ConfigurationError for a model that the flash does not hold, else what
     `build_firmware` raises.
     """
     files = {"MODEL": str(model.resolve()), "FIRMWARE": str(image.resolve())}
@@ -73,8 +75,8 @@ def build_image(board: str, model: Path, image: Path, ram_bytes: int | None = No
     return [image, image.with_suffix(".hex"), image.with_suffix(".bin")]
 
 
-def memory_of(board: str, image: Path) -> int:
-    """Bytes that a firmware leaves to models and data, by the ends of that block in its ELF file."""
+def size_of(board: str, image: Path, section: str) -> int:
+    """Bytes of a section of a firmware, by its ends in the ELF file: text, data, bss, or memory for models and data."""
     listing = subprocess.run(
         [compiler_of(board).removesuffix("gcc") + "nm", str(image)],
         capture_output=True,
@@ -83,7 +85,7 @@ def memory_of(board: str, image: Path) -> int:
         check=True,
     ).stdout
     places = {name: int(place, 16) for place, name in SYMBOL.findall(listing)}
-    return places["board_memory_end"] - places["board_memory_start"]
+    return places[f"board_{section}_end"] - places[f"board_{section}_start"]
 
 
 def _variables(ram_bytes: int | None) -> dict[str, str]:
@@ -108,7 +110,7 @@ def _make(board: str, goal: str, variables: Mapping[str, str]) -> None:
     )
     missing = OVERFLOW.search(done.stderr)
     if missing:
-        raise ArenaError(
+        raise ConfigurationError(
             f"{board}: firmware and model do not fit: {int(missing[2]):,} bytes of {MEMORIES[missing[1]]} are missing"
         )
     if done.returncode:

@@ -57,7 +57,9 @@ def test_a_refusal_names_the_largest_batch_size_that_fits(artifact: Artifact, st
     with pytest.raises(ArenaError) as caught:
         fit_on_board(artifact, state.encode(), 64, 100, 100)
     memory = caught.value.wanted - 400
-    with pytest.raises(ArenaError, match=r"400 are missing; batch size \d+ fits, a density") as caught:
+    with pytest.raises(
+        ArenaError, match=r"400 are missing; batch size \d+ fits, a density"
+    ) as caught:
         fit_on_board(artifact, state.encode(), 64, memory, 64)
     named = re.search(r"batch size (\d+) fits", str(caught.value))
     assert named is not None

@@ -70,7 +70,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--sparsity", type=float, default=0.0, help="of the initial state (default: 0, dense)"
     )
     start.add_argument("--density", type=float, help="1 - sparsity, the share that is stored")
-    start.add_argument("--state", type=Path, help="this state (.sfs) in the place of an initial one")
+    start.add_argument(
+        "--state", type=Path, help="this state (.sfs) in the place of an initial one"
+    )
     parser.add_argument(
         "--budget",
         type=_budget,
@@ -84,8 +86,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _add_board_arguments(parser: argparse.ArgumentParser) -> None:
     board = parser.add_argument_group("a microboard, with --target board")
-    board.add_argument("--board", help="such as mps2-an386: a folder of devices/boards, and a profile")
-    board.add_argument("--memory", help="all RAM of the board, such as 128KiB (default: its profile's)")
+    board.add_argument(
+        "--board", help="such as mps2-an386: a folder of devices/boards, and a profile"
+    )
+    board.add_argument(
+        "--memory", help="all RAM of the board, such as 128KiB (default: its profile's)"
+    )
     board.add_argument(
         "--c-array",
         action="store_true",
@@ -100,9 +106,9 @@ def _add_board_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the bundle: model.sfd, initial.sfs, the targets, manifest.json."""
+    from sparsyfed.coordinator.bundle import NATIVE
     from sparsyfed.devices.profiles import find_profile
     from sparsyfed.edge_runtime import State
-    from sparsyfed.coordinator.bundle import NATIVE
     from sparsyfed.tools.bench_process import say
     from sparsyfed.tools.bundle import BundleSettings, write_bundle
     from sparsyfed.tools.bundle_report import bundle_text

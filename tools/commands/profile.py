@@ -40,7 +40,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, default=16, help="for memory by use and work (default: 16)"
     )
     parser.add_argument(
-        "--html", type=Path, metavar="FILE", help="write a page that draws the arena over the steps, or what a board has measured"
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="write a page that draws the arena over the steps, or what a board has measured",
     )
     parser.add_argument(
         "--density",
