@@ -3,6 +3,8 @@
 The firmware runs on this host under sanitizers; `test_emulated_boards` has it on emulated boards.
 """
 
+import itertools
+import logging
 import random
 import select
 import struct
@@ -472,3 +474,42 @@ def test_a_link_that_is_stopped_says_so(host_board: HostBoard) -> None:
     link = SerialLink(lambda: HostPort(host_board), should_stop=lambda: True)
     with pytest.raises(BackendError, match="stopped before the board answered HELLO"):
         Board(link).hello()
+
+
+def test_a_port_that_is_not_there_is_tried_at_growing_intervals(
+    host_board: HostBoard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    now = 0.0
+    tries: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def open_port() -> HostPort:
+        tries.append(now)
+        if now < 100:
+            raise FileNotFoundError(2, "No such file or directory", "/dev/ttyACM7")
+        return HostPort(host_board)
+
+    monkeypatch.setattr("sparsyfed.devices.serial_link.time.sleep", sleep)
+    monkeypatch.setattr("sparsyfed.devices.serial_link.time.monotonic", lambda: now)
+    link = SerialLink(open_port, patience_s=300, name="porch.1 on /dev/ttyACM7")
+    assert Board(link).hello().name == "host"
+    waits = [after - before for before, after in itertools.pairwise(tries)]
+    assert waits == pytest.approx([0.5, 1, 2, 4, 8, *[15] * (len(waits) - 5)])
+    assert len(tries) < 15
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == len(waits)
+    assert all(line.startswith("porch.1 on /dev/ttyACM7: no line: ") for line in lines)
+
+
+def test_errors_name_the_board(host_board: HostBoard, task: Task) -> None:
+    link = SerialLink(lambda: HostPort(host_board), name="porch.2 on ttyUSB0")
+    with pytest.raises(BoardResetError, match=r"porch\.2 on ttyUSB0, TRAIN: the board has lost"):
+        Board(link).train([0], 1, steps_before=0, learning_rate=0.1, weight_decay=0.0)
+    host_board.damage_share = 1.0
+    silent = SerialLink(lambda: HostPort(host_board), patience_s=0.2, name="porch.2 on ttyUSB0")
+    with pytest.raises(BackendError, match=r"no answer from porch\.2 on ttyUSB0 to HELLO"):
+        Board(silent).hello()

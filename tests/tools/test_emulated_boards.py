@@ -170,3 +170,24 @@ def test_instructions_of_a_step_are_counted_twice_the_same(board: str) -> None:
             "small_classifier_arena_bytes": opened.arena_bytes,
         },
     )
+
+
+@pytest.mark.parametrize("board", ["mps2-an386", "rv32-virt"])
+def test_an_emulated_board_trains_on_examples_of_its_test_source(board: str) -> None:
+    artifact = small_classifier()
+    state = random_state(artifact, np.random.default_rng(0), 0.2)
+    pattern = (np.arange(2, 7)[:, None] * 31 + np.arange(144) * 17) % 64
+    x = (pattern / 32 - 1).astype(np.float32).reshape(5, 1, 12, 12)
+    y = np.arange(2, 7, dtype=np.int32) % 2
+    with Session.open(artifact, state, BATCH, kernels="portable") as session:
+        wanted = [session.step(x[rows], y[rows], **RATES) for rows in ([0, 1, 2], [3, 4])]
+    with emulated(board) as device:
+        device.send(SerialObject.ARTIFACT, artifact.encode())
+        device.send(SerialObject.STATE, state.encode())
+        device.open(BATCH, examples=5, gathered=BATCH)
+        progress = device.collect(7)
+        while progress.wanted:
+            progress = device.collected()
+        assert (progress.held, progress.collected) == (5, 7)
+        places = [number % 5 for number in range(2, 7)]
+        assert device.train(places, BATCH, steps_before=0, **RATES) == wanted
