@@ -505,7 +505,7 @@ def test_a_port_that_is_not_there_is_tried_at_growing_intervals(
     assert all(line.startswith("porch.1 on /dev/ttyACM7: no line: ") for line in lines)
 
 
-def test_errors_name_the_board(host_board: HostBoard, task: Task) -> None:
+def test_errors_name_the_board(host_board: HostBoard) -> None:
     link = SerialLink(lambda: HostPort(host_board), name="porch.2 on ttyUSB0")
     with pytest.raises(BoardResetError, match=r"porch\.2 on ttyUSB0, TRAIN: the board has lost"):
         Board(link).train([0], 1, steps_before=0, learning_rate=0.1, weight_decay=0.0)

@@ -19,6 +19,7 @@ from sparsyfed.devices.serial_link import SerialLink
 from sparsyfed.devices.serial_port import open_port
 from sparsyfed.devices.serial_protocol import SerialObject
 from sparsyfed.edge_runtime import Artifact, Session, State
+from sparsyfed.edge_runtime.errors import ConfigurationError
 from sparsyfed.tools import firmware
 from sparsyfed.tools.cli import main
 from sparsyfed.tools.emulator import EmulatedBoard
@@ -172,5 +173,5 @@ def test_a_model_too_large_for_the_flash_is_refused_with_what_is_missing(
         "const uint32_t model_artifact_bytes = 600000u, model_state_bytes = 1u;\n"
     )
     (tmp_path / "model.h").write_text((firmware.sources() / "model.h").read_text())
-    with pytest.raises(firmware.ConfigurationError, match=r"\d[\d,]+ bytes of flash are missing"):
+    with pytest.raises(ConfigurationError, match=r"\d[\d,]+ bytes of flash are missing"):
         firmware.build_image("mps3-an547", tmp_path / "model.c", tmp_path / "firmware.elf")
