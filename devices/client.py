@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import partial
@@ -37,7 +37,12 @@ from sparsyfed.devices.training import (
     train_locally,
 )
 from sparsyfed.edge_runtime import messages
-from sparsyfed.edge_runtime.errors import BackendError, FormatError, SparsyFedError
+from sparsyfed.edge_runtime.errors import (
+    BackendError,
+    ConfigurationError,
+    FormatError,
+    SparsyFedError,
+)
 from sparsyfed.edge_runtime.messages import Online, device_topic
 
 try:
@@ -70,6 +75,8 @@ def run_device(settings: DeviceSettings, stop: threading.Event | None = None) ->
     directory that can't be used and for an id that another device uses, BackendError for an engine that is not there;
     a broker that can't be reached is tried again for ever.
     """
+    if settings.data is None:
+        raise ConfigurationError("got no folder of data, which a device that trains here needs")
     engine = LocalEngine.load(settings.backend)
     logger.info("%s", engine)
     with closing(Dataset(settings.data)) as dataset:
@@ -102,7 +109,7 @@ class DeviceClient:
         self,
         settings: DeviceSettings,
         engine: LocalEngine,
-        dataset: Dataset,
+        dataset: Sized,
         storage: DeviceStorage,
         stop: threading.Event,
         *,

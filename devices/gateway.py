@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from sparsyfed.devices.board import Board, BoardFacts
-from sparsyfed.devices.board_training import refusal_of_board, train_on_board
+from sparsyfed.devices.board_training import OwnExamples, refusal_of_board, train_on_board
 from sparsyfed.devices.client import DeviceClient
 from sparsyfed.devices.dataset import Dataset
 from sparsyfed.devices.profiles import DeviceProfile
@@ -34,10 +34,10 @@ BLOCK_BYTES = 16 * 1024
 
 @dataclass(frozen=True, slots=True)
 class AttachedBoard:
-    """A board on a port, and the folder with the data that it trains on."""
+    """A board on a port, and the folder with the data that it trains on, or what it collects itself."""
 
     port: str
-    data: Path
+    data: Path | OwnExamples
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +113,12 @@ def _client(
     name = f"{settings.gateway}.{number}"
     facts = board.hello()
     logger.info("%s: %s on %s, %d bytes", name, facts.name, attached.port, facts.memory_bytes)
-    dataset = stack.enter_context(closing(Dataset(attached.data)))
-    dataset.require_valid_values()
+    dataset = _data_of(attached, stack)
     own = DeviceSettings(
         device=name,
         host=settings.host,
         port=settings.port,
-        data=attached.data,
+        data=None,
         directory=settings.directory / name,
         profile=profile_of(facts),
         memory_bytes=facts.memory_bytes,
@@ -133,9 +132,17 @@ def _client(
         stack.enter_context(closing(DeviceStorage(own.directory))),
         threading.Event(),
         train=partial(train_on_board, board),
-        refuse=refusal_of_board(facts, len(dataset)),
+        refuse=refusal_of_board(facts, dataset),
     )
     return stack.enter_context(closing(client))
+
+
+def _data_of(attached: AttachedBoard, stack: ExitStack) -> Dataset | OwnExamples:
+    if isinstance(attached.data, OwnExamples):
+        return attached.data
+    dataset = stack.enter_context(closing(Dataset(attached.data)))
+    dataset.require_valid_values()
+    return dataset
 
 
 def profile_of(facts: BoardFacts) -> DeviceProfile:

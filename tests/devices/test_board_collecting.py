@@ -1,6 +1,7 @@
 """Examples that a board collects itself: a ring, and training on it."""
 
-from contextlib import suppress
+from contextlib import closing, suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,10 +9,14 @@ from board_firmware import HostBoard
 from numpy.typing import NDArray
 
 from sparsyfed.devices.board import Board, BoardResetError, CollectedExamples
+from sparsyfed.devices.board_fit import MAX_HELD, fit_on_board
+from sparsyfed.devices.board_training import OwnExamples, train_on_board
+from sparsyfed.devices.dataset import Dataset
 from sparsyfed.devices.serial_protocol import Command, SerialObject, Status
+from sparsyfed.devices.training import LocalRound, train_locally
 from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.budget import keep_counts
-from sparsyfed.edge_runtime.errors import FormatError
+from sparsyfed.edge_runtime.errors import ArenaError, ConfigurationError, FormatError, InputError
 from sparsyfed.edge_runtime.session import Session
 from sparsyfed.edge_runtime.state import State
 
@@ -65,6 +70,74 @@ def test_a_board_trains_on_what_it_has_collected(
     opened(board, artifact, state)
     assert collected(board, ROOM) == CollectedExamples(ROOM, ROOM, 0, ROOM)
     require_training_as_here(board, artifact, state, list(range(ROOM)), range(ROOM))
+
+
+WORK = LocalRound(
+    round=4,
+    batch_size=4,
+    epochs=2,
+    learning_rate=0.1,
+    weight_decay=1e-3,
+    sparsity=0.5,
+    budget="global",
+    seed=5,
+)
+
+
+def test_rounds_on_what_a_board_collects_are_those_on_the_same_examples(
+    host_board: HostBoard,
+    artifact: Artifact,
+    state: State,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SPARSYFED_KERNELS", "portable")
+    count = 30
+    x, y = sensed(artifact, range(count))
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", y)
+    with closing(Dataset(tmp_path)) as dataset:
+        given = artifact, state.encode()
+        wanted = train_locally(*given, dataset, WORK, memory_bytes=1 << 20)
+    board = Board(host_board.link())
+    own = OwnExamples(count)
+    for _ in range(2):  # the second round has them already
+        result = train_on_board(board, *given, own, WORK, memory_bytes=1 << 20)
+        assert (result.update, result.loss) == (wanted.update, wanted.loss)
+        assert result.examples == count
+        assert board.collected().collected == count
+    writes, reset_at = 0, 12
+
+    def reset_once() -> None:
+        nonlocal writes
+        writes += 1
+        if writes == reset_at:
+            host_board.reset()
+
+    host_board.after_half = reset_once
+    again = train_on_board(board, *given, own, WORK, memory_bytes=1 << 20)
+    assert writes > reset_at
+    assert again.update == wanted.update
+
+
+def test_a_batch_of_all_that_it_collects_and_more_than_it_can_hold(
+    host_board: HostBoard, artifact: Artifact, state: State
+) -> None:
+    with pytest.raises(ArenaError) as caught:
+        fit_on_board(artifact, state.encode(), WORK.batch_size, 100, WORK.batch_size)
+    least = caught.value.wanted
+    board = Board(host_board.link())
+    given = artifact, state.encode()
+    few, many = OwnExamples(WORK.batch_size), OwnExamples(WORK.batch_size + 1)
+    assert train_on_board(board, *given, few, WORK, memory_bytes=least).update
+    with pytest.raises(InputError, match="have it collect fewer"):
+        train_on_board(board, *given, many, WORK, memory_bytes=least)
+
+
+@pytest.mark.parametrize("count", [0, MAX_HELD + 1])
+def test_a_number_of_examples_that_no_board_collects_is_refused(count: int) -> None:
+    with pytest.raises(ConfigurationError, match="wanted 1 to 65536"):
+        OwnExamples(count)
 
 
 def test_once_it_is_full_the_oldest_are_overwritten(
@@ -182,7 +255,9 @@ def test_an_endless_wish_can_be_taken_back(
 ) -> None:
     board = Board(host_board.link())
     opened(board, artifact, state)
-    assert board.collect(2**32 - 1).held <= ROOM
+    progress = board.collect(2**32 - 1)
+    while progress.collected < ROOM:
+        progress = board.collected()
     stopped = board.collect(0)
     assert stopped.wanted == 0
     assert board.collected() == stopped

@@ -7,7 +7,7 @@ import pytest
 
 from sparsyfed.devices.board import MAX_PLACES, BoardFacts
 from sparsyfed.devices.board_fit import MAX_HELD, example_bytes, fit_on_board
-from sparsyfed.devices.board_training import refusal_of_board
+from sparsyfed.devices.board_training import OwnExamples, refusal_of_board
 from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.errors import ArenaError
 from sparsyfed.edge_runtime.state import State
@@ -27,7 +27,7 @@ def test_a_batch_that_one_request_cannot_name_is_declined_before_it_is_pulled(
     artifact.save(tmp_path / "model.sfd")
     state.save(tmp_path / "model.sfs")
     facts = BoardFacts("roomy", 1 << 30, 4096, 0, 0, 0, 1)
-    refuse = refusal_of_board(facts, 1000)
+    refuse = refusal_of_board(facts, OwnExamples(1000))
     given = tmp_path / "model.sfd", tmp_path / "model.sfs"
     assert refuse(*given, MAX_PLACES, 1 << 30) is None
     assert refuse(*given, MAX_PLACES + 1, 1 << 30) == "got batch size 505, a board takes up to 504"

@@ -134,6 +134,6 @@ def test_what_is_in_flash_takes_no_memory(
     artifact.save(tmp_path / "model.sfd")
     state.save(tmp_path / "model.sfs")
     files = tmp_path / "model.sfd", tmp_path / "model.sfs"
-    assert refusal_of_board(facts, len(dataset))(*files, 8, in_flash) is None
+    assert refusal_of_board(facts, dataset)(*files, 8, in_flash) is None
     bare = replace(facts, artifact_in_flash=type(facts.artifact_in_flash)())
-    assert refusal_of_board(bare, len(dataset))(*files, 8, in_flash) is not None
+    assert refusal_of_board(bare, dataset)(*files, 8, in_flash) is not None

@@ -15,6 +15,7 @@ from sparsyfed.edge_runtime.errors import BackendError, ConfigurationError
 from sparsyfed.edge_runtime.session import BACKENDS
 
 if TYPE_CHECKING:
+    from sparsyfed.devices.board_training import OwnExamples
     from sparsyfed.devices.settings import TlsFiles
 
 SUMMARY = "be a device of a fleet: train on local data as a coordinator asks"
@@ -92,10 +93,10 @@ def _configure_gateway(actions: "argparse._SubParsersAction[argparse.ArgumentPar
     )
     parser.add_argument(
         "--data",
-        type=Path,
         action="append",
         required=True,
-        help="folder with x.npy and y.npy of a board, in the order of the ports",
+        help="folder with x.npy and y.npy of a board, or sensors:COUNT for so many examples that it collects "
+        "itself, in the order of the ports",
     )
     parser.add_argument(
         "--directory", type=Path, required=True, help="what the devices keep over a restart"
@@ -161,7 +162,8 @@ def run_gateway(arguments: argparse.Namespace) -> int:
             f"got {len(arguments.port)} of --port and {len(arguments.data)} of --data, wanted as many"
         )
     boards = [
-        AttachedBoard(name, data) for name, data in zip(arguments.port, arguments.data, strict=True)
+        AttachedBoard(name, _board_data(data))
+        for name, data in zip(arguments.port, arguments.data, strict=True)
     ]
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(threadName)s: %(message)s"
@@ -177,6 +179,18 @@ def run_gateway(arguments: argparse.Namespace) -> int:
     )
     run_gateway(settings)
     return 0
+
+
+def _board_data(text: str) -> "Path | OwnExamples":
+    """What --data of a gateway names. Raises ConfigurationError."""
+    from sparsyfed.devices.board_training import OwnExamples
+
+    source, colon, count = text.partition(":")
+    if source != "sensors" or not colon:
+        return Path(text)
+    if not count.isascii() or not count.isdecimal():
+        raise ConfigurationError(f"got --data {text!r}, wanted a folder or sensors:COUNT")
+    return OwnExamples(int(count))
 
 
 def run_emulate(arguments: argparse.Namespace) -> int:
