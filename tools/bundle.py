@@ -104,7 +104,8 @@ def write_bundle(settings: BundleSettings, say: Say) -> Bundle:
         sparsity=settings.sparsity,
         budget=settings.budget,
     )
-    state = settings.state or state
+    if settings.state is not None:
+        state = State(settings.state.tensors, round=1)  # what a job sends first
     fit = _board_fit(settings, artifact, state)
     if settings.board is None or fit is None:
         planned = _planned(settings, artifact, state)
