@@ -31,7 +31,11 @@ def render(report: BoardReport) -> str:
         if isinstance(step, str)
     )
     plots = figures([_parts_plot(report, measured), _memory_plot(report, measured)])
-    steps = f"<h2>A step</h2>\n{plots}\n{_steps(report, measured)}" if measured else ""
+    steps = (
+        f"<h2>A step</h2>\n{plots}\n<h2>In numbers</h2>\n{_steps(report, measured)}"
+        if measured
+        else ""
+    )
     return page(
         f"Training on {report.board.name}",
         f"<h1>Training steps on {escape(report.board.name)}</h1>\n"

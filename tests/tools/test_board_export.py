@@ -23,6 +23,7 @@ from sparsyfed.edge_runtime.errors import ConfigurationError
 from sparsyfed.tools import firmware
 from sparsyfed.tools.cli import main
 from sparsyfed.tools.emulator import EmulatedBoard
+from sparsyfed.tools.model_source import HEADER
 
 BOARD = "mps2-an386"
 MODEL = ["--model", "engine_bundle:Net", "--input-shape", "2,12,10"]
@@ -72,6 +73,11 @@ def test_c_arrays_hold_the_model_and_a_given_state(tmp_path: Path) -> None:
     subprocess.run([*compile_it, "-o", program], check=True, timeout=60)
     written = subprocess.run([program], check=True, capture_output=True, timeout=60).stdout
     assert written == (tmp_path / "out" / "model.sfd").read_bytes() + state.read_bytes()
+
+
+def test_the_header_declares_what_the_firmware_wants() -> None:
+    own = (firmware.sources() / "model.h").read_text()
+    assert re.findall(r"extern .*;", HEADER) == re.findall(r"extern .*;", own) != []
 
 
 def test_an_image_trains_the_model_that_it_holds(tmp_path: Path) -> None:
