@@ -28,10 +28,11 @@ MAX_STEPS = MAX_PAYLOAD // 4 - 1
 RESTARTS = 3
 """How often a transfer may lose what it had sent: a frame's checksum misses one damage in four billion."""
 MEMORY_CHOICES = {"fast": 0, "small": 1, "layerwise": 2}
-_FACTS = struct.Struct("<9I")
+_FACTS = struct.Struct("<13I")
 _PLAN = struct.Struct("<4I4Q")
 _PROBLEM = struct.Struct("<3I")
-_PROFILE = struct.Struct("<4I10Q")
+_PROFILE = struct.Struct("<4I14Q")
+_RING = struct.Struct("<4I")
 
 
 class BoardResetError(BackendError):
@@ -39,12 +40,24 @@ class BoardResetError(BackendError):
 
 
 @dataclass(frozen=True, slots=True)
+class FlashObject:
+    """Bytes that are part of the firmware; none where `size` is 0."""
+
+    size: int = 0
+    checksum: int = 0
+
+    def holds(self, data: bytes) -> bool:
+        """Whether it is these bytes."""
+        return self.size == len(data) and self.checksum == zlib.crc32(data)
+
+
+@dataclass(frozen=True, slots=True)
 class BoardFacts:
     """What a board says of itself. Sizes in bytes.
 
-    `memory_bytes` is what artifact, examples and arena share; text, data, bss and stack are the firmware's.
-    `ticks_per_second` is the rate of its counter. `operations` are the bits of those that it has
-    (`board_operations.NAMES`).
+    `memory_bytes` is what artifact, examples and arena share; text, data, bss and stack are the firmware's, and so is
+    the model in flash, which is part of text. `ticks_per_second` is the rate of its counter. `operations` are the bits
+    of those that it has (`board_operations.NAMES`).
     """
 
     name: str
@@ -55,6 +68,8 @@ class BoardFacts:
     bss_bytes: int
     ticks_per_second: int
     operations: int = EVERYTHING
+    artifact_in_flash: FlashObject = FlashObject()
+    state_in_flash: FlashObject = FlashObject()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +93,8 @@ class BoardPlan:
 class BoardProfile:
     """What a board has measured.
 
-    Bytes, ticks of its counter that the last of each took, and the multiply-adds of all steps.
+    Bytes, ticks of its counter that the last of each took, and the multiply-adds of all steps. The step has its ticks
+    by part, too: top_k is the choice of the inputs that layers keep, update the change of the model.
     """
 
     steps: int
@@ -91,10 +107,28 @@ class BoardProfile:
     evaluate_ticks: int
     gradients_ticks: int
     encode_ticks: int
+    step_forward_ticks: int
+    step_backward_ticks: int
+    step_top_k_ticks: int
+    step_update_ticks: int
     forward: int
     d_input: int
     d_weight: int
     recomputed: int
+
+
+@dataclass(frozen=True, slots=True)
+class CollectedExamples:
+    """Examples that a board has collected itself.
+
+    `held` are there, of the `collected` since it began, `capacity` at most, the oldest overwritten first: example
+    number k, from 0, is at place k modulo `capacity`. `wanted` are still to be collected.
+    """
+
+    held: int
+    collected: int
+    wanted: int
+    capacity: int
 
 
 class Board:
@@ -105,19 +139,25 @@ class Board:
 
     def __init__(self, link: SerialLink) -> None:
         self._link = link
+        self.name = link.name
 
     def hello(self) -> BoardFacts:
         """What the board is. Raises BackendError for a firmware of another protocol version."""
-        answer = self._ask(Command.HELLO)
-        (version,) = _unpack(struct.Struct("<I"), answer.payload)
+        payload = self._ask(Command.HELLO).payload
+        (version,) = _unpack(struct.Struct("<I"), payload)
         if version != VERSION:
             raise BackendError(
                 f"got a board of protocol version {version}, wanted {VERSION}: flash the firmware of "
                 "this release"
             )
-        name = answer.payload[_FACTS.size :].decode("ascii", "replace")
-        _, _, *facts = _unpack(_FACTS, answer.payload)
-        return BoardFacts(name, *facts)
+        _, _, memory, stack, text, data, bss, rate, operations, *flash = _unpack(_FACTS, payload)
+        name = payload[_FACTS.size :].decode("ascii", "replace")
+        return BoardFacts(
+            name,
+            *(memory, stack, text, data, bss, rate, operations),
+            artifact_in_flash=FlashObject(*flash[:2]),
+            state_in_flash=FlashObject(*flash[2:]),
+        )
 
     def send(
         self,
@@ -194,6 +234,23 @@ class Board:
             raise FormatError(f"the board has done {done} steps, wanted {steps_before + steps}")
         return losses
 
+    def collect(self, count: int) -> CollectedExamples:
+        """Have the board collect so many more examples from its sensors, in the room that `open` kept; 0 stops it.
+
+        They take the place of examples that were sent. The session that comes next still has them if it keeps as much
+        room. Wait until none is wanted, or stop it, before training on them. Raises BoardResetError without a session
+        or, for 0, without collected examples.
+        """
+        return self._collect(struct.pack("<I", count))
+
+    def collected(self) -> CollectedExamples:
+        """What the board has collected. Raises BoardResetError if it was never asked to, or has lost it."""
+        return self._collect(b"")
+
+    def _collect(self, payload: bytes) -> CollectedExamples:
+        answer = self._ask(Command.COLLECT, payload)
+        return CollectedExamples(*_unpack(_RING, answer.payload))
+
     def compute(self, what: Computation, first: int, count: int) -> tuple[float, int]:
         """Loss and right answers of examples, without a change of the model."""
         answer = self._ask(Command.COMPUTE, struct.pack("<3I", what, first, count))
@@ -251,7 +308,7 @@ class Board:
 
     def _raise(self, command: Command, answer: Frame, size: int) -> NoReturn:
         """Raise the exception of an answer; `size` is that of the object that was to be sent."""
-        what = f"board, {command.name}"
+        what = f"{self.name}, {command.name}"
         problem = _native.Problem()
         if command is Command.OPEN and len(answer.payload) == _PROBLEM.size:
             problem.position, problem.got, problem.wanted = _PROBLEM.unpack(answer.payload)

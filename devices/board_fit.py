@@ -1,6 +1,6 @@
 """Whether a model trains on a board, and if not, what exactly is missing and what would fit."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sparsyfed.devices.board import MAX_PLACES
@@ -22,8 +22,8 @@ class BoardFit:
     """How a session uses the memory of a board, in bytes.
 
     `held_examples` stay on the board; `gathered_examples` is the room for batches that are put together from them.
-    `arena_limit` is what is left for the arena. `memory` is how the session has to be opened: "layerwise" where nothing
-    else fits.
+    `arena_limit` is what is left for the arena. `artifact_bytes` is 0 for an artifact in flash. `memory` is how the
+    session has to be opened: "layerwise" where nothing else fits.
     """
 
     plan: MemoryPlan
@@ -42,104 +42,135 @@ def example_bytes(artifact: Artifact) -> int:
     return 4 * (artifact.tensors[0].size + targets)
 
 
+@dataclass(frozen=True, slots=True)
+class _Board:
+    """A board and a model for it. `state_at` gives the state of a density, to try a sparser one."""
+
+    artifact: Artifact
+    artifact_bytes: int
+    memory_bytes: int
+    state_at: Callable[[float], bytes]
+
+    def fit(
+        self, state: bytes, batch_size: int, memory: str, *, held: int, gathered: int
+    ) -> BoardFit:
+        """A fit with so many examples. ArenaError has bytes of the board's whole memory."""
+        each = example_bytes(self.artifact)
+        # Each part begins at a multiple of 4.
+        below_examples = (self.memory_bytes - self.artifact_bytes) // 4 * 4 - held * each
+        limit = below_examples - gathered * each
+        try:
+            planned = plan(
+                *(self.artifact, state, batch_size),
+                kernels="portable",
+                memory=memory,
+                arena_bytes=max(1, limit),
+            )
+        except ArenaError as error:
+            wanted = self.memory_bytes + error.wanted - limit
+            raise ArenaError(
+                "no room for the arena", got=self.memory_bytes, wanted=wanted
+            ) from error
+        # The state lies below the examples while the board plans, and while the session copies it into its tables.
+        tables = max(planned.workspace_bytes, planned.arena_bytes - planned.transient_bytes)
+        copied = tables + len(state) + 3
+        if copied > below_examples:
+            wanted = self.memory_bytes + copied - below_examples
+            raise ArenaError("no room for the state", got=self.memory_bytes, wanted=wanted)
+        return BoardFit(
+            *(planned, memory, self.memory_bytes, self.artifact_bytes),
+            *(each, held, gathered, limit),
+        )
+
+    def fits(self, state: bytes, batch_size: int) -> bool:
+        """Whether a batch at a time does, in whatever way."""
+        try:
+            self.fit(state, batch_size, MEMORY[-1], held=batch_size, gathered=0)
+        except SparsyFedError:
+            return False
+        return True
+
+    def advice(self, state: bytes, batch_size: int) -> str:
+        """What would fit: a smaller batch, or a sparser state of the same batch."""
+        options = []
+        smaller = self._largest_batch(state, batch_size)
+        if smaller:
+            options.append(f"batch size {smaller} fits")
+        density = _density(self.artifact, state)
+        for sparser in DENSITIES:
+            if sparser < density and self.fits(self.state_at(sparser), batch_size):
+                options.append(f"a density of {sparser:g} fits")
+                break
+        return ", ".join(options) or self._both(density)
+
+    def _both(self, density: float) -> str:
+        """What a batch of one takes at lower densities, where neither alone is enough."""
+        least = 0
+        for sparser in [each for each in DENSITIES if each < density] or [density]:
+            try:
+                self.fit(self.state_at(sparser), 1, MEMORY[-1], held=1, gathered=0)
+            except ArenaError as error:
+                least = error.wanted
+            else:
+                return f"batch size 1 at a density of {sparser:g} fits"
+        return f"batch size 1 at a density of {sparser:g} still wants {least}"
+
+    def _largest_batch(self, state: bytes, too_large: int) -> int:
+        """The largest batch size below `too_large` that fits, as long as memory grows with it; 0 for none."""
+        fitting = 0
+        while too_large - fitting > 1:
+            middle = (fitting + too_large) // 2
+            if self.fits(state, middle):
+                fitting = middle
+            else:
+                too_large = middle
+        return fitting
+
+
 def fit_on_board(
-    artifact: Artifact, state: bytes, batch_size: int, memory_bytes: int, examples: int
+    artifact: Artifact,
+    state: bytes,
+    batch_size: int,
+    memory_bytes: int,
+    examples: int,
+    *,
+    in_flash: bool = False,
+    state_at: Callable[[float], bytes] | None = None,
 ) -> BoardFit:
     """How a board with `memory_bytes` for models and data trains this state on `examples` examples.
 
     All examples stay on the board if they fit beside the plan with the least work that is left then, else it
-    holds a batch at a time; if that does not fit either, layers are updated one by one. Raises ArenaError that says
-    what is missing, and which batch size or density would fit, InputError for a batch of more examples than one
+    holds a batch at a time; if that does not fit either, layers are updated one by one. An artifact `in_flash` takes
+    nothing of that memory.
+
+    Raises ArenaError that says what is missing, and which batch size or density would fit: that of states that
+    `state_at` gives for a density, by default of evenly spread ones. InputError for a batch of more examples than one
     request can name.
     """
     if batch_size > MAX_PLACES:
         raise InputError(f"got batch size {batch_size}, a board takes up to {MAX_PLACES}")
+    board = _Board(
+        artifact,
+        0 if in_flash else len(artifact.encode()),
+        memory_bytes,
+        state_at or (lambda density: evenly_spread_state(artifact, density).encode()),
+    )
     a_batch = min(batch_size, examples)
     choices = [(a_batch, 0)] if examples > MAX_HELD else [(examples, a_batch), (a_batch, 0)]
     missing = []
     for memory in MEMORY:
         for held, gathered in choices:
             try:
-                return _fit(
-                    *(artifact, state, batch_size, memory_bytes, memory),
-                    held=held,
-                    gathered=gathered,
-                )
+                return board.fit(state, batch_size, memory, held=held, gathered=gathered)
             except ArenaError as error:
                 missing.append(error)
     last = min(missing, key=lambda error: error.wanted)
-    advice = _advice(artifact, state, batch_size, memory_bytes)
     raise ArenaError(
-        f"got a board with {last.got} bytes, batch size {batch_size} wants {last.wanted} at least: "
-        f"{last.wanted - last.got} are missing; {advice}",
+        f"got a board with {last.got} bytes, batch size {batch_size} wants {last.wanted} at least, with "
+        f'memory="{MEMORY[-1]}": {last.wanted - last.got} are missing; {board.advice(state, batch_size)}',
         got=last.got,
         wanted=last.wanted,
     )
-
-
-def _fit(
-    artifact: Artifact,
-    state: bytes,
-    batch_size: int,
-    memory_bytes: int,
-    memory: str,
-    *,
-    held: int,
-    gathered: int,
-) -> BoardFit:
-    """A fit with so many examples. ArenaError has bytes of the board's whole memory."""
-    size, each = len(artifact.encode()), example_bytes(artifact)
-    # Each part begins at a multiple of 4.
-    below_examples = (memory_bytes - size) // 4 * 4 - held * each
-    limit = below_examples - gathered * each
-    try:
-        planned = plan(
-            *(artifact, state, batch_size),
-            kernels="portable",
-            memory=memory,
-            arena_bytes=max(1, limit),
-        )
-    except ArenaError as error:
-        wanted = memory_bytes + error.wanted - limit
-        raise ArenaError("no room for the arena", got=memory_bytes, wanted=wanted) from error
-    # The state lies below the examples while the board plans, and while the session copies it into its tables.
-    tables = max(planned.workspace_bytes, planned.arena_bytes - planned.transient_bytes)
-    copied = tables + len(state) + 3
-    if copied > below_examples:
-        wanted = memory_bytes + copied - below_examples
-        raise ArenaError("no room for the state", got=memory_bytes, wanted=wanted)
-    return BoardFit(planned, memory, memory_bytes, size, each, held, gathered, limit)
-
-
-def _advice(artifact: Artifact, state: bytes, batch_size: int, memory_bytes: int) -> str:
-    """What would fit: by a smaller batch, or by a sparser state of the same batch."""
-    options = []
-    for smaller in _halves(batch_size):
-        if _fits(artifact, state, smaller, memory_bytes):
-            options.append(f"batch size {smaller} fits")
-            break
-    density = _density(artifact, state)
-    for sparser in DENSITIES:
-        if sparser < density and _fits(
-            artifact, evenly_spread_state(artifact, sparser).encode(), batch_size, memory_bytes
-        ):
-            options.append(f"a density of {sparser:g} fits")
-            break
-    return ", ".join(options) or "neither a smaller batch nor a density down to 0.01 alone fits"
-
-
-def _halves(batch_size: int) -> Iterator[int]:
-    while batch_size > 1:
-        batch_size //= 2
-        yield batch_size
-
-
-def _fits(artifact: Artifact, state: bytes, batch_size: int, memory_bytes: int) -> bool:
-    try:
-        _fit(artifact, state, batch_size, memory_bytes, MEMORY[-1], held=batch_size, gathered=0)
-    except SparsyFedError:
-        return False
-    return True
 
 
 def _density(artifact: Artifact, state: bytes) -> float:

@@ -2,11 +2,12 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass
 from pathlib import Path
 
 from sparsyfed.devices.board import Board, BoardFacts, BoardResetError
-from sparsyfed.devices.board_fit import fit_on_board
+from sparsyfed.devices.board_fit import MAX_HELD, BoardFit, fit_on_board
 from sparsyfed.devices.board_operations import require_operations
 from sparsyfed.devices.dataset import Batch, Dataset, permutation
 from sparsyfed.devices.serial_protocol import SerialObject
@@ -18,26 +19,72 @@ from sparsyfed.devices.training import (
 )
 from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.budget import keep_counts
-from sparsyfed.edge_runtime.errors import InputError, SparsyFedError
+from sparsyfed.edge_runtime.errors import ConfigurationError, InputError, SparsyFedError
 from sparsyfed.edge_runtime.messages import DeviceProfileReport, MultiplyAddsReport
 
 logger = logging.getLogger(__name__)
 
+COLLECTING_SECONDS = 0.2
+"""How often a board that collects examples is asked whether it has them."""
 RESETS = 3
 """How many resets a round survives: it begins again, and comes to the same update."""
 
 
+@dataclass(frozen=True, slots=True)
+class OwnExamples:
+    """So many examples that a board collects from its own sensors, and keeps over rounds."""
+
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.count <= MAX_HELD:
+            raise ConfigurationError(
+                f"got {self.count} examples for a board to collect, wanted 1 to {MAX_HELD}"
+            )
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def _fit(
+    facts: BoardFacts,
+    artifact: Artifact,
+    state: bytes,
+    batch_size: int,
+    *,
+    memory_bytes: int,
+    dataset: Sized,
+) -> BoardFit:
+    """How a board that says these facts trains on its data.
+
+    Raises what `fit_on_board` raises, and UnsupportedOperationError for a firmware without an operation.
+    """
+    require_operations(artifact, facts.operations)
+    fit = fit_on_board(
+        *(artifact, state, batch_size, min(memory_bytes, facts.memory_bytes), len(dataset)),
+        in_flash=facts.artifact_in_flash.holds(artifact.encode()),
+    )
+    if isinstance(dataset, OwnExamples) and fit.held_examples < dataset.count:
+        raise InputError(
+            f"got {dataset.count} examples for the board to collect, which do not fit beside the least arena of "
+            f"batch size {batch_size}: have it collect fewer"
+        )
+    return fit
+
+
 def refusal_of_board(
-    facts: BoardFacts, examples: int
+    facts: BoardFacts, dataset: Sized
 ) -> Callable[[Path, Path, int, int], str | None]:
-    """What an agent asks whether work fits (`refusal.refusal_of_plan`), for a board with so many examples."""
+    """What an agent asks whether work fits (`refusal.refusal_of_plan`), for a board with such data."""
 
     def refuse(artifact: Path, state: Path, batch_size: int, memory_bytes: int) -> str | None:
-        memory = min(memory_bytes, facts.memory_bytes)
         try:
-            structure = Artifact.load(artifact)
-            require_operations(structure, facts.operations)
-            fit_on_board(structure, state.read_bytes(), batch_size, memory, examples)
+            model = Artifact.load(artifact)
+            _fit(
+                *(facts, model, state.read_bytes(), batch_size),
+                memory_bytes=memory_bytes,
+                dataset=dataset,
+            )
         except SparsyFedError as error:
             return str(error)
         return None
@@ -49,7 +96,7 @@ def train_on_board(
     board: Board,
     artifact: str | Path | bytes | Artifact,
     state: bytes,
-    dataset: Dataset,
+    dataset: Dataset | OwnExamples,
     work: LocalRound,
     *,
     memory_bytes: int,
@@ -59,11 +106,12 @@ def train_on_board(
     """Train `state` on a board and read its update: byte by byte that of the portable kernels here.
 
     Arguments, result and errors are those of `train_locally`, but that `memory_bytes` is what artifact, examples
-    and arena may take together. BackendError besides, when the board does not answer or was reset more than RESETS
-    times: a board that was reset begins the round again.
+    and arena may take together, and that examples may be the board's own. BackendError besides, when the board does
+    not answer or was reset more than RESETS times: a board that was reset begins the round again.
     """
     structure = Artifact.of(artifact)
-    require_fitting_data(structure, dataset)
+    if isinstance(dataset, Dataset):
+        require_fitting_data(structure, dataset)
     started = clock()
     attempt = 0
     while True:
@@ -78,7 +126,7 @@ def train_on_board(
             attempt += 1
             if attempt > RESETS:
                 raise
-            logger.warning("the round begins again: %s", error)
+            logger.warning("%s: the round begins again: %s", board.name, error)
     return LocalResult(
         update=update,
         loss=loss,
@@ -96,7 +144,7 @@ class _Round:
         board: Board,
         artifact: Artifact,
         state: bytes,
-        dataset: Dataset,
+        dataset: Dataset | OwnExamples,
         work: LocalRound,
         *,
         memory: int,
@@ -108,9 +156,9 @@ class _Round:
         self._work = work
         self._should_stop = should_stop
         self._facts = board.hello()
-        require_operations(artifact, self._facts.operations)
-        memory = min(memory, self._facts.memory_bytes)
-        self._fit = fit_on_board(artifact, state, work.batch_size, memory, len(dataset))
+        self._fit = _fit(
+            *(self._facts, artifact, state, work.batch_size), memory_bytes=memory, dataset=dataset
+        )
         self._send(SerialObject.ARTIFACT, artifact.encode())
         self._send(SerialObject.STATE, state)
         self._plan = board.open(
@@ -120,6 +168,8 @@ class _Round:
             memory=self._fit.memory,
         )
         self._steps = 0
+        if isinstance(dataset, OwnExamples):
+            self._collect(dataset)
 
     def run(self) -> tuple[float, bytes]:
         """Mean loss over all epochs, and the update."""
@@ -130,12 +180,28 @@ class _Round:
         update = self._board.update(self._work.round, counts)
         return loss_sum / (len(self._dataset) * self._work.epochs), update
 
+    def _collect(self, own: OwnExamples) -> None:
+        """Wait until the board has its own examples: it keeps those of the round before."""
+        try:
+            held = self._board.collected().held
+        except BoardResetError:
+            held = 0  # it was not asked yet; one that was reset has no session, and says so below
+        wanted = self._board.collect(own.count - held).wanted
+        while wanted:
+            if self._should_stop():
+                raise TrainingStopped
+            time.sleep(COLLECTING_SECONDS)
+            wanted = self._board.collected().wanted
+
     def _epoch(self, epoch: int) -> float:
         """Sum of the loss over all examples."""
         work, total = self._work, 0.0
-        if self._fit.gathered_examples:
-            self._send(SerialObject.EXAMPLES, examples_of(self._dataset.everything()))
-            order = permutation(len(self._dataset), work.seed, epoch)
+        if self._fit.gathered_examples or isinstance(self._dataset, OwnExamples):
+            if isinstance(self._dataset, Dataset):
+                self._send(SerialObject.EXAMPLES, examples_of(self._dataset.everything()))
+            order: Sequence[int] = range(len(self._dataset))  # all of them are one batch, or
+            if self._fit.gathered_examples:
+                order = permutation(len(self._dataset), work.seed, epoch)
             for start in range(0, len(order), work.batch_size):
                 total += self._step(order[start : start + work.batch_size])
             return total

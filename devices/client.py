@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import partial
@@ -74,6 +74,8 @@ def run_device(settings: DeviceSettings, stop: threading.Event | None = None) ->
     directory that can't be used, with `exit_on_finish` also for data that the job's model does not take, BackendError
     for an engine that is not there; a broker that can't be reached is tried again for ever.
     """
+    if settings.data is None:
+        raise ConfigurationError("got no folder of data, which a device that trains here needs")
     engine = LocalEngine.load(settings.backend)
     logger.info("%s", engine)
     with closing(Dataset(settings.data)) as dataset:
@@ -106,7 +108,7 @@ class DeviceClient:
         self,
         settings: DeviceSettings,
         engine: LocalEngine,
-        dataset: Dataset,
+        dataset: Sized,
         storage: DeviceStorage,
         stop: threading.Event,
         *,
@@ -140,7 +142,7 @@ class DeviceClient:
             refuse_data=self._refuse_data,
         )
         self._events: deque[Event | Future[Event | None]] = deque()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="training")
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"{settings.device} training")
         self._training_stop = threading.Event()
         self._waker, self._waked = socket.socketpair()
         self._waker.setblocking(False)

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from sparsyfed.devices.board import Board, BoardFacts
-from sparsyfed.devices.board_training import refusal_of_board, train_on_board
+from sparsyfed.devices.board_training import OwnExamples, refusal_of_board, train_on_board
 from sparsyfed.devices.client import DeviceClient
 from sparsyfed.devices.dataset import Dataset
 from sparsyfed.devices.profiles import DeviceProfile
@@ -34,10 +34,10 @@ BLOCK_BYTES = 16 * 1024
 
 @dataclass(frozen=True, slots=True)
 class AttachedBoard:
-    """A board on a port, and the folder with the data that it trains on."""
+    """A board on a port, and the folder with the data that it trains on, or what it collects itself."""
 
     port: str
-    data: Path
+    data: Path | OwnExamples
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,7 @@ def run_gateway(settings: GatewaySettings) -> None:
                 partial(open_port, attached.port),
                 patience_s=settings.patience_s,
                 should_stop=stop.is_set,
+                name=f"{settings.gateway}.{number} on {attached.port}",
             )
             stack.enter_context(closing(link))
             clients.append(_client(settings, number, attached, Board(link), stack))
@@ -89,7 +90,7 @@ def run_gateway(settings: GatewaySettings) -> None:
 
         stack.enter_context(ended_by_signals(end))
         pool = stack.enter_context(ThreadPoolExecutor(len(clients), thread_name_prefix="board"))
-        running = [pool.submit(client.run) for client in clients]
+        running = [pool.submit(_run, client) for client in clients]
         try:
             wait(running, return_when=FIRST_EXCEPTION)
         finally:
@@ -99,6 +100,12 @@ def run_gateway(settings: GatewaySettings) -> None:
             future.result()
 
 
+def _run(client: DeviceClient) -> None:
+    """Run a device in a thread of its name, which log lines show: those of all boards are in one log."""
+    threading.current_thread().name = client.settings.device
+    client.run()
+
+
 def _client(
     settings: GatewaySettings, number: int, attached: AttachedBoard, board: Board, stack: ExitStack
 ) -> DeviceClient:
@@ -106,13 +113,12 @@ def _client(
     name = f"{settings.gateway}.{number}"
     facts = board.hello()
     logger.info("%s: %s on %s, %d bytes", name, facts.name, attached.port, facts.memory_bytes)
-    dataset = stack.enter_context(closing(Dataset(attached.data)))
-    dataset.require_valid_values()
+    dataset = _data_of(attached, stack)
     own = DeviceSettings(
         device=name,
         host=settings.host,
         port=settings.port,
-        data=attached.data,
+        data=None,
         directory=settings.directory / name,
         profile=profile_of(facts),
         memory_bytes=facts.memory_bytes,
@@ -126,9 +132,17 @@ def _client(
         stack.enter_context(closing(DeviceStorage(own.directory))),
         threading.Event(),
         train=partial(train_on_board, board),
-        refuse=refusal_of_board(facts, len(dataset)),
+        refuse=refusal_of_board(facts, dataset),
     )
     return stack.enter_context(closing(client))
+
+
+def _data_of(attached: AttachedBoard, stack: ExitStack) -> Dataset | OwnExamples:
+    if isinstance(attached.data, OwnExamples):
+        return attached.data
+    dataset = stack.enter_context(closing(Dataset(attached.data)))
+    dataset.require_valid_values()
+    return dataset
 
 
 def profile_of(facts: BoardFacts) -> DeviceProfile:

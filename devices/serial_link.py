@@ -28,7 +28,10 @@ logger = logging.getLogger(__name__)
 FIRST_WAIT_SECONDS = 0.5
 LEAST_WAIT_SECONDS = 0.005
 LONGEST_WAIT_SECONDS = 2.0
-REOPEN_SECONDS = 0.5
+FIRST_REOPEN_SECONDS = 0.5
+LONGEST_REOPEN_SECONDS = 15.0
+STOP_SECONDS = 0.2
+"""How often a wait looks whether it is to end."""
 MAX_PIECE = MAX_PAYLOAD - 4
 LEAST_PIECE = 16
 PIECE_ATTEMPTS = 3
@@ -63,8 +66,9 @@ class Port(Protocol):
 class SerialLink:
     """The host's end of a line to one board; one caller at a time.
 
-    `open_port` is called again when the line was cut. A request without an answer for `patience_s` seconds
-    raises BackendError: the longest that a board may compute in one go, or a line may stay cut.
+    `open_port` is called again when the line was cut, at growing intervals while that fails. A request without an
+    answer for `patience_s` seconds raises BackendError: the longest that a board may compute in one go, or a line may
+    stay cut. `name` is the board's in messages.
     """
 
     def __init__(
@@ -73,8 +77,10 @@ class SerialLink:
         *,
         patience_s: float = 120.0,
         should_stop: Callable[[], bool] = lambda: False,
+        name: str = "the board",
     ) -> None:
         self._open_port = open_port
+        self.name = name
         self._patience_s = patience_s
         self._should_stop = should_stop
         self._port: Port | None = None
@@ -82,6 +88,7 @@ class SerialLink:
         self._sequence = secrets.randbits(32)  # never that of a host before
         self._rates: deque[float] = deque(maxlen=TIMED_ANSWERS)
         self._lost_since: float | None = None
+        self._reopen_s = FIRST_REOPEN_SECONDS
         self.piece_bytes = MAX_PIECE
         """Bytes to send or ask for at a time: fewer on a noisy line."""
         self.resent = 0
@@ -152,10 +159,10 @@ class SerialLink:
     def _require_patience(self, command: Command, since: float) -> None:
         self.resent += 1
         if self._should_stop():
-            raise BackendError(f"stopped before the board answered {command.name}")
+            raise BackendError(f"stopped before {self.name} answered {command.name}")
         if time.monotonic() - since >= self._patience_s:
             raise BackendError(
-                f"no answer from the board to {command.name} in {self._patience_s:g} s: is it connected, "
+                f"no answer from {self.name} to {command.name} in {self._patience_s:g} s: is it connected, "
                 "does it run the firmware, is no other program on its port?"
             )
 
@@ -164,10 +171,18 @@ class SerialLink:
         try:
             return self._exchange(request, time.monotonic() + seconds)
         except OSError as error:
-            logger.info("the line to the board is cut: %s", error)
             self.close()
-            time.sleep(min(REOPEN_SECONDS, self._patience_s))
+            wait = min(self._reopen_s, self._patience_s)
+            logger.info("%s: no line: %s; again in %.3g s", self.name, error, wait)
+            self._wait(wait)
+            self._reopen_s = min(2 * self._reopen_s, LONGEST_REOPEN_SECONDS)
             return None
+
+    def _wait(self, seconds: float) -> None:
+        """Wait, unless told to stop."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and not self._should_stop():
+            time.sleep(min(left, STOP_SECONDS))
 
     def _exchange(self, request: Frame, until: float) -> Frame | None:
         if self._port is None:
@@ -183,6 +198,7 @@ class SerialLink:
                 if answer.command == request.command | ANSWER and (
                     answer.sequence == request.sequence
                 ):
+                    self._reopen_s = FIRST_REOPEN_SECONDS
                     return answer
         return None
 

@@ -35,6 +35,7 @@ class Command(IntEnum):
     READ = 8
     PROFILE = 9
     RESET = 10
+    COLLECT = 11
 
 
 class SerialObject(IntEnum):

@@ -56,14 +56,15 @@ class DeviceSettings:
 
     `device` is its id, MQTT client id and, with TLS, the name in its certificate.
 
-    `data` holds `x.npy` and `y.npy`, `directory` what the device keeps; `memory_bytes` and `backend` are as in
+    `data` holds `x.npy` and `y.npy`, and is None for a device whose data is not on this machine; `directory` is for
+    what the device keeps; `memory_bytes` and `backend` are as in
     `AgentSettings`. Intervals are seconds.
     """
 
     device: str
     host: str
     port: int
-    data: Path
+    data: Path | None
     directory: Path
     profile: DeviceProfile
     memory_bytes: int

@@ -240,6 +240,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     ),
     "sfd_close": (None, (_ADDRESS,)),
     "sfd_step": (ctypes.c_int, (*_BATCH, ctypes.c_float, ctypes.c_float, _LOSS)),
+    "sfd_watch": (ctypes.c_int, (_ADDRESS, _ADDRESS)),
     "sfd_gradients": (ctypes.c_int, (*_BATCH, _LOSS)),
     "sfd_evaluate": (ctypes.c_int, (*_BATCH, _LOSS, ctypes.POINTER(_U32))),
     "sfd_input_size": (_U32, (_ADDRESS,)),

@@ -19,9 +19,15 @@ SANITIZED = (
 )
 
 
-def build_host_firmware(program: Path, memory_bytes: int = MEMORY_BYTES) -> Path:
-    """Compile the firmware with a board made of standard input and output, and return it."""
-    sources = sorted(FIRMWARE.glob("*.c"))
+def build_host_firmware(
+    program: Path, memory_bytes: int = MEMORY_BYTES, model: Path = FIRMWARE / "no_model.c"
+) -> Path:
+    """Compile the firmware with a board made of standard input and output, and return it.
+
+    Its sensors are the test source. `model` is a C file with a model for its flash.
+    """
+    sources = [path for path in sorted(FIRMWARE.glob("*.c")) if path.name != "no_model.c"]
+    sources += [model, FIRMWARE / "drivers" / "test_source.c"]
     sources += [ROOT / "tests" / "c" / "host_board.c", *sorted(CORE.glob("*.c"))]
     definitions = [f"-DMEMORY_BYTES={memory_bytes}", '-DBOARD_NAME="host"']
     includes = [f"-I{FIRMWARE}", f"-I{CORE}"]
@@ -58,6 +64,7 @@ class HostBoard:
         self.before_write: Callable[[], None] = lambda: None
         self.after_half: Callable[[], None] = lambda: None
         """Called between the two halves of what is written."""
+        self.after_write: Callable[[], None] = lambda: None
         self._sent_since_cut = 0
         self._process = self._start()
 
@@ -116,7 +123,9 @@ class HostBoard:
         half = len(data) // 2
         self._process.stdin.write(data[:half])
         self.after_half()
+        assert self._process.stdin is not None
         self._process.stdin.write(data[half:])
+        self.after_write()
 
     def read(self) -> bytes:
         """What the firmware has sent, as it comes out of the line."""

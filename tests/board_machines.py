@@ -2,6 +2,7 @@
 
 import fcntl
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,18 @@ LOCK = Path(__file__).parents[1] / "build" / "boards.lock"
 
 
 def require_tools(*boards: str) -> None:
-    """Skip the test where a tool of one of these boards is missing; else build their firmware.
+    """Skip the test where a tool of one of these boards is missing; else build their firmware."""
+    require_compilers(*boards, tools=[MACHINES[board].program for board in boards])
+
+
+def require_compilers(*boards: str, tools: Sequence[str] = ()) -> None:
+    """Skip the test where a compiler of one of these boards, or a tool, is missing; else build their firmware.
 
     Processes do that one after the other. Whatever a test builds then is there already, or linked to
     a file of its own.
     """
-    tools = {tool for board in boards for tool in (compiler_of(board), MACHINES[board].program)}
-    missing = sorted(tool for tool in (*tools, "make") if shutil.which(tool) is None)
+    wanted = {*tools, *map(compiler_of, boards), "make"}
+    missing = sorted(tool for tool in wanted if shutil.which(tool) is None)
     if missing:
         pytest.skip(f"{' and '.join(missing)} not installed")
     LOCK.parent.mkdir(exist_ok=True)

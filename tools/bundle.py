@@ -2,6 +2,7 @@
 
 model.sfd, initial.sfs     structure and first state, which every device gets
 <target>/                  the files of each target but native
+<board>/                   the model as C source, and firmware with it, for a microboard
 manifest.json              what they are, by hash: the same bytes for the same model and arguments
 measured.json              the memory that training took on this machine, by target
 """
@@ -17,8 +18,9 @@ from typing import Any
 import sparsyfed
 from sparsyfed.coordinator.bundle import MANIFEST_NAME, MEASURED_NAME, NATIVE
 from sparsyfed.coordinator.compile import compile_training
+from sparsyfed.devices.board_fit import BoardFit
 from sparsyfed.devices.profiles import DeviceProfile
-from sparsyfed.edge_runtime import SparseTensor, State, plan
+from sparsyfed.edge_runtime import MemoryPlan, SparseTensor, State, plan
 from sparsyfed.edge_runtime.errors import (
     ArenaError,
     ConfigurationError,
@@ -26,9 +28,11 @@ from sparsyfed.edge_runtime.errors import (
 )
 from sparsyfed.edge_runtime.files import write_atomic
 from sparsyfed.export.manifest import interface
+from sparsyfed.export.states import initial_state
 from sparsyfed.export.targets import TARGETS, Target, check_kernels, find_targets
 from sparsyfed.export.training_artifact import TrainingArtifact
 from sparsyfed.tools.bench_process import measure_apart
+from sparsyfed.tools.board_export import BoardExport
 from sparsyfed.tools.machine import describe_machine
 
 ARTIFACT_NAME = "model.sfd"
@@ -45,15 +49,17 @@ Say = Callable[[str], None]
 class BundleSettings:
     """What to export: a model as in `compile_training`, and for whom.
 
-    `device` and `batch_size` are what memory is planned and measured for. `kernels` is for the targets that have a
-    choice of them; None: to each its usual ones. Without `verify` nothing
-    that a target computes is compared with PyTorch.
+    `device` or `board`, and `batch_size`, are what memory is planned and measured for. `kernels` is for the targets
+    that have a choice of them; None: to each its usual ones. Without `verify` nothing that a target computes is
+    compared with PyTorch. A `state` takes the place of the initial one.
     """
 
     model: str
     folder: Path
     targets: Sequence[str] = (NATIVE,)
     device: DeviceProfile | None = None
+    board: BoardExport | None = None
+    state: State | None = None
     batch_size: int = 16
     kernels: str | None = None
     verify: bool = True
@@ -67,6 +73,8 @@ class BundleSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise ConfigurationError(f"got seed {self.seed}, wanted 0 or more, less than 2^63")
+        if self.device is not None and self.board is not None:
+            raise ConfigurationError("got a device and a board: memory is planned for one of them")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +96,8 @@ def write_bundle(settings: BundleSettings, say: Say) -> Bundle:
     check_kernels(targets, settings.kernels)
     for target in targets:
         target.require()
+    if settings.board is not None:
+        settings.board.require()
     artifact, state = compile_training(
         settings.model,
         seed=settings.seed,
@@ -97,7 +107,13 @@ def write_bundle(settings: BundleSettings, say: Say) -> Bundle:
         sparsity=settings.sparsity,
         budget=settings.budget,
     )
-    planned = _planned(settings, artifact, state)
+    if settings.state is not None:
+        state = State(settings.state.tensors, round=1)  # what a job sends first
+    fit = _board_fit(settings, artifact, state)
+    if settings.board is None or fit is None:
+        planned = _planned(settings, artifact, state)
+    else:
+        planned = _plan_record(settings.board.name, fit.arena_limit, fit.plan, state)
     folder = settings.folder
     folder.mkdir(parents=True, exist_ok=True)
     for name in (MANIFEST_NAME, MEASURED_NAME):
@@ -110,10 +126,35 @@ def write_bundle(settings: BundleSettings, say: Say) -> Bundle:
         if target.name != NATIVE:
             measured[target.name] = _measured(target, settings, say)
     manifest = _manifest(settings, artifact, state, records) | {"planned": planned}
+    if settings.board is not None and fit is not None:
+        if settings.board.image:
+            say(f"{settings.board.name}: build the firmware with the model inside")
+        place = folder / settings.board.name
+        record = settings.board.write(place, artifact.native, state, fit)
+        manifest |= {"board": record}
+        manifest["files"] |= {name: _file(folder / name) for name in record["files"]}
     if measured:
         _save(folder / MEASURED_NAME, {"machine": describe_machine(), "targets": measured})
     _save(folder / MANIFEST_NAME, manifest)
     return Bundle(manifest, measured)
+
+
+def _board_fit(
+    settings: BundleSettings, artifact: TrainingArtifact, state: State
+) -> BoardFit | None:
+    """How the board trains the model; None without a board. Raises ArenaError with what would fit."""
+    if settings.board is None:
+        return None
+
+    def state_at(density: float) -> bytes:
+        return initial_state(
+            artifact.model, settings.beta, 1 - density, settings.seed, settings.budget
+        ).encode()
+
+    may_choose = settings.state is None and isinstance(settings.budget, str)
+    return settings.board.fit(
+        artifact.native, state, settings.batch_size, state_at if may_choose else None
+    )
 
 
 def _planned(settings: BundleSettings, artifact: TrainingArtifact, state: State) -> dict[str, Any]:
@@ -132,12 +173,18 @@ def _planned(settings: BundleSettings, artifact: TrainingArtifact, state: State)
             f"{settings.batch_size} at density {state.density:.1%} takes {error.wanted:,} at least: "
             "choose a smaller --batch-size, a higher --sparsity or another device"
         ) from error
+    return _plan_record(None if device is None else device.name, limit, found, state)
+
+
+def _plan_record(
+    device: str | None, memory_bytes: int | None, found: MemoryPlan, state: State
+) -> dict[str, Any]:
     return {
-        "device": None if device is None else device.name,
-        "memory_bytes": limit,
+        "device": device,
+        "memory_bytes": memory_bytes,
         # The vectorised sets all take the same: the manifest is that of every machine.
         "kernels": found.kernels if found.kernels == "portable" else "vectorised",
-        "batch_size": settings.batch_size,
+        "batch_size": found.batch_size,
         "density": state.density,
         "arena_bytes": found.arena_bytes,
         "transient_bytes": found.transient_bytes,

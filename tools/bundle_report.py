@@ -12,7 +12,23 @@ from sparsyfed.tools.quantities import byte_text
 def bundle_text(bundle: Bundle) -> str:
     """Tables of layers, files and targets."""
     manifest = bundle.manifest
-    return "\n\n".join([_layers(manifest), _files(manifest), _targets(bundle)])
+    parts = [_layers(manifest), _files(manifest), _targets(bundle)]
+    if "board" in manifest:
+        parts.append(_board(manifest["board"]))
+    return "\n\n".join(parts)
+
+
+def _board(record: Mapping[str, Any]) -> str:
+    batch, left = record["batch_size"], record["memory_bytes"] - record["arena_bytes"]
+    own = 0 if record["model_in"] == "flash" else record["artifact_bytes"]
+    left -= own + batch * record["example_bytes"]
+    return (
+        f"{record['name']}: {record['memory_bytes']:,} bytes for training; batch {batch} takes "
+        f"{record['arena_bytes']:,} of arena, {batch * record['example_bytes']:,} of examples"
+        f"{f', {own:,} of artifact' if own else ''}: {left:,} left.\n"
+        f"The model is in {record['model_in']}: artifact {record['artifact_bytes']:,} bytes, state "
+        f"{record['state_bytes']:,}."
+    )
 
 
 def _layers(manifest: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -13,6 +13,10 @@ from sparsyfed.edge_runtime.errors import BackendError, ConfigurationError
 
 TOOLS = re.compile(r"^TOOLS\s*:=\s*(\S+)\s*$", re.MULTILINE)
 """In `board.mk`: how the names of a board's compiler and its tools begin."""
+SYMBOL = re.compile(r"^([0-9a-f]+) \S (board_\w+)$", re.MULTILINE)
+OVERFLOW = re.compile(r"region [`']?(CODE|RAM)[`']? overflowed by (\d+) bytes")
+"""What GNU ld says of a memory that is too small."""
+MEMORIES = {"CODE": "flash", "RAM": "RAM"}
 BUILD_SECONDS = 600
 
 
@@ -45,7 +49,9 @@ def require_tools(board: str, *more: str) -> None:
     tools = ("make", compiler_of(board), *more)
     missing = [tool for tool in tools if shutil.which(tool) is None]
     if missing:
-        raise BackendError(f"{' and '.join(missing)} not installed: {board} needs it")
+        raise BackendError(
+            f"{' and '.join(missing)} not installed: {board} needs it (make boards installs what Debian has)"
+        )
 
 
 def build_firmware(
@@ -62,17 +68,53 @@ def build_firmware(
         raise ConfigurationError(
             f"got operations {', '.join(unknown)}, wanted of {', '.join(NAMES)}"
         )
+    file = "firmware.elf" if ram_bytes is None else f"firmware-{ram_bytes}.elf"
+    place = "-".join((board, *sorted(set(operations))))
+    _make(board, "firmware", _variables(ram_bytes, operations))
+    return sources().parents[1] / "build" / "boards" / place / file
+
+
+def build_image(
+    board: str,
+    model: Path,
+    image: Path,
+    ram_bytes: int | None = None,
+    operations: Sequence[str] = (),
+) -> list[Path]:
+    """Build `image`, the ELF file of firmware with a model in flash, and return it with its .hex and .bin.
+
+    `model` is a C file of `model_source`. Raises ConfigurationError for a model that the flash does not hold, else what
+    `build_firmware` raises.
+    """
+    files = {"MODEL": str(model.resolve()), "FIRMWARE": str(image.resolve())}
+    _make(board, "image", _variables(ram_bytes, operations) | files)
+    return [image, image.with_suffix(".hex"), image.with_suffix(".bin")]
+
+
+def size_of(board: str, image: Path, section: str) -> int:
+    """Bytes of a section of a firmware, by its ends in the ELF file: text, data, bss, or memory for models and data."""
+    listing = subprocess.run(
+        [compiler_of(board).removesuffix("gcc") + "nm", str(image)],
+        capture_output=True,
+        text=True,
+        timeout=BUILD_SECONDS,
+        check=True,
+    ).stdout
+    places = {name: int(place, 16) for place, name in SYMBOL.findall(listing)}
+    return places[f"board_{section}_end"] - places[f"board_{section}_start"]
+
+
+def _variables(ram_bytes: int | None, operations: Sequence[str]) -> dict[str, str]:
+    variables = {} if ram_bytes is None else {"RAM_BYTES": str(ram_bytes)}
+    return variables | ({"OPERATIONS": " ".join(operations)} if operations else {})
+
+
+def _make(board: str, goal: str, variables: Mapping[str, str]) -> None:
+    """Run the Makefile of the firmware."""
     folder = sources()
     require_tools(board)
-    file = "firmware.elf"
-    command = ["make", "--no-print-directory", "-C", str(folder), f"BOARD={board}"]
-    if ram_bytes is not None:
-        command.append(f"RAM_BYTES={ram_bytes}")
-        file = f"firmware-{ram_bytes}.elf"
-    place = board
-    if operations:
-        command.append(f"OPERATIONS={' '.join(operations)}")
-        place = "-".join((board, *sorted(set(operations))))
+    command = ["make", "--no-print-directory", "-C", str(folder), goal, f"BOARD={board}"]
+    command += [f"{name}={value}" for name, value in variables.items()]
     # What make hands down, when make started us, is not for this one.
     environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}
     done = subprocess.run(
@@ -83,6 +125,10 @@ def build_firmware(
         timeout=BUILD_SECONDS,
         check=False,
     )
+    missing = OVERFLOW.search(done.stderr)
+    if missing:
+        raise ConfigurationError(
+            f"{board}: firmware and model do not fit: {int(missing[2]):,} bytes of {MEMORIES[missing[1]]} are missing"
+        )
     if done.returncode:
         raise BackendError(f"the firmware of {board} was not built: {done.stderr.strip()[-2000:]}")
-    return folder.parents[1] / "build" / "boards" / place / file

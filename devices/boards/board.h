@@ -7,13 +7,29 @@
 /* Ready the serial line. Called once, before all others. */
 void board_start(void);
 
-/* Wait for the next byte of the line. */
+/* Whether a byte of the line waits; the next one, which must be there. */
+int board_has_byte(void);
 uint8_t board_receive(void);
+
+/* Wait for an interrupt, such as that of a byte or a sensor. */
+void board_sleep(void);
 
 void board_send(uint8_t byte);
 
 /* Start the program again, once what was sent is on the line. */
 void board_reset(void) __attribute__((noreturn));
+
+/* Where an example of the board's own sensors goes. */
+struct board_example {
+    float *input;
+    uint32_t inputs;
+    int32_t *label; /* NULL for a model that learns targets */
+    float *target;
+    uint32_t targets;
+};
+
+/* Fill in the next example that the sensors have made. 0: none is ready, and nothing was written. */
+int board_sense(const struct board_example *example);
 
 /* A counter, and what it has counted since it was started: cycles of the processor or, under
  * emulation that counts them, instructions. The same work gives the same number. */

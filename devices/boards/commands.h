@@ -25,6 +25,9 @@ trainer_command trainer_open;
 /* steps.c */
 trainer_command trainer_train, trainer_compute;
 
+/* collecting.c */
+trainer_command trainer_collect;
+
 /* results.c */
 trainer_command trainer_encode, trainer_read, trainer_profile;
 

@@ -24,6 +24,10 @@ static void say_hello(const struct trainer *trainer, struct trainer_answer *answ
         size_between(board_bss_start, board_bss_end),
         board_ticks_per_second(),
         SFD_OPERATIONS,
+        trainer->flash[SERIAL_OBJECT_ARTIFACT].bytes,
+        trainer->flash[SERIAL_OBJECT_ARTIFACT].crc,
+        trainer->flash[SERIAL_OBJECT_STATE].bytes,
+        trainer->flash[SERIAL_OBJECT_STATE].crc,
     };
     uint32_t i;
 

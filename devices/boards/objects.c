@@ -20,6 +20,8 @@ uint32_t trainer_examples_offset(const struct trainer *trainer)
 void trainer_forget(struct trainer *trainer, uint32_t object)
 {
     memset(&trainer->object[object], 0, sizeof trainer->object[object]);
+    if (object == SERIAL_OBJECT_EXAMPLES)
+        memset(&trainer->ring, 0, sizeof trainer->ring);
     trainer->incoming = NULL;
 }
 
@@ -52,6 +54,25 @@ static int may_begin(const struct trainer *trainer, uint32_t object)
     }
 }
 
+/* Whether an object is there already, whole or in part. No host knows what a board has collected. */
+static int is_begun(const struct trainer *trainer, uint32_t number, uint32_t bytes, uint32_t crc)
+{
+    const struct trainer_object *object = &trainer->object[number];
+    const int is_ring = number == SERIAL_OBJECT_EXAMPLES && trainer->ring.capacity > 0u;
+
+    return object->bytes == bytes && object->crc == crc && !is_ring;
+}
+
+static const uint8_t *find_in_flash(const struct trainer *trainer, uint32_t number, uint32_t bytes,
+                                    uint32_t crc)
+{
+    const struct trainer_constant *constant = &trainer->flash[number];
+
+    if (number > SERIAL_OBJECT_STATE || constant->bytes != bytes || constant->crc != crc)
+        return NULL;
+    return constant->data;
+}
+
 /* Find the place of an object: a state below the examples, those below the artifact, but above a
  * session. Returns 0, with *room, if there is not so much. */
 static int find_place(const struct trainer *trainer, uint32_t number, uint32_t bytes,
@@ -68,33 +89,46 @@ static int find_place(const struct trainer *trainer, uint32_t number, uint32_t b
     return 1;
 }
 
+/* Begin an object anew. What lies in flash is whole, and takes no room. */
+static int begin_object(struct trainer *trainer, uint32_t number, uint32_t bytes, uint32_t crc,
+                        uint32_t *room)
+{
+    struct trainer_object *object = &trainer->object[number];
+    const uint8_t *flash = find_in_flash(trainer, number, bytes, crc);
+    uint32_t offset;
+
+    forget_all_of(trainer, number);
+    if (!find_place(trainer, number, flash == NULL ? bytes : 0u, &offset, room))
+        return SERIAL_STATUS_MEMORY;
+    object->data = flash == NULL ? trainer->memory + offset : flash;
+    object->offset = offset;
+    object->bytes = bytes;
+    object->crc = crc;
+    object->is_whole = flash != NULL;
+    object->received = object->is_whole ? bytes : 0u;
+    return SERIAL_STATUS_OK;
+}
+
 /* object u32, bytes u32, crc u32 -> received u32, or the room for it. What is there already stays. */
 void trainer_begin(struct trainer *trainer, const uint8_t *request, uint32_t bytes,
                    struct trainer_answer *answer)
 {
     const uint32_t number = sfd_load_u32(request), wanted = sfd_load_u32(request + 4u);
     const uint32_t crc = sfd_load_u32(request + 8u);
-    struct trainer_object *object;
-    uint32_t offset, room;
+    uint32_t room = 0u;
 
     (void)bytes;
     answer->status = wanted == 0u ? SERIAL_STATUS_RANGE : may_begin(trainer, number);
     if (answer->status != SERIAL_STATUS_OK)
         return;
-    object = &trainer->object[number];
-    if (object->bytes != wanted || object->crc != crc) {
-        forget_all_of(trainer, number);
-        if (!find_place(trainer, number, wanted, &offset, &room)) {
-            answer->status = SERIAL_STATUS_MEMORY;
-            answer_u32(answer, room);
-            return;
-        }
-        object->offset = offset;
-        object->bytes = wanted;
-        object->crc = crc;
+    if (!is_begun(trainer, number, wanted, crc))
+        answer->status = begin_object(trainer, number, wanted, crc, &room);
+    if (answer->status != SERIAL_STATUS_OK) {
+        answer_u32(answer, room);
+        return;
     }
-    trainer->incoming = object;
-    answer_u32(answer, object->received);
+    trainer->incoming = &trainer->object[number];
+    answer_u32(answer, trainer->incoming->received);
 }
 
 /* offset u32, then bytes of the object that was begun -> received u32. */

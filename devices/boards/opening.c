@@ -18,8 +18,7 @@ static int measure_examples(struct trainer *trainer, struct sfd_problem *problem
     const struct trainer_object *artifact = &trainer->object[SERIAL_OBJECT_ARTIFACT];
     struct sfd_artifact_view view;
     struct sfd_tensor input, output;
-    int error =
-        sfd_artifact_open(trainer->memory + artifact->offset, artifact->bytes, &view, problem);
+    int error = sfd_artifact_open(artifact->data, artifact->bytes, &view, problem);
 
     if (error != SFD_OK)
         return error;
@@ -43,9 +42,11 @@ static int reserve(struct trainer *trainer, uint32_t examples, uint32_t gathered
     if (each * gathered > top || room > top || all >= top)
         return sfd_fail_for_memory(problem, SERIAL_STATUS_MEMORY, top,
                                    all < UINT32_MAX ? (uint32_t)all : UINT32_MAX);
-    if (trainer_examples_offset(trainer) < top - (uint32_t)room)
+    if (trainer_examples_offset(trainer) < top - (uint32_t)room ||
+        (trainer->ring.capacity > 0u && trainer->ring.capacity != examples))
         trainer_forget(trainer, SERIAL_OBJECT_EXAMPLES);
     trainer->reserved_from = (top - (uint32_t)room) / 4u * 4u;
+    trainer->room_examples = examples;
     trainer->gathered_most = gathered;
     trainer->arena_end = trainer->reserved_from - (uint32_t)(each * gathered);
     return SFD_OK;
@@ -58,14 +59,12 @@ static int plan(struct trainer *trainer, uint32_t batch, const struct sfd_option
 {
     const struct trainer_object *artifact = &trainer->object[SERIAL_OBJECT_ARTIFACT];
     const struct trainer_object *state = &trainer->object[SERIAL_OBJECT_STATE];
-    const uint8_t *memory = trainer->memory;
     uint64_t persistent;
     int error;
 
     board_start_ticks();
-    error =
-        sfd_plan(memory + artifact->offset, artifact->bytes, memory + state->offset, state->bytes,
-                 batch, options, trainer->memory, state->offset, &trainer->plan, problem);
+    error = sfd_plan(artifact->data, artifact->bytes, state->data, state->bytes, batch, options,
+                     trainer->memory, state->offset, &trainer->plan, problem);
     trainer->ticks.plan = board_ticks();
     if (error != SFD_OK)
         return error;
@@ -85,8 +84,8 @@ static int start_session(struct trainer *trainer, struct sfd_problem *problem)
     int error;
 
     board_start_ticks();
-    error = sfd_open(trainer->memory, trainer->memory + state.offset, state.bytes, trainer->memory,
-                     trainer->arena_end, &session, problem);
+    error = sfd_open(trainer->memory, state.data, state.bytes, trainer->memory, trainer->arena_end,
+                     &session, problem);
     trainer->ticks.open = board_ticks();
     trainer_forget(trainer, SERIAL_OBJECT_STATE);
     trainer_forget(trainer, SERIAL_OBJECT_UPDATE);

@@ -21,7 +21,8 @@
     X(ENCODE, 7)           \
     X(READ, 8)             \
     X(PROFILE, 9)          \
-    X(RESET, 10)
+    X(RESET, 10)           \
+    X(COLLECT, 11)
 
 #define SERIAL_OBJECTS(X) \
     X(ARTIFACT, 0)        \

@@ -108,6 +108,7 @@ void trainer_profile(struct trainer *trainer, const uint8_t *request, uint32_t b
                      struct trainer_answer *answer)
 {
     struct sfd_counters counters;
+    uint32_t part;
 
     (void)request;
     (void)bytes;
@@ -127,6 +128,8 @@ void trainer_profile(struct trainer *trainer, const uint8_t *request, uint32_t b
     answer_u64(answer, trainer->ticks.evaluate);
     answer_u64(answer, trainer->ticks.gradients);
     answer_u64(answer, trainer->ticks.encode);
+    for (part = 0u; part < SFD_PART_COUNT; ++part)
+        answer_u64(answer, trainer->ticks.part[part]);
     answer_u64(answer, counters.done.forward);
     answer_u64(answer, counters.done.d_input);
     answer_u64(answer, counters.done.d_weight);

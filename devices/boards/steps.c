@@ -11,14 +11,15 @@ struct batch {
     const void *y;
 };
 
-/* How many examples there are: all their inputs, then all their targets. None without a session, which
- * alone knows how large one is. */
+/* How many examples there are. None without a session, which alone knows how large one is. */
 static uint32_t examples_held(const struct trainer *trainer)
 {
     const struct trainer_object *examples = &trainer->object[SERIAL_OBJECT_EXAMPLES];
 
     if (trainer->session == NULL || !examples->is_whole)
         return 0u;
+    if (trainer->ring.capacity > 0u)
+        return trainer->ring.held;
     return examples->bytes / (trainer->input_bytes + trainer->target_bytes);
 }
 
@@ -28,9 +29,13 @@ static const uint8_t *input_at(const struct trainer *trainer, uint32_t example)
            example * trainer->input_bytes;
 }
 
+/* All inputs come first, then all targets. */
 static const uint8_t *target_at(const struct trainer *trainer, uint32_t example)
 {
-    return input_at(trainer, examples_held(trainer)) + example * trainer->target_bytes;
+    const uint32_t inputs =
+        trainer->ring.capacity > 0u ? trainer->ring.capacity : examples_held(trainer);
+
+    return input_at(trainer, inputs) + example * trainer->target_bytes;
 }
 
 static int find_batch(const struct trainer *trainer, uint32_t first, uint32_t count,
@@ -86,6 +91,36 @@ static uint32_t steps_done(const struct trainer *trainer)
     return (uint32_t)counters.steps;
 }
 
+/* What ran until now was another part. */
+static void begin_part(void *context, enum sfd_part part)
+{
+    struct trainer *trainer = context;
+    const uint64_t now = board_ticks();
+
+    trainer->ticks.part[trainer->part] += now - trainer->part_began;
+    trainer->part = part;
+    trainer->part_began = now;
+}
+
+static int measured_step(struct trainer *trainer, const struct batch *batch, uint32_t count,
+                         float learning_rate, float weight_decay, float *loss)
+{
+    const struct sfd_watcher watcher = {begin_part, trainer};
+    int error;
+
+    memset(trainer->ticks.part, 0, sizeof trainer->ticks.part);
+    trainer->part = SFD_PART_FORWARD;
+    trainer->part_began = 0u;
+    sfd_watch(trainer->session, &watcher);
+    board_start_ticks();
+    error = sfd_step(trainer->session, batch->x, batch->y, trainer->target, count, learning_rate,
+                     weight_decay, loss);
+    trainer->ticks.step = board_ticks();
+    trainer->ticks.part[trainer->part] += trainer->ticks.step - trainer->part_began;
+    sfd_watch(trainer->session, NULL);
+    return error;
+}
+
 /* steps done before u32, learning rate f32, weight decay f32, batch u32, places u16 of examples
  * -> steps done u32, the loss of each step f32. Each `batch` of the places are one step, the last one
  * may have fewer. With an error the losses are those of the steps before it. */
@@ -110,10 +145,8 @@ void trainer_train(struct trainer *trainer, const uint8_t *request, uint32_t byt
         answer->status = gather_batch(trainer, request + 16u + 2u * first, count, &batch);
         if (answer->status != SERIAL_STATUS_OK)
             return;
-        board_start_ticks();
-        answer->status = sfd_step(trainer->session, batch.x, batch.y, trainer->target, count,
-                                  sfd_load_f32(request + 4u), sfd_load_f32(request + 8u), &loss);
-        trainer->ticks.step = board_ticks();
+        answer->status = measured_step(trainer, &batch, count, sfd_load_f32(request + 4u),
+                                       sfd_load_f32(request + 8u), &loss);
         if (answer->status == SERIAL_STATUS_OK)
             answer_f32(answer, loss);
         sfd_store_u32(answer->payload, steps_done(trainer));

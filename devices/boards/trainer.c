@@ -10,6 +10,16 @@ void trainer_start(struct trainer *trainer, void *memory, uint32_t memory_bytes)
     trainer->memory_bytes = memory_bytes;
 }
 
+void trainer_keep_constant(struct trainer *trainer, uint32_t object, const uint8_t *data,
+                           uint32_t bytes)
+{
+    struct trainer_constant *constant = &trainer->flash[object];
+
+    constant->data = data;
+    constant->bytes = bytes;
+    constant->crc = sfd_crc32(0u, data, bytes);
+}
+
 struct command {
     trainer_command *run;
     uint16_t least, most; /* bytes of the payload */
@@ -27,6 +37,7 @@ void trainer_answer(struct trainer *trainer, uint32_t command, const uint8_t *re
         [SERIAL_ENCODE] = {trainer_encode, 8u, SERIAL_MAX_PAYLOAD},
         [SERIAL_READ] = {trainer_read, 12u, 12u},
         [SERIAL_PROFILE] = {trainer_profile, 0u, 0u},
+        [SERIAL_COLLECT] = {trainer_collect, 0u, 4u},
     };
     const uint32_t count = sizeof commands / sizeof commands[0];
     const struct command *known = &commands[command < count ? command : SERIAL_COMPLAIN];

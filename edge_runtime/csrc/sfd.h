@@ -198,6 +198,22 @@ enum sfd_target { SFD_TARGET_INT32 = 1, SFD_TARGET_INT64 = 2, SFD_TARGET_FLOAT32
 
 struct sfd_session;
 
+/* The parts of a training step. */
+#define SFD_PARTS(X)                                                                       \
+    X(FORWARD, 0)  /* the forward, and the loss */                                         \
+    X(BACKWARD, 1) /* all gradients, with what is computed again for them */               \
+    X(TOP_K, 2)    /* the choice of the inputs that layers keep, in forward or backward */ \
+    X(UPDATE, 3)   /* the change of the model */
+
+#define SFD_ENUM_PART(name, code) SFD_PART_##name = code,
+enum sfd_part { SFD_PARTS(SFD_ENUM_PART) SFD_PART_COUNT };
+
+/* Someone who is told, in the thread that called sfd_step, when another part of it begins. */
+struct sfd_watcher {
+    void (*begins)(void *context, enum sfd_part part);
+    void *context;
+};
+
 SFD_API const char *sfd_error_string(int error);
 
 /* Whether this build and this processor have a set of enum sfd_kernel_set. */
@@ -260,6 +276,10 @@ SFD_API void sfd_close(struct sfd_session *session);
 SFD_API int sfd_step(struct sfd_session *session, const float *x, const void *y,
                      enum sfd_target target, uint32_t n, float learning_rate, float weight_decay,
                      float *loss);
+
+/* Tell the watcher, which must outlive the session, of each part of the steps to come; NULL: nobody.
+ * What is computed is the same. */
+SFD_API int sfd_watch(struct sfd_session *session, const struct sfd_watcher *watcher);
 
 /* Loss and all gradients of a batch in training mode, without changing the model. */
 SFD_API int sfd_gradients(struct sfd_session *session, const float *x, const void *y,

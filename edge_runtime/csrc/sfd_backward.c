@@ -198,8 +198,11 @@ int sfd_backward(struct sfd_session *session, uint32_t n, const struct sfd_rates
             continue;
         }
         step_backward(session, step, n);
-        if (rates != NULL)
-            error = sfd_learn_operation(session, &session->nodes[step->node].operation, rates);
+        if (rates == NULL)
+            continue;
+        sfd_begin_part(session, SFD_PART_UPDATE);
+        error = sfd_learn_operation(session, &session->nodes[step->node].operation, rates);
+        sfd_begin_part(session, SFD_PART_BACKWARD);
     }
     session->has_failed = error != SFD_OK; /* layers before this one have changed */
     return error;

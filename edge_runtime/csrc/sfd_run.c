@@ -62,17 +62,22 @@ void *sfd_working_data(const struct sfd_session *session, uint32_t region)
     return data;
 }
 
-static void pack_input(struct sfd_session *session, const struct sfd_node *node, const float *x,
+static void pack_input(struct sfd_session *session, const struct sfd_step *step, const float *x,
                        uint32_t n)
 {
+    const struct sfd_node *node = &session->nodes[step->node];
     const struct sfd_slot *slot = &session->slots[node->operation.weight];
     uint32_t size = session->values[node->operation.input0].size;
     uint32_t histogram[SFD_HISTOGRAM_BINS];
 
-    if (node->saved != SFD_NONE)
-        session->kernels->tensors->pack(x, size, n, sfd_keep_count(slot, (uint64_t)size * n),
-                                        histogram, sfd_region_data(session, node->saved),
-                                        session->team);
+    if (node->saved == SFD_NONE)
+        return;
+    sfd_begin_part(session, SFD_PART_TOP_K);
+    session->kernels->tensors->pack(x, size, n, sfd_keep_count(slot, (uint64_t)size * n),
+                                    histogram, sfd_region_data(session, node->saved),
+                                    session->team);
+    sfd_begin_part(session,
+                   step->action == SFD_ACTION_FORWARD ? SFD_PART_FORWARD : SFD_PART_BACKWARD);
 }
 
 struct powerprop_work {
@@ -125,7 +130,7 @@ static void sparse_forward(struct sfd_session *session, const struct sfd_step *s
     else
         session->counters.done.recomputed += done;
     if (training && step->keeps)
-        pack_input(session, node, x, n);
+        pack_input(session, step, x, n);
 }
 
 struct sfd_norm sfd_norm_shape(const struct sfd_operation *operation, const struct sfd_value *in)
@@ -285,7 +290,7 @@ void sfd_run_step(struct sfd_session *session, const struct sfd_step *step, uint
                   int training)
 {
     if (step->action == SFD_ACTION_PACK)
-        pack_input(session, &session->nodes[step->node], sfd_tensor_data(session, step->input0), n);
+        pack_input(session, step, sfd_tensor_data(session, step->input0), n);
     else
         run_operation(session, step, n, training);
 }

@@ -157,12 +157,14 @@ static int compute_gradients(struct sfd_session *session, const float *x, const 
         return error;
     if (loss == NULL)
         return SFD_ERR_ARGUMENT;
+    sfd_begin_part(session, SFD_PART_FORWARD);
     sfd_forward(session, x, n, 1);
     region = session->values[session->output].gradient;
     gradient = region == SFD_NONE ? NULL : sfd_region_data(session, region);
     value = output_loss(session, y, target, n, gradient, &correct);
     if (!sfd_all_finite(&value, 1u))
         return SFD_ERR_DIVERGED;
+    sfd_begin_part(session, SFD_PART_BACKWARD);
     error = sfd_backward(session, n, rates);
     *loss = value;
     return error;
@@ -192,6 +194,7 @@ int sfd_step(struct sfd_session *session, const float *x, const void *y, enum sf
         return SFD_ERR_ARGUMENT;
     is_layerwise = session->working == SFD_WORKING_LAYERWISE;
     error = compute_gradients(session, x, y, target, n, is_layerwise ? &rates : NULL, loss);
+    sfd_begin_part(session, SFD_PART_UPDATE);
     if (error == SFD_OK)
         error = is_layerwise ? sfd_learn_statistics(session, n) : sfd_learn(session, n, &rates);
     if (error == SFD_OK)
@@ -211,6 +214,14 @@ int sfd_evaluate(struct sfd_session *session, const float *x, const void *y, enu
     sfd_forward(session, x, n, 0);
     *loss = output_loss(session, y, target, n, NULL, correct);
     return sfd_all_finite(loss, 1u) ? SFD_OK : SFD_ERR_DIVERGED;
+}
+
+int sfd_watch(struct sfd_session *session, const struct sfd_watcher *watcher)
+{
+    if (session == NULL)
+        return SFD_ERR_ARGUMENT;
+    session->watcher = watcher;
+    return SFD_OK;
 }
 
 uint32_t sfd_input_size(const struct sfd_session *session)

@@ -143,7 +143,8 @@ struct sfd_session {
     uint64_t search_left;             /* steps that the search for a plan may still look at */
     uint64_t scanned; /* while the schedule is made: operations looked at to restore others */
     struct sfd_counters counters;
-    const float *input; /* the caller's image, during a call with a batch of one */
+    const float *input;                /* the caller's image, during a call with a batch of one */
+    const struct sfd_watcher *watcher; /* NULL: nobody watches */
 };
 
 /* sfd_tables.c: lay the tables into `memory` and fill them from the artifact and the state. */
@@ -217,6 +218,12 @@ int sfd_learn(struct sfd_session *session, uint32_t n, const struct sfd_rates *r
 int sfd_learn_operation(struct sfd_session *session, const struct sfd_operation *operation,
                         const struct sfd_rates *rates);
 int sfd_learn_statistics(struct sfd_session *session, uint32_t n);
+
+static inline void sfd_begin_part(const struct sfd_session *session, enum sfd_part part)
+{
+    if (session->watcher != NULL)
+        session->watcher->begins(session->watcher->context, part);
+}
 
 static inline void *sfd_region_data(const struct sfd_session *session, uint32_t region)
 {

@@ -1,6 +1,7 @@
 /* A board on this host: its line is standard input and output, its memory a block whose ends
  * sanitizers watch. The linker is told where that ends (tests/board_firmware.py). */
 #define _POSIX_C_SOURCE 200809L
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -17,19 +18,37 @@ void board_start(void)
     setvbuf(stdout, output, _IOFBF, sizeof output);
 }
 
+static uint8_t input[2048];
+static ssize_t held, at;
+
+static void take_input(void)
+{
+    at = 0;
+    held = read(STDIN_FILENO, input, sizeof input);
+    if (held <= 0)
+        exit(0);
+}
+
+int board_has_byte(void)
+{
+    struct pollfd line = {STDIN_FILENO, POLLIN, 0};
+
+    if (at < held)
+        return 1;
+    fflush(stdout);
+    if (poll(&line, 1, 0) > 0)
+        take_input();
+    return at < held;
+}
+
 uint8_t board_receive(void)
 {
-    static uint8_t input[2048];
-    static ssize_t held, at;
-
-    if (at == held) {
-        fflush(stdout);
-        at = 0;
-        held = read(STDIN_FILENO, input, sizeof input);
-        if (held <= 0)
-            exit(0);
-    }
     return input[at++];
+}
+
+void board_sleep(void)
+{
+    take_input();
 }
 
 void board_send(uint8_t byte)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from agent_bench import Bench
+from board_firmware import HostBoard, build_host_firmware
 
 from sparsyfed.devices import events
 from sparsyfed.devices.dataset import Dataset
@@ -13,6 +14,20 @@ from sparsyfed.edge_runtime.format import Loss, OperationKind, ParameterKind
 from sparsyfed.edge_runtime.state import DenseTensor, SparseTensor, State
 
 EXAMPLES = 37
+
+
+@pytest.fixture(scope="session")
+def host_firmware(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The firmware of boards on this host, under sanitizers; compiling it takes a while."""
+    return build_host_firmware(tmp_path_factory.mktemp("firmware") / "firmware")
+
+
+@pytest.fixture
+def host_board(host_firmware: Path) -> Iterator[HostBoard]:
+    """A board on this host."""
+    board = HostBoard(host_firmware)
+    yield board
+    board.stop()
 
 
 @pytest.fixture

@@ -1,12 +1,13 @@
 """What fits a board."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from sparsyfed.devices.board import MAX_PLACES, BoardFacts
 from sparsyfed.devices.board_fit import MAX_HELD, example_bytes, fit_on_board
-from sparsyfed.devices.board_training import refusal_of_board
+from sparsyfed.devices.board_training import OwnExamples, refusal_of_board
 from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.errors import ArenaError
 from sparsyfed.edge_runtime.state import State
@@ -26,7 +27,7 @@ def test_a_batch_that_one_request_cannot_name_is_declined_before_it_is_pulled(
     artifact.save(tmp_path / "model.sfd")
     state.save(tmp_path / "model.sfs")
     facts = BoardFacts("roomy", 1 << 30, 4096, 0, 0, 0, 1)
-    refuse = refusal_of_board(facts, 1000)
+    refuse = refusal_of_board(facts, OwnExamples(1000))
     given = tmp_path / "model.sfd", tmp_path / "model.sfs"
     assert refuse(*given, MAX_PLACES, 1 << 30) is None
     assert refuse(*given, MAX_PLACES + 1, 1 << 30) == "got batch size 505, a board takes up to 504"
@@ -52,13 +53,20 @@ def test_what_is_wanted_fits_and_a_byte_less_does_not(artifact: Artifact, state:
     assert "4 are missing" in str(caught.value)
 
 
-def test_a_refusal_names_a_batch_size_that_fits(artifact: Artifact, state: State) -> None:
+def test_a_refusal_names_the_largest_batch_size_that_fits(artifact: Artifact, state: State) -> None:
     with pytest.raises(ArenaError) as caught:
         fit_on_board(artifact, state.encode(), 64, 100, 100)
-    least = caught.value.wanted
-    with pytest.raises(ArenaError, match=r"batch size 32 fits"):
-        fit_on_board(artifact, state.encode(), 64, least - 400, 100)
-    assert fit_on_board(artifact, state.encode(), 32, least - 400, 32).plan.batch_size == 32
+    memory = caught.value.wanted - 400
+    with pytest.raises(
+        ArenaError, match=r"400 are missing; batch size \d+ fits, a density"
+    ) as caught:
+        fit_on_board(artifact, state.encode(), 64, memory, 64)
+    named = re.search(r"batch size (\d+) fits", str(caught.value))
+    assert named is not None
+    largest = int(named[1])
+    assert fit_on_board(artifact, state.encode(), largest, memory, largest).held_examples == largest
+    with pytest.raises(ArenaError):
+        fit_on_board(artifact, state.encode(), largest + 1, memory, largest + 1)
 
 
 def test_layers_are_updated_one_by_one_where_nothing_else_fits(

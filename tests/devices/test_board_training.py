@@ -3,7 +3,10 @@
 The firmware runs on this host under sanitizers; `test_emulated_boards` has it on emulated boards.
 """
 
+import itertools
+import logging
 import random
+import select
 import struct
 from collections.abc import Iterator
 from contextlib import closing
@@ -11,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from board_firmware import HostBoard, HostPort, build_host_firmware
+from board_firmware import HostBoard, HostPort
 
 from sparsyfed.devices.board import MAX_PLACES, MAX_STEPS, Board, BoardResetError
 from sparsyfed.devices.board_fit import fit_on_board
@@ -19,7 +22,14 @@ from sparsyfed.devices.board_operations import EVERYTHING
 from sparsyfed.devices.board_training import RESETS, examples_of, train_on_board
 from sparsyfed.devices.dataset import Dataset
 from sparsyfed.devices.serial_link import SerialLink
-from sparsyfed.devices.serial_protocol import Command, Computation, Frame, SerialObject, Status
+from sparsyfed.devices.serial_protocol import (
+    Command,
+    Computation,
+    Frame,
+    FrameReader,
+    SerialObject,
+    Status,
+)
 from sparsyfed.devices.training import LocalResult, LocalRound, TrainingStopped, train_locally
 from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.errors import (
@@ -42,18 +52,6 @@ WORK = LocalRound(
     budget="global",
     seed=5,
 )
-
-
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_host_firmware(tmp_path_factory.mktemp("firmware") / "firmware")
-
-
-@pytest.fixture
-def host_board(program: Path) -> Iterator[HostBoard]:
-    board = HostBoard(program)
-    yield board
-    board.stop()
 
 
 @pytest.fixture
@@ -170,15 +168,15 @@ def test_a_line_that_is_cut_again_and_again_changes_nothing(
     expected: LocalResult,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sparsyfed.devices.serial_link.REOPEN_SECONDS", 0.001)
+    monkeypatch.setattr("sparsyfed.devices.serial_link.FIRST_REOPEN_SECONDS", 0.001)
     host_board.cut_every = 700  # the largest frames never come through whole
     result = task.train(Board(host_board.link()))
     assert result.update == expected.update
     assert host_board.cuts > 5
 
 
-@pytest.mark.parametrize("moment", ["before_write", "after_half"])
-def test_a_reset_before_or_within_any_frame_changes_nothing(
+@pytest.mark.parametrize("moment", ["before_write", "after_half", "after_write"])
+def test_a_reset_before_within_or_after_any_frame_changes_nothing(
     moment: str, host_board: HostBoard, task: Task, expected: LocalResult
 ) -> None:
     board = Board(host_board.link())
@@ -199,6 +197,114 @@ def test_a_reset_before_or_within_any_frame_changes_nothing(
         assert result.update == expected.update, reset_at
         assert result.loss == expected.loss
         assert result.profile == undisturbed, reset_at
+
+
+REQUESTS = {
+    Command.HELLO: b"",
+    Command.BEGIN: struct.pack("<3I", SerialObject.STATE, 100, 1),
+    Command.DATA: struct.pack("<2I", 0, 0),
+    Command.OPEN: struct.pack("<4I", 8, 0, 37, 8),
+    Command.TRAIN: struct.pack("<I2fI16H", 0, 0.1, 0.0, 8, *range(16)),
+    Command.COMPUTE: struct.pack("<3I", Computation.GRADIENTS, 0, 8),
+    Command.ENCODE: struct.pack("<2I", 1, 20),
+    Command.READ: struct.pack("<3I", SerialObject.VALUES, 0, 64),
+    Command.PROFILE: b"",
+    Command.RESET: b"",
+    Command.COLLECT: struct.pack("<I", 30),
+}
+"""One of each command."""
+
+
+@pytest.mark.parametrize("command", REQUESTS)
+def test_a_reset_in_the_middle_of_any_command_is_survived(
+    command: Command, host_board: HostBoard, task: Task, expected: LocalResult
+) -> None:
+    assert set(REQUESTS) == set(Command) - {Command.COMPLAIN}
+    link = host_board.link()
+    board = Board(link)
+    for moment in ("before_write", "after_half", "after_write"):
+        task.train(board)
+
+        def reset_once(moment: str = moment) -> None:
+            setattr(host_board, moment, lambda: None)
+            host_board.reset()
+
+        setattr(host_board, moment, reset_once)
+        answer = link.ask(command, REQUESTS[command])
+        # What wants a session finds none; the rest begins anew.
+        quiet = {Command.HELLO, Command.RESET}
+        assert answer.status == (Status.OK if command in quiet else Status.MISSING)
+        result = task.train(board)
+        assert (result.update, result.loss) == (expected.update, expected.loss)
+
+
+def test_damage_cuts_and_resets_at_once_change_nothing(
+    host_board: HostBoard,
+    task: Task,
+    expected: LocalResult,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sparsyfed.devices.serial_link.FIRST_REOPEN_SECONDS", 0.001)
+    monkeypatch.setattr("sparsyfed.devices.serial_link.LONGEST_REOPEN_SECONDS", 0.01)
+    host_board.damage_share = 0.05
+    host_board.cut_every = 1500
+    writes = 0
+
+    def reset_at_times() -> None:
+        nonlocal writes
+        writes += 1
+        if writes in {40, 90, 150}:
+            host_board.reset()
+
+    host_board.after_half = reset_at_times
+    result = task.train(Board(host_board.link()))
+    assert writes > 150
+    assert host_board.cuts > 3
+    assert (result.update, result.loss) == (expected.update, expected.loss)
+
+
+def damaged(frame: bytes, chance: random.Random) -> bytes:
+    """A frame with bytes changed, cut out or repeated, and still between zero bytes."""
+    content = bytearray(frame[1:-1])
+    for _ in range(chance.choice([1, 1, 2, 5])):
+        at = chance.randrange(len(content))
+        match chance.choice(["change", "flip", "cut", "repeat", "zero"]):
+            case "change":
+                content[at] = chance.randrange(256)
+            case "flip":
+                content[at] ^= 1 << chance.randrange(8)
+            case "cut":
+                del content[at : at + chance.choice([1, 4, 30])]
+            case "repeat":
+                content[at:at] = content[at : at + chance.choice([1, 4, 30])]
+            case _:
+                content[at] = 0
+        content = content or bytearray(b"\1")
+    return b"\0" + bytes(content) + b"\0"
+
+
+def test_ten_thousand_damaged_requests_are_not_carried_out(
+    host_board: HostBoard, task: Task, expected: LocalResult
+) -> None:
+    board = Board(host_board.link())
+    count = sum(tensor.count for tensor in State.decode(task.state).tensors)
+    task.train(board)
+    before, profile = board.values(count), board.profile()
+    chance = random.Random(11)
+    sent = 0
+    while sent < 10_000:
+        command = chance.choice(list(REQUESTS))
+        frame = Frame(command, chance.randrange(2**32), REQUESTS[command]).encode()
+        noise = damaged(frame, chance)
+        if any(read is not None for read in FrameReader().feed(noise)):
+            continue  # what was changed has left a whole frame
+        host_board.write(noise)
+        sent += 1
+        while select.select([host_board], [], [], 0)[0]:
+            host_board.read()
+    assert board.values(count) == before
+    assert board.profile() == profile
+    assert task.train(board).update == expected.update
 
 
 def test_a_board_that_resets_again_and_again_fails_the_round(
@@ -370,3 +476,42 @@ def test_a_link_that_is_stopped_says_so(host_board: HostBoard) -> None:
     link = SerialLink(lambda: HostPort(host_board), should_stop=lambda: True)
     with pytest.raises(BackendError, match="stopped before the board answered HELLO"):
         Board(link).hello()
+
+
+def test_a_port_that_is_not_there_is_tried_at_growing_intervals(
+    host_board: HostBoard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    now = 0.0
+    tries: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def open_port() -> HostPort:
+        tries.append(now)
+        if now < 100:
+            raise FileNotFoundError(2, "No such file or directory", "/dev/ttyACM7")
+        return HostPort(host_board)
+
+    monkeypatch.setattr("sparsyfed.devices.serial_link.time.sleep", sleep)
+    monkeypatch.setattr("sparsyfed.devices.serial_link.time.monotonic", lambda: now)
+    link = SerialLink(open_port, patience_s=300, name="porch.1 on /dev/ttyACM7")
+    assert Board(link).hello().name == "host"
+    waits = [after - before for before, after in itertools.pairwise(tries)]
+    assert waits == pytest.approx([0.5, 1, 2, 4, 8, *[15] * (len(waits) - 5)])
+    assert len(tries) < 15
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == len(waits)
+    assert all(line.startswith("porch.1 on /dev/ttyACM7: no line: ") for line in lines)
+
+
+def test_errors_name_the_board(host_board: HostBoard) -> None:
+    link = SerialLink(lambda: HostPort(host_board), name="porch.2 on ttyUSB0")
+    with pytest.raises(BoardResetError, match=r"porch\.2 on ttyUSB0, TRAIN: the board has lost"):
+        Board(link).train([0], 1, steps_before=0, learning_rate=0.1, weight_decay=0.0)
+    host_board.damage_share = 1.0
+    silent = SerialLink(lambda: HostPort(host_board), patience_s=0.2, name="porch.2 on ttyUSB0")
+    with pytest.raises(BackendError, match=r"no answer from porch\.2 on ttyUSB0 to HELLO"):
+        Board(silent).hello()

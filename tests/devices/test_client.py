@@ -179,7 +179,8 @@ def coordinator(
     coordinator.close()
 
 
-def wanted_update(artifact: Artifact, state: State, data: Path, offer: Offer) -> bytes:
+def wanted_update(artifact: Artifact, state: State, data: Path | None, offer: Offer) -> bytes:
+    assert data is not None
     work = LocalRound.of_offer(offer, "watch-1")
     return train_locally(artifact, state.encode(), Dataset(data), work, memory_bytes=1 << 20).update
 
@@ -272,8 +273,9 @@ def test_two_devices_cannot_share_a_directory(
 
 def test_bad_data_ends_the_device_before_it_makes_or_sends_anything(
     settings: DeviceSettings,
+    data_directory: Path,
 ) -> None:
-    np.save(settings.data / "x.npy", np.full((37, 6), np.nan, np.float32))
+    np.save(data_directory / "x.npy", np.full((37, 6), np.nan, np.float32))
     with pytest.raises(ConfigurationError, match=r"x.npy: got nan in example 0"):
         run_device(settings)
     assert not settings.directory.exists()

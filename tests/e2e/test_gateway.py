@@ -1,5 +1,6 @@
 """Boards of a fleet: emulated, behind a gateway, switched off in mid-round, over a real broker."""
 
+import logging
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -98,8 +99,12 @@ def by_linux_devices(folder: Path, broker: PrivateBroker) -> JobResult:
 
 
 def test_boards_train_to_the_same_bytes_though_one_loses_its_power(
-    folder: Path, broker: PrivateBroker, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    broker: PrivateBroker,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO)
     require_tools(*BOARDS.values())
     monkeypatch.setenv("SPARSYFED_KERNELS", "portable")
     wanted = by_linux_devices(folder, broker)
@@ -131,6 +136,9 @@ def test_boards_train_to_the_same_bytes_though_one_loses_its_power(
         result = run_job(folder, broker, "boards", lose_power)
         gateway.join(PATIENCE_S)
         assert not gateway.is_alive()
+    # What is said of a board is said in a thread of its name, which the command's log shows.
+    accepted = {record.threadName for record in caplog.records if "accepted" in record.getMessage()}
+    assert accepted >= set(BOARDS)
     assert result.state.encode() == wanted.state.encode()
     for device in result.devices:
         assert device.rounds == ROUNDS

@@ -25,23 +25,36 @@ def artifact(tmp_path: Path) -> Path:
 
 
 def test_a_step_is_measured_on_the_board(
-    artifact: Path, capsys: pytest.CaptureFixture[str]
+    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     require_tools(BOARD)
     arguments = [str(artifact), "--board", BOARD, "--batch-size", "2", "--density", "0.1"]
     assert main(["profile", *arguments, "--memory", "40KiB", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+    output = capsys.readouterr()
+    assert "step 2 of 2" in output.err
+    report = json.loads(output.out)
     assert report["board"]["name"] == BOARD
     assert 30_000 < report["board"]["memory_bytes"] < 40 * 1024
     step = report["steps"]["sparse"]
     assert step["planned_arena_bytes"] == step["touched_arena_bytes"] == step["host_arena_bytes"]
     assert step["same_bits_as_host"]
     assert 0 < step["evaluation_ticks"] < step["gradients_ticks"] < step["step_ticks"]
+    parts = step["step_parts"]
+    assert list(parts) == ["forward", "backward", "top_k", "update"]
+    assert abs(sum(parts.values()) - step["step_ticks"]) <= len(parts)
+    assert min(parts.values()) > 0
+    assert step["multiply_adds"]["forward"] == 2 * step["nonzeros"]
+    assert step["hosts"]["portable"]["arena_bytes"] == step["planned_arena_bytes"]
+    assert step["hosts"]["best"]["cpu_seconds"] > 0
+    assert report["flash_left_bytes"] == 4 * 2**20 - report["board"]["text_bytes"]
     assert step["ram_left_bytes"] > 0
     dense = report["steps"]["dense"]
     assert "are missing" in dense
     assert "a density of 0.5 fits" in dense
-    assert main(["profile", *arguments]) == 0
+    page = tmp_path / "board.html"
+    assert main(["profile", *arguments, "--html", str(page)]) == 0
+    assert "Top-K of inputs" in page.read_text()
+    assert page.read_text().count("<svg") == 2
     text = capsys.readouterr().out
     assert "instructions" in text
     assert "the bits are the same as" in text
@@ -51,7 +64,8 @@ def test_a_step_is_measured_on_the_board(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--board", BOARD, "--html", "x.html"], "--html goes with --device"),
+        (["--board", BOARD, "--profiles", "x.toml"], "--profiles goes with --device"),
+        (["--board", "stm32f746-discovery"], "wanted one of mps2-an385"),
         (["--board", BOARD, "--port", "x", "--memory", "1KiB"], "--port names another"),
         (["--device", "all", "--port", "x"], "--port goes with --board"),
         (["--board", "mps9"], "got board 'mps9', wanted one of mps2-an385"),

@@ -61,6 +61,13 @@ def test_emulated_boards_answer_and_end_with_their_command() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([*GATEWAY, "--port", "p", "--data", "sensors:"], "wanted a folder or sensors:COUNT"),
+        ([*GATEWAY, "--port", "p", "--data", "sensors:0"], "wanted 1 to 65536"),
+        (
+            ["emulate", "--board", BOARD, "--image", "x.elf", "--ram", "1MiB"],
+            "an image has its own",
+        ),
+        (["emulate", "--board", BOARD, "--image", "x.elf"], "x.elf: No such file"),
         (["emulate", "--board", "mps9"], "got board 'mps9', wanted one of"),
         (["emulate", "--board", BOARD, "--count", "0"], "got 0 boards, wanted 1 to 64"),
         (

@@ -7,13 +7,14 @@ from functools import partial
 import numpy as np
 import pytest
 from board_budget import budget, require_budget
-from board_machines import require_tools
+from board_machines import require_compilers, require_tools
 from model_strategies import ModelBuilder, random_state
 from odd_models import every_operation
 
 from sparsyfed.devices.board import Board
 from sparsyfed.devices.board_fit import fit_on_board
 from sparsyfed.devices.board_operations import NAMES, operations_of, require_operations
+from sparsyfed.devices.profiles import find_profile
 from sparsyfed.devices.serial_link import SerialLink
 from sparsyfed.devices.serial_port import open_port
 from sparsyfed.devices.serial_protocol import Computation, SerialObject
@@ -24,10 +25,12 @@ from sparsyfed.edge_runtime.format import OperationKind
 from sparsyfed.edge_runtime.plan import plan
 from sparsyfed.edge_runtime.session import Session
 from sparsyfed.tools.emulator import MACHINES, EmulatedBoard
-from sparsyfed.tools.firmware import build_firmware, list_boards
+from sparsyfed.tools.firmware import build_firmware, list_boards, size_of
 
 pytestmark = pytest.mark.long
 
+BUILT = ("stm32f746-discovery",)
+"""Boards that QEMU does not have: their firmware is built, and never run here."""
 STEPS = 100
 BATCH = 3
 HELD = 7
@@ -73,8 +76,27 @@ def emulated(
         yield Board(link)
 
 
-def test_every_board_has_a_machine_and_a_budget() -> None:
-    assert set(list_boards()) == set(MACHINES) == set(budget())
+def test_every_board_has_a_budget_and_a_profile() -> None:
+    assert set(list_boards()) == set(budget()) == {*MACHINES, *BUILT}
+    for board in list_boards():
+        assert find_profile(board).kernels == "portable"
+
+
+@pytest.mark.parametrize("board", BUILT)
+def test_firmware_of_boards_without_a_machine_is_built(board: str) -> None:
+    require_compilers(board)
+    firmware = build_firmware(board)
+    sizes = {name: size_of(board, firmware, name) for name in ("text", "data", "bss", "memory")}
+    require_budget(
+        board,
+        {"text_bytes": sizes["text"], "static_bytes": sizes["data"] + sizes["bss"]},
+    )
+    require_room_of_profile(board, sizes["memory"])
+
+
+def require_room_of_profile(board: str, memory_bytes: int) -> None:
+    """Fail where the firmware leaves less than the board's profile says, or much more."""
+    assert 0 <= memory_bytes - find_profile(board).memory_bytes < 4096
 
 
 @pytest.mark.parametrize("board", MACHINES)
@@ -100,6 +122,7 @@ def test_a_hundred_steps_give_the_bits_of_the_portable_kernels(board: str) -> No
         profile = device.profile()
         assert device.update(state.round, keep) == wanted
     assert facts.name == board
+    require_room_of_profile(board, facts.memory_bytes)
     assert profile.arena_touched_bytes == opened.arena_bytes
     planned = plan(artifact, state, BATCH, kernels="portable", arena_bytes=facts.memory_bytes)
     assert opened.arena_bytes == planned.arena_bytes
@@ -131,11 +154,23 @@ def test_instructions_of_a_step_are_counted_twice_the_same(board: str) -> None:
             device.compute(Computation.GRADIENTS, 0, 1)
             device.train([0], 1, steps_before=0, **RATES)
             measured = device.profile()
-        ticks = measured.evaluate_ticks, measured.gradients_ticks, measured.step_ticks
+        ticks = (
+            measured.evaluate_ticks,
+            measured.gradients_ticks,
+            measured.step_ticks,
+            measured.step_forward_ticks,
+            measured.step_backward_ticks,
+            measured.step_top_k_ticks,
+            measured.step_update_ticks,
+        )
         counts.append([tick * 1_000_000_000 // rate for tick in ticks])
     assert counts[0] == counts[1]
-    evaluation, gradients, step = counts[0]
+    evaluation, gradients, step, *parts = counts[0]
     assert evaluation < gradients < step
+    assert abs(sum(parts) - step) <= len(parts)  # each is rounded
+    forward, backward, top_k, update = parts
+    assert abs(evaluation - forward) < 0.02 * forward
+    assert 0 < update < top_k < backward
     require_budget(
         board,
         {
@@ -191,3 +226,21 @@ def test_a_firmware_without_an_operation_refuses_its_models() -> None:
         device.send(SerialObject.STATE, state.encode())
         with pytest.raises(UnsupportedOperationError, match="does not have an operation"):
             device.open(1, examples=1)
+def test_an_emulated_board_trains_on_examples_of_its_test_source(board: str) -> None:
+    artifact = small_classifier()
+    state = random_state(artifact, np.random.default_rng(0), 0.2)
+    pattern = (np.arange(2, 7)[:, None] * 31 + np.arange(144) * 17) % 64
+    x = (pattern / 32 - 1).astype(np.float32).reshape(5, 1, 12, 12)
+    y = np.arange(2, 7, dtype=np.int32) % 2
+    with Session.open(artifact, state, BATCH, kernels="portable") as session:
+        wanted = [session.step(x[rows], y[rows], **RATES) for rows in ([0, 1, 2], [3, 4])]
+    with emulated(board) as device:
+        device.send(SerialObject.ARTIFACT, artifact.encode())
+        device.send(SerialObject.STATE, state.encode())
+        device.open(BATCH, examples=5, gathered=BATCH)
+        progress = device.collect(7)
+        while progress.wanted:
+            progress = device.collected()
+        assert (progress.held, progress.collected) == (5, 7)
+        places = [number % 5 for number in range(2, 7)]
+        assert device.train(places, BATCH, steps_before=0, **RATES) == wanted

@@ -16,6 +16,7 @@ from sparsyfed.edge_runtime.session import BACKENDS
 from sparsyfed.tools.commands.actions import add_action
 
 if TYPE_CHECKING:
+    from sparsyfed.devices.board_training import OwnExamples
     from sparsyfed.devices.settings import TlsFiles
 
 SUMMARY = "be a device of a fleet: train on local data as a coordinator asks"
@@ -85,10 +86,10 @@ def _configure_gateway(actions: Any) -> None:
     )
     parser.add_argument(
         "--data",
-        type=Path,
         action="append",
         required=True,
-        help="folder with x.npy and y.npy of a board, in the order of the ports",
+        help="folder with x.npy and y.npy of a board, or sensors:COUNT for so many examples that it collects "
+        "itself, in the order of the ports",
     )
     _add_fleet_arguments(parser)
     parser.set_defaults(run=run_gateway)
@@ -119,6 +120,11 @@ def _configure_emulate(actions: Any) -> None:
     parser.add_argument("--board", required=True, help="such as mps2-an386 or rv32-virt")
     parser.add_argument("--count", type=int, default=1, help="how many boards (default: 1)")
     parser.add_argument("--ram", help="bytes of RAM that it has, such as 256KiB (default: all)")
+    parser.add_argument(
+        "--image",
+        type=Path,
+        help="firmware (.elf) to run instead of building one: that of `sparsyfed export --image`",
+    )
     parser.set_defaults(run=run_emulate)
 
 
@@ -153,12 +159,25 @@ def run_gateway(arguments: argparse.Namespace) -> int:
             f"got {len(arguments.port)} of --port and {len(arguments.data)} of --data, wanted as many"
         )
     boards = [
-        AttachedBoard(name, data) for name, data in zip(arguments.port, arguments.data, strict=True)
+        AttachedBoard(name, _board_data(data))
+        for name, data in zip(arguments.port, arguments.data, strict=True)
     ]
     settings = GatewaySettings(**_fleet_settings(arguments), gateway=arguments.id, boards=boards)
-    _log()
+    _log("%(threadName)s: ")
     run_gateway(settings)
     return 0
+
+
+def _board_data(text: str) -> "Path | OwnExamples":
+    """What --data of a gateway names. Raises ConfigurationError."""
+    from sparsyfed.devices.board_training import OwnExamples
+
+    source, colon, count = text.partition(":")
+    if source != "sensors" or not colon:
+        return Path(text)
+    if not count.isascii() or not count.isdecimal():
+        raise ConfigurationError(f"got --data {text!r}, wanted a folder or sensors:COUNT")
+    return OwnExamples(int(count))
 
 
 def run_emulate(arguments: argparse.Namespace) -> int:
@@ -170,8 +189,14 @@ def run_emulate(arguments: argparse.Namespace) -> int:
     if not 1 <= arguments.count <= MAX_BOARDS:
         raise ConfigurationError(f"got {arguments.count} boards, wanted 1 to {MAX_BOARDS}")
     find_machine(arguments.board)
-    ram = None if arguments.ram is None else parse_bytes(arguments.ram)
-    firmware = build_firmware(arguments.board, ram)
+    if arguments.image is None:
+        ram = None if arguments.ram is None else parse_bytes(arguments.ram)
+        firmware = build_firmware(arguments.board, ram)
+    else:
+        if arguments.ram is not None:
+            raise ConfigurationError("--ram is for firmware that is built; an image has its own")
+        arguments.image.open("rb").close()
+        firmware = arguments.image
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as stack:
         boards = [
@@ -188,8 +213,8 @@ def run_emulate(arguments: argparse.Namespace) -> int:
             time.sleep(WATCH_SECONDS)
 
 
-def _log() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+def _log(source: str = "") -> None:
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s %(levelname)s {source}%(message)s")
 
 
 def _fleet_settings(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -6,6 +6,12 @@ import argparse
 import json
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparsyfed.edge_runtime.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from sparsyfed.tools.board_export import BoardExport
 
 SUMMARY = "compile a PyTorch model into an artifact and an initial state for devices"
 EXAMPLE = "sparsyfed export --model watch_cnn --out out"
@@ -13,13 +19,18 @@ BUNDLE_EXAMPLE = (
     "sparsyfed export --model watch_cnn --target native,onnx,executorch,torchscript "
     "--device phone_midrange --out out"
 )
+BOARD_EXAMPLE = (
+    "sparsyfed export --model resnet8 --target board --board mps2-an386 --density 0.02 --batch-size 1 "
+    "--image --out out"
+)
+BOARD = "board"
 MAX_EXAMPLE_ELEMENTS = 2**26  # docs/format.md, limits
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.epilog = (
-        f"example:\n  {EXAMPLE}\n  {BUNDLE_EXAMPLE}\n"
+        f"example:\n  {EXAMPLE}\n  {BUNDLE_EXAMPLE}\n  {BOARD_EXAMPLE}\n"
         "  sparsyfed export --model my_package.models:net --input-shape 3,32,32 --out out"
     )
     parser.add_argument(
@@ -32,7 +43,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--target",
         type=_names,
         default=["native"],
-        help="what for: native, onnx, onnx-training, executorch, torchscript, with commas (default: native)",
+        help="what for: native, board, onnx, onnx-training, executorch, torchscript, with commas "
+        "(default: native)",
     )
     parser.add_argument(
         "--kernels",
@@ -42,6 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", help="name of a profile that the training has to fit")
     parser.add_argument("--profiles", type=Path, help="TOML file with profiles of your own")
+    _add_board_arguments(parser)
     parser.add_argument(
         "--batch-size", type=int, default=16, help="that memory is planned for (default: 16)"
     )
@@ -58,8 +71,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--beta", type=float, default=1.25, help="exponent (default: 1.25)")
     parser.add_argument("--loss", choices=("cross_entropy", "mse"), default="cross_entropy")
-    parser.add_argument(
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument(
         "--sparsity", type=float, default=0.0, help="of the initial state (default: 0, dense)"
+    )
+    start.add_argument("--density", type=float, help="1 - sparsity, the share that is stored")
+    start.add_argument(
+        "--state", type=Path, help="this state (.sfs) in the place of an initial one"
     )
     parser.add_argument(
         "--budget",
@@ -72,9 +90,31 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
+def _add_board_arguments(parser: argparse.ArgumentParser) -> None:
+    board = parser.add_argument_group("a microboard, with --target board")
+    board.add_argument(
+        "--board", help="such as mps2-an386: a folder of devices/boards, and a profile"
+    )
+    board.add_argument(
+        "--memory", help="all RAM of the board, such as 128KiB (default: its profile's)"
+    )
+    board.add_argument(
+        "--c-array",
+        action="store_true",
+        help="write model.c and model.h: artifact and state as constant arrays, for flash",
+    )
+    board.add_argument(
+        "--image",
+        action="store_true",
+        help="write firmware with the model inside, ready to be flashed; needs the board's compiler",
+    )
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Writes the bundle: model.sfd, initial.sfs, the targets, manifest.json."""
+    from sparsyfed.coordinator.bundle import NATIVE
     from sparsyfed.devices.profiles import find_profile
+    from sparsyfed.edge_runtime import State
     from sparsyfed.tools.bench_process import say
     from sparsyfed.tools.bundle import BundleSettings, write_bundle
     from sparsyfed.tools.bundle_report import bundle_text
@@ -83,21 +123,45 @@ def run(arguments: argparse.Namespace) -> int:
     settings = BundleSettings(
         model=arguments.model,
         folder=arguments.out,
-        targets=arguments.target,
+        targets=[NATIVE, *(name for name in arguments.target if name != BOARD)]
+        if BOARD in arguments.target
+        else arguments.target,
         device=None if device is None else find_profile(device, arguments.profiles),
+        board=_board_export(arguments),
+        state=None if arguments.state is None else State.load(arguments.state),
         batch_size=arguments.batch_size,
         kernels=arguments.kernels,
         verify=not arguments.no_verify,
         input_shape=arguments.input_shape,
         beta=arguments.beta,
         loss=arguments.loss,
-        sparsity=arguments.sparsity,
+        sparsity=arguments.sparsity if arguments.density is None else 1 - arguments.density,
         budget=arguments.budget,
         seed=arguments.seed,
     )
     bundle = write_bundle(settings, say)
     print(json.dumps(bundle.manifest, indent=2) if arguments.json else bundle_text(bundle))
     return 0
+
+
+def _board_export(arguments: argparse.Namespace) -> "BoardExport | None":
+    """What is wanted for a board. Raises ConfigurationError for options that do not go together."""
+    from sparsyfed.devices.profiles import find_profile, parse_bytes
+    from sparsyfed.tools.board_export import BoardExport
+
+    if (BOARD in arguments.target) != (arguments.board is not None):
+        raise ConfigurationError("--target board and --board NAME go together")
+    for option in ("memory", "c_array", "image"):
+        if arguments.board is None and getattr(arguments, option):
+            raise ConfigurationError(f"--{option.replace('_', '-')} goes with --target board")
+    if arguments.board is None:
+        return None
+    return BoardExport(
+        profile=find_profile(arguments.board, arguments.profiles),
+        ram_bytes=None if arguments.memory is None else parse_bytes(arguments.memory),
+        c_array=arguments.c_array,
+        image=arguments.image,
+    )
 
 
 def shape_argument(text: str) -> tuple[int, ...]:

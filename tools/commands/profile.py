@@ -42,7 +42,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, default=16, help="for memory by use and work (default: 16)"
     )
     parser.add_argument(
-        "--html", type=Path, metavar="FILE", help="write a page that draws the arena over the steps"
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="write a page that draws the arena over the steps, or what a board has measured",
     )
     parser.add_argument(
         "--density",
@@ -84,11 +87,11 @@ def run(arguments: argparse.Namespace) -> int:
 def _run_on_board(arguments: argparse.Namespace) -> int:
     from sparsyfed.devices.profiles import parse_bytes
     from sparsyfed.edge_runtime import State
+    from sparsyfed.tools.bench_process import say
     from sparsyfed.tools.board_profile import profile_on_board
 
-    for option in ("profiles", "html"):
-        if getattr(arguments, option) is not None:
-            raise ConfigurationError(f"--{option} goes with --device")
+    if arguments.profiles is not None:
+        raise ConfigurationError("--profiles goes with --device")
     memory = arguments.memory
     if memory is not None and arguments.port is not None:
         raise ConfigurationError(
@@ -102,7 +105,13 @@ def _run_on_board(arguments: argparse.Namespace) -> int:
         batch_size=arguments.batch_size,
         ram_bytes=None if memory is None else parse_bytes(memory),
         port=arguments.port,
+        say=say,
     )
+    if arguments.html is not None:
+        from sparsyfed.edge_runtime.files import write_atomic
+        from sparsyfed.tools.board_page import render
+
+        write_atomic(arguments.html, render(report).encode())
     print(report.to_json() if arguments.json else report.to_text())
     return 0
 

@@ -6,7 +6,6 @@
 #include "cortex_m.h"
 #include "drivers/stack.h"
 
-#define SYSTEM_CONTROL UINT32_C(0xe000e000)
 #define SYSTICK_CONTROL 0x010u
 #define SYSTICK_RELOAD 0x014u
 #define SYSTICK_CURRENT 0x018u
@@ -15,7 +14,6 @@
 #define RESET_CONTROL 0xd0cu
 #define COPROCESSOR_ACCESS 0xd88u
 
-#define SYSTICK_TOP UINT32_C(0x00ffffff)
 #define SYSTICK_RUN 7u /* processor's clock, interrupt, enabled */
 #define FULL_ACCESS_TO_FLOATING_POINT (UINT32_C(0xf) << 20)
 #define RESET_REQUEST UINT32_C(0x05fa0004)
@@ -26,21 +24,9 @@ extern const uint8_t data_load_start[];
 int main(void);
 void reset_handler(void);
 
-static volatile uint64_t ticks_before; /* of whole runs of the counter */
-
-static volatile uint32_t *control_register(uint32_t offset)
-{
-    return (volatile uint32_t *)(SYSTEM_CONTROL + offset);
-}
-
 static void stop_handler(void)
 {
     cortex_m_reset(); /* a fault: the host sees a board that lost its model */
-}
-
-static void tick_handler(void)
-{
-    ticks_before += SYSTICK_TOP + 1u;
 }
 
 static volatile uint32_t *line_interrupt(uint32_t enable_or_disable)
@@ -65,7 +51,7 @@ __attribute__((section(".vectors"),
     stop_handler, /* memory management */
     stop_handler, /* bus fault */
     stop_handler, /* usage fault */
-    [15] = tick_handler,
+    [15] = cortex_m_tick,
     [16u + LINE_INTERRUPT] = line_handler,
 };
 
@@ -88,27 +74,17 @@ void reset_handler(void)
     (void)main();
 }
 
-void board_start_ticks(void)
+void cortex_m_start_systick(void)
 {
     *control_register(SYSTICK_CONTROL) = 0u;
-    ticks_before = 0u;
-    *control_register(SYSTICK_RELOAD) = SYSTICK_TOP;
+    *control_register(SYSTICK_RELOAD) = SYSTICK_CYCLES - 1u;
     *control_register(SYSTICK_CURRENT) = 0u;
     *control_register(SYSTICK_CONTROL) = SYSTICK_RUN;
 }
 
-/* The counter counts down. */
-uint64_t board_ticks(void)
+uint32_t cortex_m_systick_left(void)
 {
-    uint64_t before, now;
-    uint32_t left;
-
-    do {
-        before = ticks_before;
-        left = *control_register(SYSTICK_CURRENT);
-        now = ticks_before;
-    } while (before != now);
-    return before + ((SYSTICK_TOP + 1u - left) & SYSTICK_TOP); /* 0 is where it begins and ends */
+    return *control_register(SYSTICK_CURRENT);
 }
 
 uint32_t board_ticks_per_second(void)
@@ -118,10 +94,10 @@ uint32_t board_ticks_per_second(void)
 
 /* A byte that comes between the look and the sleep leaves its interrupt pending, which ends the sleep
  * though interrupts are masked. */
-void cortex_m_sleep_unless(int (*has_byte)(void))
+void board_sleep(void)
 {
     __asm__ volatile("cpsid i" ::: "memory");
-    if (!has_byte()) {
+    if (!board_has_byte()) {
         *line_interrupt(INTERRUPT_ENABLE) = UINT32_C(1) << LINE_INTERRUPT % 32u;
         __asm__ volatile("dsb\n\twfi" ::: "memory");
     }

@@ -26,18 +26,15 @@ void board_start(void)
     *device_register(CONTROL) = ENABLE;
 }
 
-static int has_byte(void)
+int board_has_byte(void)
 {
     return (*device_register(STATE) & RECEIVER_FULL) != 0u;
 }
 
 uint8_t board_receive(void)
 {
-    uint8_t byte;
+    const uint8_t byte = (uint8_t)*device_register(DATA);
 
-    while (!has_byte())
-        cortex_m_sleep_unless(has_byte);
-    byte = (uint8_t)*device_register(DATA);
     *device_register(INTERRUPT_CLEAR) = RECEIVER_INTERRUPT;
     return byte;
 }

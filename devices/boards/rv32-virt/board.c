@@ -49,16 +49,24 @@ void board_start(void)
     __asm__ volatile("csrs mie, %0" : : "r"(EXTERNAL_INTERRUPT));
 }
 
+int board_has_byte(void)
+{
+    return (*uart_register(UART_LINE_STATUS) & RECEIVED) != 0u;
+}
+
 uint8_t board_receive(void)
+{
+    return *uart_register(UART_DATA);
+}
+
+/* A byte that came since the last look has its interrupt pending, which ends the sleep at once. */
+void board_sleep(void)
 {
     uint32_t source;
 
-    while ((*uart_register(UART_LINE_STATUS) & RECEIVED) == 0u) {
-        __asm__ volatile("wfi" ::: "memory");
-        source = *plic_register(PLIC_CLAIM);
-        *plic_register(PLIC_CLAIM) = source;
-    }
-    return *uart_register(UART_DATA);
+    __asm__ volatile("wfi" ::: "memory");
+    source = *plic_register(PLIC_CLAIM);
+    *plic_register(PLIC_CLAIM) = source;
 }
 
 void board_send(uint8_t byte)
