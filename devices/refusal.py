@@ -1,5 +1,6 @@
 """Why a device does not take work that it is offered."""
 
+from collections.abc import Sized
 from pathlib import Path
 
 from sparsyfed.devices.dataset import Dataset
@@ -20,8 +21,13 @@ def refusal_of_plan(artifact: Path, state: Path, batch_size: int, memory_bytes: 
     return None
 
 
-def refusal_of_data(artifact: Path, dataset: Dataset) -> str | None:
-    """Why the device's data are not what this model takes, or None if they are."""
+def refusal_of_data(artifact: Path, dataset: Sized) -> str | None:
+    """Why the device's data are not what this model takes, or None if they are.
+
+    What a board collects has no shape of its own: it takes that of the model.
+    """
+    if not isinstance(dataset, Dataset):
+        return None
     try:
         require_fitting_data(Artifact.load(artifact), dataset)
     except SparsyFedError as error:

@@ -69,8 +69,8 @@ def profile_on_board(
 ) -> BoardReport:
     """Run steps of a model, with this state or an evenly spread one, and of the same model dense.
 
-    Without a port an emulated board runs them, with all its RAM or with `ram_bytes`, by firmware that has the operations
-    of this model alone, and counts instructions. `say` is told what goes on.
+    Without a port an emulated board runs them, with all its RAM or with `ram_bytes`, and counts instructions; its
+    firmware has the operations of this model alone. `say` is told what goes on.
 
     Raises BackendError without QEMU, compiler or an answer.
     """
@@ -166,9 +166,7 @@ class _Measuring:
         self.device.send(SerialObject.ARTIFACT, artifact)
         self.device.send(SerialObject.STATE, state)
         say("plan, and open a session")
-        planned = self.device.open(
-            self.batch_size, examples=self.batch_size, memory=fit.memory
-        )
+        planned = self.device.open(self.batch_size, examples=self.batch_size, memory=fit.memory)
         self.device.send(SerialObject.EXAMPLES, batch.x.tobytes() + batch.y.tobytes())
         return planned
 

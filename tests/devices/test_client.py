@@ -304,11 +304,17 @@ def test_two_devices_with_one_id_say_so_and_come_back_ever_less_often(
             thread.join(PATIENCE)
 
 
+def raise_labels(settings: DeviceSettings) -> None:
+    """Make the device's labels those of a model with one class more."""
+    assert settings.data is not None
+    file = settings.data / "y.npy"
+    np.save(file, np.load(file) + 1)
+
+
 def test_a_device_for_one_job_ends_if_its_data_are_of_another_model(
     coordinator: Coordinator, settings: DeviceSettings, offer: Offer
 ) -> None:
-    labels = np.load(settings.data / "y.npy")
-    np.save(settings.data / "y.npy", labels + 1)
+    raise_labels(settings)
 
     def give_work() -> None:
         coordinator.wait_for(messages.HELLO)
@@ -330,7 +336,7 @@ def test_so_does_one_that_took_the_work_before_its_data_changed(
     with closing(DeviceStorage(settings.directory)) as storage:
         storage.save_work(offer)
     (settings.directory / "objects" / offer.artifact.id).write_bytes(artifact.encode())
-    np.save(settings.data / "y.npy", np.load(settings.data / "y.npy") + 1)
+    raise_labels(settings)
     with pytest.raises(ConfigurationError, match="got label 3, the model takes 0 to 2"):
         run_device(settings)
 
