@@ -73,9 +73,8 @@ static void pack_input(struct sfd_session *session, const struct sfd_step *step,
     if (node->saved == SFD_NONE)
         return;
     sfd_begin_part(session, SFD_PART_TOP_K);
-    session->kernels->tensors->pack(x, size, n, sfd_keep_count(slot, (uint64_t)size * n),
-                                    histogram, sfd_region_data(session, node->saved),
-                                    session->team);
+    session->kernels->tensors->pack(x, size, n, sfd_keep_count(slot, (uint64_t)size * n), histogram,
+                                    sfd_region_data(session, node->saved), session->team);
     sfd_begin_part(session,
                    step->action == SFD_ACTION_FORWARD ? SFD_PART_FORWARD : SFD_PART_BACKWARD);
 }
