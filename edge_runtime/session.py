@@ -348,6 +348,11 @@ class Session:
 
     def _refuse(self, code: int, action: str, batch: Batch) -> NoReturn:
         """Raise the exception of a batch that the core did not take, or not to its end."""
+        if code == _native.ErrorCode.ERR_DIVERGED and self._is_layerwise:
+            raise DivergedError(
+                f"{action}: the loss, a gradient or a new value is not finite; layers may have been "
+                "updated before: open another session, and lower the learning rate"
+            )
         if code == _native.ErrorCode.ERR_DIVERGED:
             raise DivergedError(divergence(action))
         refuse_values(self.artifact, batch, action)

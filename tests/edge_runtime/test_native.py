@@ -17,6 +17,7 @@ from sparsyfed.edge_runtime.errors import (
     InputError,
     MismatchError,
     SparsyFedError,
+    UnsupportedOperationError,
 )
 
 HEADER = (Path(__file__).parents[2] / "edge_runtime" / "csrc" / "sfd.h").read_text()
@@ -36,6 +37,7 @@ def test_every_error_has_an_exception_with_its_text(code: _native.ErrorCode) -> 
         _native.ErrorCode.ERR_CAPACITY: InputError,
         _native.ErrorCode.ERR_KERNELS: InputError,
         _native.ErrorCode.ERR_THREADS: InputError,
+        _native.ErrorCode.ERR_OPERATION: UnsupportedOperationError,
     }.get(code, FormatError)
     texts = dict(re.findall(r'X\((\w+), -?\d+,\s*"([^"]+)"\)', HEADER.replace("\\\n", "")))
     with pytest.raises(SparsyFedError, match=re.escape(f"thing: {texts[code.name]}")) as caught:
