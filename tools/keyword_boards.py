@@ -23,6 +23,8 @@ BOARD = "mps2-an386"
 """Cortex-M4F."""
 LARGE_BYTES = 1 << 20
 GRAIN_BYTES = 256
+MOST_BYTES = 4 << 20
+"""What the emulated board has."""
 PATIENCE_S = 600.0
 FIELDS = (
     *("planned_arena_bytes", "touched_arena_bytes", "touched_stack_bytes", "gradients_ticks"),
@@ -42,7 +44,7 @@ def measure_point(point: Point, batch_size: int) -> dict[str, Any]:
     RAM is all that the board has: the firmware's data and stack, the artifact, a batch, and the arena. The state is the
     initial one: a run that begins sparse never leaves its support.
 
-    Raises BackendError without QEMU or compiler.
+    Raises BackendError without QEMU or compiler, ArenaError if the board has too little in all.
     """
     artifact, state = point.compile(0)
     ram_bytes = _firmware_bytes() + _least_memory(artifact, state.encode(), batch_size)
@@ -51,6 +53,12 @@ def measure_point(point: Point, batch_size: int) -> dict[str, Any]:
         artifact.save(path)
         while True:
             ram_bytes = -(-ram_bytes // GRAIN_BYTES) * GRAIN_BYTES
+            if ram_bytes > MOST_BYTES:
+                raise ArenaError(
+                    f"{point.name}: got a board with {MOST_BYTES} bytes, wanted {ram_bytes}",
+                    got=MOST_BYTES,
+                    wanted=ram_bytes,
+                )
             report = profile_on_board(
                 path, BOARD, state=state, density=1.0, batch_size=batch_size, ram_bytes=ram_bytes
             )

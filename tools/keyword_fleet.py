@@ -23,7 +23,7 @@ from sparsyfed.tools.keyword_points import Point
 BOARDS = BoardFleet("keyword-board", (BOARD, BOARD), ram_bytes=128 * 1024)
 LINUX_DEVICES = 4
 LINUX_PROFILE = "raspberry_pi_zero_2w"
-ROUNDS = 12
+ROUNDS = 6
 CLIPS_OF_A_BOARD = 16
 """At least; of speakers with fewer there is little to see."""
 DEADLINE_S = 600.0

@@ -14,12 +14,14 @@ from sparsyfed.tools.keyword_points import (
     FINAL_SHARE,
     LARGER_BATCH,
     LAST_ROUNDS,
+    LONGER_ROUNDS,
     RATES,
     ROUNDS,
     SEEDS,
     SPOTTER,
     SPOTTER_DENSE,
     WEIGHT_DECAY,
+    WIDER,
     Point,
 )
 from sparsyfed.tools.keyword_results import (
@@ -30,8 +32,10 @@ from sparsyfed.tools.keyword_results import (
     PointResult,
     chosen_rate,
     compare,
+    longer_tasks,
     point_results,
     recommended,
+    training_tasks,
     tuning_tasks,
 )
 from sparsyfed.tools.plot_files import PlotFile
@@ -60,14 +64,18 @@ INTRODUCTION = (
 
 def markdown(figures: Figures, plots: Sequence[PlotFile]) -> str:
     """The page. Same figures, same bytes."""
-    results = point_results(figures, ROUNDS)
+    results = point_results(figures, training_tasks(figures, ROUNDS))
     sections = [
         INTRODUCTION,
         "## Answer",
         _answer(results),
         "## Points",
         _points(results),
+        "## As many weights in wider nets",
+        _wider(results),
         "\n\n".join(f"![{plot.caption}]({plot.file_name})\n\n{plot.caption}" for plot in plots),
+        "## Three times as many rounds",
+        _longer(figures, results),
         "## A spotter with 110,464 weights on a board",
         _spotter(figures),
         "## Boards and Linux devices in one fleet",
@@ -168,6 +176,44 @@ def _point(result: PointResult) -> list[str]:
         f"{result.accuracy:.1%}",
         *(f"{result.ram_bytes:,}", f"{result.instructions:,}", f"{result.round_bytes:,}"),
     ]
+
+
+def _wider(results: Sequence[PointResult]) -> str:
+    """What width does to nets that store as many weights."""
+    named = {result.point.name: result for result in results}
+    rows = [
+        [
+            name,
+            _described(named[name].point),
+            f"{named[name].board['stored']:,}",
+            f"{named[name].board['stored'] / named[name].board['positions']:.1%}",
+            f"{named[name].accuracy:.1%}",
+        ]
+        for series in WIDER
+        for name in series
+        if name in named
+    ]
+    return _table(["point", "", "weights stored", "density", "accuracy"], rows)
+
+
+def _longer(figures: Figures, results: Sequence[PointResult]) -> str:
+    """Whether what was said above is but a matter of time."""
+    longer = point_results(figures, longer_tasks(figures))
+    if not longer:
+        return "Not run yet."
+    usual = {result.point: result for result in results}
+    rows = []
+    for result in longer:
+        short, long = usual[result.point].accuracies[0], result.accuracy
+        cells = [result.point.name, _described(result.point), f"{result.ram_bytes:,}"]
+        rows.append([*cells, f"{short:.1%}", f"{long:.1%}", f"{100 * (long - short):+.1f}"])
+    by_ram = [compare(longer, limit, lambda r: r.ram_bytes) for limit in RAM_LIMITS]
+    text = (
+        f"The same with {LONGER_ROUNDS} rounds instead of {ROUNDS}, seed {SEEDS[0]} alone. "
+        f"{_verdicts(by_ram, 'RAM', _kibibytes)}"
+    )
+    heading = ["point", "", "RAM, bytes", f"{ROUNDS} rounds", f"{LONGER_ROUNDS} rounds", "points"]
+    return f"{text}\n\n{_table(heading, rows)}"
 
 
 def _spotter(figures: Figures) -> str:

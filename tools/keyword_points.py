@@ -105,6 +105,7 @@ POINTS = (
     Point("S5", _MEDIUM, sparsity=0.875),
     Point("S6", _MEDIUM, sparsity=0.75),
     Point("S7", (12, 24, 32, 48), sparsity=0.75),
+    Point("S8, larger images", (12, 24, 32, 48), stem_strides=(2, 2), sparsity=0.75),
 )
 """Dense-narrow points from few weights to many, sparse-wide ones that store about as many in wider nets."""
 
@@ -120,6 +121,12 @@ MEASURED = (
     (SPOTTER, LARGER_BATCH),
 )
 """Points and batch sizes that are measured on the board."""
+
+
+WIDER = (("D2", "S7", "S5", "S2"), ("D5", "S6", "S3"))
+"""Points that store about as many weights, from the narrowest net to the widest."""
+
+LONGER_ROUNDS = 3 * ROUNDS
 
 
 def tuning_grid() -> list[tuple[Point, float]]:

@@ -8,7 +8,15 @@ from statistics import mean, stdev
 from sparsyfed.edge_runtime.errors import InputError
 from sparsyfed.tools.keyword_boards import board_settings
 from sparsyfed.tools.keyword_figures import Figure, Figures
-from sparsyfed.tools.keyword_points import BATCH_SIZE, POINTS, SEEDS, Point, tuning_grid
+from sparsyfed.tools.keyword_points import (
+    BATCH_SIZE,
+    LONGER_ROUNDS,
+    POINTS,
+    ROUNDS,
+    SEEDS,
+    Point,
+    tuning_grid,
+)
 from sparsyfed.tools.keyword_training import Task
 
 FAMILIES = ("dense-narrow", "sparse-wide")
@@ -16,6 +24,8 @@ RAM_LIMIT = 128 * 1024
 """Bytes of the board that a recommendation is for."""
 LEAST_DIFFERENCE = 0.02
 """Below it a difference says nothing: it is that of 20 of the 1,000 clips held out."""
+ONE_SEED_ERROR = 0.02
+"""Of an accuracy of a single seed: about what seeds differ by here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +83,17 @@ def training_tasks(figures: Figures, rounds: int) -> list[Task]:
     ]
 
 
-def point_results(figures: Figures, rounds: int) -> list[PointResult]:
-    """The points that were trained and measured."""
+def longer_tasks(figures: Figures) -> list[Task]:
+    """Runs of more rounds, of one seed."""
+    return [
+        Task("runs", point, chosen_rate(figures, point.family, ROUNDS), SEEDS[0], LONGER_ROUNDS)
+        for point in POINTS
+    ]
+
+
+def point_results(figures: Figures, tasks: Sequence[Task]) -> list[PointResult]:
+    """The points that were measured and, in these runs, trained."""
     results = []
-    tasks = training_tasks(figures, rounds)
     for point in POINTS:
         own = [task for task in tasks if task.point == point]
         runs = [figures.find("runs", task.settings()) for task in own]
@@ -132,6 +149,6 @@ def _error(one: PointResult, other: PointResult) -> float:
 
 
 def _spread(result: PointResult) -> float:
-    """Standard error of a mean over seeds; 0 of one seed."""
+    """Standard error of a mean over seeds."""
     count = len(result.accuracies)
-    return stdev(result.accuracies) / math.sqrt(count) if count > 1 else 0.0
+    return stdev(result.accuracies) / math.sqrt(count) if count > 1 else ONE_SEED_ERROR

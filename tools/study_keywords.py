@@ -29,6 +29,7 @@ from sparsyfed.tools.keyword_page import markdown
 from sparsyfed.tools.keyword_plots import draw_all
 from sparsyfed.tools.keyword_points import MEASURED, ROUNDS
 from sparsyfed.tools.keyword_results import (
+    longer_tasks,
     point_results,
     recommended,
     training_tasks,
@@ -36,7 +37,7 @@ from sparsyfed.tools.keyword_results import (
 )
 from sparsyfed.tools.keyword_training import Task, run
 
-STEPS = ("tune", "train", "measure", "mixed")
+STEPS = ("tune", "train", "longer", "measure", "mixed")
 Say = Callable[[str], None]
 
 
@@ -79,14 +80,14 @@ def measure(figures: Figures, say: Say) -> None:
 
 def train_mixed(figures: Figures, clips: Clips, say: Say) -> None:
     """Trains the recommended point on boards and Linux devices together."""
-    best = recommended(point_results(figures, ROUNDS))
+    best = recommended(point_results(figures, training_tasks(figures, ROUNDS)))
     mixed = MixedRun(best.point, best.rate)
     figures.put("mixed", mixed.settings(), mixed.run(clips, say))
 
 
 def write_page(figures: Figures, out: Path) -> list[Path]:
     """Writes page and plots from the figures alone."""
-    plots = draw_all(point_results(figures, ROUNDS))
+    plots = draw_all(point_results(figures, training_tasks(figures, ROUNDS)))
     for plot in plots:
         write_atomic(out / plot.file_name, plot.svg.encode())
     write_atomic(out / "keywords.md", markdown(figures, plots).encode())
@@ -114,11 +115,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif step == "mixed":
             train_mixed(figures, clips, say)
         else:
-            tasks = tuning_tasks(ROUNDS) if step == "tune" else training_tasks(figures, ROUNDS)
-            train(tasks, figures, clips, parsed.workers, say)
+            train(_tasks(step, figures), figures, clips, parsed.workers, say)
     written = write_page(figures, parsed.out)
     print(f"{', '.join(map(str, written))} written")
     return 0
+
+
+def _tasks(step: str, figures: Figures) -> list[Task]:
+    if step == "tune":
+        return tuning_tasks(ROUNDS)
+    return training_tasks(figures, ROUNDS) if step == "train" else longer_tasks(figures)
 
 
 def _about(

@@ -30,8 +30,10 @@ from sparsyfed.tools.keyword_page import markdown
 from sparsyfed.tools.keyword_plots import draw_all
 from sparsyfed.tools.keyword_points import MEASURED, POINTS, ROUNDS, Point
 from sparsyfed.tools.keyword_results import (
+    PointResult,
     chosen_rate,
     compare,
+    longer_tasks,
     point_results,
     recommended,
     training_tasks,
@@ -62,6 +64,10 @@ def board(point: Point) -> dict[str, Any]:
         "update_bytes": 36_000,
         "same_bits_as_host": True,
     }
+
+
+def results_of(figures: Figures) -> list[PointResult]:
+    return point_results(figures, training_tasks(figures, ROUNDS))
 
 
 @pytest.fixture
@@ -99,7 +105,7 @@ def test_no_rate_no_run(tmp_path: Path) -> None:
 
 
 def test_families_are_compared_within_a_limit(figures: Figures) -> None:
-    results = point_results(figures, ROUNDS)
+    results = results_of(figures)
     assert len(results) == len(POINTS)
     within = compare(results, 300 * KIB, lambda result: result.ram_bytes)
     assert within.verdict == "sparse-wide"
@@ -115,30 +121,37 @@ def test_what_the_seeds_do_not_show_is_not_decided(figures: Figures) -> None:
     for task in training_tasks(figures, ROUNDS):
         accuracy = 0.6 + (0.015 if task.point.is_sparse else 0.0)
         figures.put("runs", task.settings(), {"final_accuracy": accuracy})
-    results = point_results(figures, ROUNDS)
+    results = results_of(figures)
     limit = 1 << 30
     assert compare(results, limit, lambda result: result.ram_bytes).verdict == "not decided"
 
 
 def test_the_page_is_made_of_the_figures_and_repeats(figures: Figures, tmp_path: Path) -> None:
-    plots = draw_all(point_results(figures, ROUNDS))
+    plots = draw_all(results_of(figures))
     page = markdown(figures, plots)
-    assert page == markdown(
-        Figures(tmp_path / "keywords.json"), draw_all(point_results(figures, ROUNDS))
-    )
+    assert page == markdown(Figures(tmp_path / "keywords.json"), draw_all(results_of(figures)))
     assert "CC BY 4.0" in page
     assert "sparse-wide is better" in page
     assert page.count("| S2 |") >= 1
     assert "| **" in page  # the rate that was taken
-    assert "Not run yet." in page
+    assert page.count("Not run yet.") == 2  # no run of more rounds, no mixed one
     assert all(plot.file_name in page and plot.svg.count("<svg") == 1 for plot in plots)
+
+
+def test_runs_of_more_rounds_have_a_section(figures: Figures) -> None:
+    for task in longer_tasks(figures):
+        figures.put("runs", task.settings(), {"final_accuracy": 0.9})
+    page = markdown(figures, [])
+    assert "| 60 rounds | 180 rounds |" in page
+    assert page.count("| 90.0% | +") == len(POINTS)
+    assert "not decided" in page
 
 
 def test_a_point_without_runs_is_left_out(figures: Figures) -> None:
     figures.content["runs"] = [
         run for run in figures.content["runs"] if run["settings"]["point"] != POINTS[0].settings()
     ]
-    names = [result.point.name for result in point_results(figures, ROUNDS)]
+    names = [result.point.name for result in results_of(figures)]
     assert names == [point.name for point in POINTS[1:]]
 
 
