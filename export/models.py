@@ -83,6 +83,37 @@ def kws_dscnn(num_classes: int = 12, width: int = 64) -> nn.Module:
     return KeywordDSCNN(num_classes, width)
 
 
+def kws_cnn(
+    num_classes: int = 12,
+    widths: Sequence[int] = (16, 48, 64, 128),
+    strides: Sequence[int] = (2, 2, 1),
+    stem_strides: tuple[int, int] = (4, 2),
+) -> nn.Module:
+    """Return a keyword spotter for microboards: 110,464 prunable weights, spectrograms (1, 49, 20).
+
+    A 10x4 convolution, then 3x3 ones, one for each of `strides`. It down-samples early and is wide where
+    the images are small, so that weights take the memory, which can be sparse, and not activations. Its
+    norms are group norms, up to 8 channels a group: a board's batch may be a single example.
+    """
+
+    def block(
+        inputs: int, outputs: int, kernel: tuple[int, int], stride: int | tuple[int, int]
+    ) -> list[nn.Module]:
+        padding = ((kernel[0] - 1) // 2, (kernel[1] - 1) // 2)
+        return [
+            nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False),
+            nn.GroupNorm(max(1, outputs // 8), outputs),
+            nn.ReLU(),
+        ]
+
+    layers = block(1, widths[0], (10, 4), stem_strides)
+    for inputs, outputs, stride in zip(widths[:-1], widths[1:], strides, strict=True):
+        layers += block(inputs, outputs, (3, 3), stride)
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], num_classes)
+    )
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut, as in "Deep Residual Learning for Image Recognition" (He et al., 2015)."""
 
@@ -192,6 +223,7 @@ class BuiltInModel:
 BUILT_IN = {
     "watch_cnn": BuiltInModel(watch_cnn, (6, 256)),
     "kws_dscnn": BuiltInModel(kws_dscnn, (1, 49, 10)),
+    "kws_cnn": BuiltInModel(kws_cnn, (1, 49, 20)),
     "resnet8": BuiltInModel(resnet8, (3, 32, 32)),
     "resnet18": BuiltInModel(resnet18, (3, 32, 32)),
     "mlp": BuiltInModel(mlp, (1, 28, 28)),

@@ -24,17 +24,10 @@ from sparsyfed.edge_runtime import State
 from sparsyfed.edge_runtime.errors import BackendError, ConfigurationError
 from sparsyfed.export.targets import TARGETS, Target
 from sparsyfed.tools import watch_job
+from sparsyfed.tools.board_fleet import RunningBoards
 from sparsyfed.tools.broker import PrivateBroker, find_mosquitto
 from sparsyfed.tools.bundle import STATE_NAME, BundleSettings, write_bundle
-from sparsyfed.tools.demo_boards import (
-    GATEWAY,
-    LAST_ROUNDS,
-    DemoBoards,
-    board_names,
-    board_profiles,
-    demo_boards,
-    share_windows,
-)
+from sparsyfed.tools.demo_boards import BOARDS, LAST_ROUNDS, share_windows
 from sparsyfed.tools.demo_report import DemoRun, build_report, save_report, summary
 from sparsyfed.tools.device_processes import DeviceCommand, DeviceProcesses
 from sparsyfed.tools.in_process import FederatedJob, FinishedRound
@@ -93,14 +86,14 @@ def run_demo(settings: DemoSettings, *, quiet: bool = False) -> dict[str, Any]:
         with SilentTable() if quiet else round_table() as table:
             job = watch_job.sparse_job(settings.rounds, settings.seed, settings.sparsity)
             places = Places(work=Path(temporary), logs=logs, data=folders)
-            watches = [name for name in folders if name not in {"held-out", *board_names()}]
+            watches = [name for name in folders if name not in {"held-out", *BOARDS.names}]
             backends = assigned(watches, settings.engines)
             profiles = {name: _profile(backend) for name, backend in backends.items()}
             initial, result = _train_over_mqtt(settings, job, backends, places, table)
             dense = _train_dense(settings, folders, result, table)
         run = DemoRun(
             job=job,
-            profiles={**profiles, **board_profiles()},
+            profiles={**profiles, **BOARDS.profiles()},
             initial=initial,
             result=result,
             dense=tuple(dense),
@@ -193,11 +186,11 @@ def _train_over_mqtt(
                 table.progress(f"round {finished.round} of {job.rounds} is done")
                 if boards is not None and finished.round == max(1, job.rounds - LAST_ROUNDS):
                     table.status(f"{len(boards.names)} emulated boards join")
-                    fleet.add(GATEWAY, boards.command)
+                    fleet.add(BOARDS.gateway, boards.command)
                     boards.wait_for_hello(fleet.failed)
 
             table.status("waiting for the devices")
-            result = _coordinate(config, fleet, show)
+            result = coordinate(config, fleet, show)
             fleet.wait(FAREWELL_S)
     return state, result
 
@@ -212,15 +205,15 @@ def _packages(settings: DemoSettings) -> Iterator[dict[str, tuple[str, Mapping[s
         }
 
 
-def _boards(places: Places, broker: PrivateBroker) -> AbstractContextManager[DemoBoards | None]:
+def _boards(places: Places, broker: PrivateBroker) -> AbstractContextManager[RunningBoards | None]:
     """The boards whose data are there; None without."""
-    if not set(board_names()) & set(places.data):
+    if not set(BOARDS.names) & set(places.data):
         return nullcontext()
-    return demo_boards(
+    return BOARDS.running(
         f"{broker.host}:{broker.port}",
         places.data,
         places.work / "gateway",
-        places.logs / f"{GATEWAY}.log",
+        places.logs / f"{BOARDS.gateway}.log",
     )
 
 
@@ -282,7 +275,7 @@ def _configuration(
     )
 
 
-def _coordinate(
+def coordinate(
     config: Configuration, fleet: DeviceProcesses, show: Callable[[RoundFinished], None]
 ) -> JobResult:
     """Runs the job; a device that ends with an error ends it as well."""

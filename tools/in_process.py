@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from sparsyfed.coordinator.aggregation import FederatedAverage, UpdateRules
 from sparsyfed.coordinator.schedule import learning_rate
+from sparsyfed.coordinator.selection import draw_order
 from sparsyfed.devices.dataset import Dataset
 from sparsyfed.devices.training import LocalResult, LocalRound
 from sparsyfed.devices.virtual import VirtualDevice, train_devices
@@ -31,6 +32,8 @@ class FederatedJob:
     epochs: int = 1
     weight_decay: float = 1e-3
     norm_bound: float = 10.0
+    budget: str = "global"
+    devices_per_round: int | None = None  # None: all
 
     def local_round(self, number: int) -> LocalRound:
         """The work of every device in this round; its seed is the job's."""
@@ -42,7 +45,7 @@ class FederatedJob:
             learning_rate=rate,
             weight_decay=self.weight_decay,
             sparsity=self.sparsity,
-            budget="global",
+            budget=self.budget,
             seed=self.seed,
         )
 
@@ -75,12 +78,12 @@ def run_federation(
     workers: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[FinishedRound]:
-    """Runs the job and yields each round as it ends. Every device takes part in every round since its first.
+    """Runs the job and yields each round as it ends.
 
+    Of the devices whose first round has come `job.devices_per_round` take part, drawn as the coordinator draws them.
     `workers` devices train at a time; their number does not change the result.
     """
-    rules = UpdateRules.of_job(artifact, job.sparsity, "global", job.norm_bound)
-    in_order = sorted(devices, key=lambda device: device.name)
+    rules = UpdateRules.of_job(artifact, job.sparsity, job.budget, job.norm_bound)
     for number in range(1, job.rounds + 1):
         started = clock()
         average = FederatedAverage(state)
@@ -89,7 +92,7 @@ def run_federation(
         updates: list[tuple[SparseUpdate, LocalResult]] = []
         work = job.local_round(number)
         for _, result in train_devices(
-            [device for device in in_order if device.first_round <= number],
+            _drawn(job, number, devices),
             artifact,
             encoded,
             work,
@@ -110,6 +113,13 @@ def run_federation(
             multiply_adds=total_multiply_adds([result for _, result in updates]),
             seconds=clock() - started,
         )
+
+
+def _drawn(job: FederatedJob, number: int, devices: Sequence[VirtualDevice]) -> list[VirtualDevice]:
+    """The devices of a round, by name."""
+    there = {device.name: device for device in devices if device.first_round <= number}
+    order = draw_order(there, seed=job.seed, round_number=number, attempt=1)
+    return [there[name] for name in sorted(order[: job.devices_per_round])]
 
 
 def held_out_accuracy(artifact: Artifact, state: State, held_out: Dataset) -> float:

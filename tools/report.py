@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from sparsyfed.tools.demo_boards import board_names
+from sparsyfed.tools.demo_boards import BOARDS
 from sparsyfed.tools.page import figures, numbers, page, table
 from sparsyfed.tools.quantities import byte_text, count_text, optional_bytes
 from sparsyfed.tools.report_plots import draw_all, native_devices
@@ -27,7 +27,7 @@ def render(report: Mapping[str, Any]) -> str:
 
 
 def _who(report: Mapping[str, Any]) -> str:
-    boards = sum(device["id"] in board_names() for device in report["devices"])
+    boards = sum(device["id"] in BOARDS.names for device in report["devices"])
     processes = f"{len(report['devices']) - boards} device processes"
     return f"{processes} and {boards} emulated boards" if boards else processes
 

@@ -5,9 +5,10 @@ from typing import Any
 
 from sparsyfed.tools.bench_memory import DENSE_PROCESSES
 from sparsyfed.tools.bench_step import COUNTED, PASSES
+from sparsyfed.tools.plot_files import PlotFile
 from sparsyfed.tools.roofline import levels
 from sparsyfed.tools.step_goals import by_sparsity, judge, resnet18
-from sparsyfed.tools.step_plots import PlotFile, step_floors
+from sparsyfed.tools.step_plots import step_floors
 
 Row = Mapping[str, Any]
 Result = Mapping[str, Any]

@@ -1,16 +1,13 @@
 """The plots of the page on training steps, as SVG files of their own."""
 
-import io
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparsyfed.tools import drawing
+from sparsyfed.tools.plot_files import PlotFile, plot_file
 from sparsyfed.tools.roofline import floors
 from sparsyfed.tools.step_goals import (
     BATCH_SIZES,
@@ -25,48 +22,30 @@ from sparsyfed.tools.step_goals import (
 
 Result = Mapping[str, Any]
 
-# A file can't take the colours of the page: dark on white reads in both of its modes.
-COLORS = {
-    drawing.INK: "#1b1f24",
-    drawing.MUTED: "#8c959f",
-    drawing.GRID: "#e3e6ea",
-    drawing.SPARSE: "#0a6e5c",
-    drawing.DENSE: "#9a6700",
-    drawing.THIRD: "#3b64ad",
-    drawing.FOURTH: "#a03a5a",
-}
 SERIES = (drawing.SPARSE, drawing.THIRD, drawing.DENSE, drawing.FOURTH, drawing.MUTED)
 BOUNDS = {sparsity: bound for sparsity, bound, _ in RESNET18_SPEEDUPS}
 
 
-@dataclass(frozen=True, slots=True)
-class PlotFile:
-    """A drawing, its file beside the page, and the sentence that says how to read it."""
-
-    file_name: str
-    caption: str
-    svg: str
-
-
 def draw_all(result: Result) -> list[PlotFile]:
     """The plots for which there are rows. Same result, same bytes."""
+
+    def plot(file_name: str, caption: str, draw: Callable[[Figure, Result], None]) -> PlotFile:
+        return plot_file(file_name, caption, lambda figure: draw(figure, result))
+
     plots = [
-        _plot(
-            result,
+        plot(
             "step-speedup.svg",
             "ResNet-18, batch 16: how many times faster than dense PyTorch, by sparsity and masks; "
             "whiskers are quartiles, dashes the bounds.",
             _speedup,
         ),
-        _plot(
-            result,
+        plot(
             "step-models.svg",
             "Every model with random masks: how many times faster than dense PyTorch, by sparsity; "
             "the dashed line is as fast.",
             _models,
         ),
-        _plot(
-            result,
+        plot(
             "step-memory.svg",
             "ResNet-18, batch 16: growth of the process over what it was before the model.",
             _memory,
@@ -77,23 +56,8 @@ def draw_all(result: Result) -> list[PlotFile]:
             "ResNet-18, batch 16, random masks: the measured step, and what each of its parts would "
             "take alone at the measured ceilings."
         )
-        plots.append(_plot(result, "step-roofline.svg", caption, _roofline))
+        plots.append(plot("step-roofline.svg", caption, _roofline))
     return plots
-
-
-def _plot(
-    result: Result, file_name: str, caption: str, draw: Callable[[Figure, Result], None]
-) -> PlotFile:
-    with mpl.rc_context({**drawing.STYLE, "svg.hashsalt": file_name}):
-        figure = Figure(figsize=(7.6, 3.8), layout="constrained", facecolor="white")
-        draw(figure, result)
-        buffer = io.StringIO()
-        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(buffer, format="svg", metadata=metadata)
-    svg = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
-    for mark, color in COLORS.items():
-        svg = svg.replace(mark, color)
-    return PlotFile(file_name, caption, re.sub(r"[ \t]+$", "", svg, flags=re.MULTILINE))
 
 
 def _lines(

@@ -7,7 +7,6 @@ measured stays on that device.
 
 import hashlib
 import importlib.util
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsyfed.edge_runtime.errors import ConfigurationError
+from sparsyfed.tools.fleet_data import Examples, FleetData
 
 WINDOW = 256
 STEP = 128
@@ -24,36 +24,7 @@ HELD_OUT_WEARERS = (9, 10)
 DATA_SHA256 = "eb122f23cdf06ef6bd6c6c5312958ec5cf9d038e2e6d457b8081662c75a42537"
 
 
-@dataclass(frozen=True, slots=True)
-class Examples:
-    """Windows of signals with their classes: x float32 (n, 6, 256), y int32 (n,)."""
-
-    x: NDArray[np.float32]
-    y: NDArray[np.int32]
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-
-@dataclass(frozen=True, slots=True)
-class WatchFleet:
-    """The training wearers, one device each, and the windows of the wearers held out."""
-
-    devices: dict[str, Examples]
-    held_out: Examples
-
-    def save(self, folder: Path) -> dict[str, Path]:
-        """Writes x.npy and y.npy for each device and for `held-out`; returns the folders by name."""
-        folders = {}
-        for name, examples in {**self.devices, "held-out": self.held_out}.items():
-            folders[name] = folder / name
-            folders[name].mkdir(parents=True, exist_ok=True)
-            np.save(folders[name] / "x.npy", examples.x)
-            np.save(folders[name] / "y.npy", examples.y)
-        return folders
-
-
-def load_fleet(held_out: tuple[int, ...] = HELD_OUT_WEARERS) -> WatchFleet:
+def load_fleet(held_out: tuple[int, ...] = HELD_OUT_WEARERS) -> FleetData:
     """Cuts the recordings into windows and splits them by wearer.
 
     Each recording gives windows of 256 samples that start every 128 samples: 1,693 windows, 364 of
@@ -80,7 +51,7 @@ def load_fleet(held_out: tuple[int, ...] = HELD_OUT_WEARERS) -> WatchFleet:
     devices = {
         f"watch-{number:02d}": examples(wearer == number) for number in np.unique(wearer[training])
     }
-    return WatchFleet(devices, examples(~training))
+    return FleetData(devices, examples(~training))
 
 
 def _windows(signal: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -57,7 +57,7 @@ def run_virtually(
 ) -> Iterator[FinishedRound]:
     """Runs the job on virtual devices in this process and yields each round as it ends.
 
-    `folders` are those of `WatchFleet.save`; each device declares `memory_bytes`;
+    `folders` are those of `FleetData.save`; each device declares `memory_bytes`;
     `start_sparsity` is that of the initial state; `first_rounds` has devices that join later than round 1.
     """
     torch.set_num_threads(1)

@@ -201,17 +201,17 @@ def test_an_engine_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]
 def test_emulated_boards_join(tmp_path: Path) -> None:
     from board_machines import require_tools
 
-    from sparsyfed.tools.demo_boards import BOARDS, RAM_BYTES, WINDOWS, board_names
+    from sparsyfed.tools.demo_boards import BOARDS, WINDOWS
 
-    require_tools(*BOARDS)
+    require_tools(*BOARDS.boards)
     command = [sys.executable, "-m", "sparsyfed.tools", "demo", "--quick", "--out", str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert ended.returncode == 0, ended.stderr
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    boards = {device["id"]: device for device in report["devices"] if device["id"] in board_names()}
-    assert [device["profile"] for device in boards.values()] == list(BOARDS)
+    boards = {device["id"]: device for device in report["devices"] if device["id"] in BOARDS.names}
+    assert [device["profile"] for device in boards.values()] == list(BOARDS.boards)
     assert report["rounds"][0]["devices"] == 8
-    assert report["rounds"][-1]["devices"] == 8 + len(BOARDS)
+    assert report["rounds"][-1]["devices"] == 8 + len(BOARDS.names)
     dense = report["dense_reference"]["rounds"]
     assert dense[-1]["bytes_down"] / dense[0]["bytes_down"] == pytest.approx(
         report["rounds"][-1]["devices"] / report["rounds"][0]["devices"], rel=0.01
@@ -219,8 +219,8 @@ def test_emulated_boards_join(tmp_path: Path) -> None:
     for device in boards.values():
         assert device["rounds"] >= 1
         assert device["examples"] == WINDOWS
-        assert device["memory_bytes"] == RAM_BYTES
+        assert device["memory_bytes"] == BOARDS.ram_bytes
         last = device["last_round"]
         assert last["arena_peak_bytes"] == last["planned_arena_bytes"]
-        assert last["arena_peak_bytes"] < device["peak_rss_bytes"] < RAM_BYTES
+        assert last["arena_peak_bytes"] < device["peak_rss_bytes"] < BOARDS.ram_bytes
     assert sum(device["examples"] for device in report["devices"]) == 1693 - 364

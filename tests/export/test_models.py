@@ -14,12 +14,13 @@ torch.set_num_threads(1)
 PRUNABLE = {
     "watch_cnn": 102_976,
     "kws_dscnn": 22_016,
+    "kws_cnn": 110_464,
     "resnet8": 77_360,
     "mlp": 234_752,
     "linear": 7_840,
     "resnet18": 11_164_352,
 }
-CLASSES = {"watch_cnn": 7, "kws_dscnn": 12}
+CLASSES = {"watch_cnn": 7, "kws_dscnn": 12, "kws_cnn": 12}
 
 
 def test_all_models_are_known() -> None:
@@ -43,6 +44,14 @@ def test_keyword_spotter_takes_spectrograms_with_and_without_channel(
     assert artifact.tensors[-1].shape == (5,)
     depthwise = [op.groups for op in artifact.operations if op.groups > 1]
     assert depthwise == [64] * 4
+
+
+def test_the_spotter_for_boards_has_the_widths_and_strides_that_it_is_given() -> None:
+    model = models.kws_cnn(num_classes=5, widths=(8, 12, 24), strides=(2, 1), stem_strides=(2, 2))
+    artifact = export.compile(model, torch.zeros(1, 1, 49, 20)).native
+    shapes = [tensor.shape for tensor in artifact.tensors]
+    assert shapes[1::3][:3] == [(8, 24, 10), (12, 12, 5), (24, 12, 5)]
+    assert shapes[-1] == (5,)
 
 
 @pytest.mark.parametrize("build", [models.resnet8, models.resnet18])

@@ -86,6 +86,19 @@ def test_a_device_that_joins_later_trains_since_its_first_round(
     assert rounds[:2] == federate(model, folders, "ab")[:2]
 
 
+def test_so_many_devices_as_asked_are_drawn_for_each_round(
+    model: tuple[Artifact, State], folders: dict[str, Path]
+) -> None:
+    job = replace(JOB, devices_per_round=2, budget="erk")
+    devices = [VirtualDevice(name, Dataset(folders[name]), 1 << 20) for name in "abc"]
+    held_out = Dataset(folders["held-out"])
+    rounds = list(run_federation(*model, job, devices, held_out, clock=lambda: 0.0))
+    for dataset in (held_out, *(device.dataset for device in devices)):
+        dataset.close()
+    assert [len(entry.update_bytes) for entry in rounds] == [2] * 8
+    assert rounds[-1].accuracy > 0.8
+
+
 def test_neither_workers_nor_the_order_of_devices_change_the_result(
     model: tuple[Artifact, State], folders: dict[str, Path]
 ) -> None:

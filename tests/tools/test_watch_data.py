@@ -7,6 +7,7 @@ import pytest
 
 from sparsyfed.edge_runtime.errors import ConfigurationError
 from sparsyfed.tools import watch_data
+from sparsyfed.tools.fleet_data import FleetData
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("seglearn") is None, reason="the package seglearn is not installed"
@@ -14,13 +15,13 @@ installed = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def fleet() -> watch_data.WatchFleet:
+def fleet() -> FleetData:
     return watch_data.load_fleet()
 
 
 @installed
 def test_eight_wearers_are_devices_and_the_last_two_are_held_out(
-    fleet: watch_data.WatchFleet,
+    fleet: FleetData,
 ) -> None:
     assert list(fleet.devices) == [f"watch-0{number}" for number in range(1, 9)]
     assert len(fleet.held_out) == 364
@@ -29,7 +30,7 @@ def test_eight_wearers_are_devices_and_the_last_two_are_held_out(
 
 @installed
 def test_windows_have_the_shape_and_types_that_a_session_takes(
-    fleet: watch_data.WatchFleet,
+    fleet: FleetData,
 ) -> None:
     for examples in [*fleet.devices.values(), fleet.held_out]:
         assert examples.x.shape == (len(examples), 6, 256)
@@ -42,7 +43,7 @@ def test_windows_have_the_shape_and_types_that_a_session_takes(
 
 @installed
 def test_channels_are_standardised_over_the_training_wearers_alone(
-    fleet: watch_data.WatchFleet,
+    fleet: FleetData,
 ) -> None:
     training = np.concatenate([examples.x for examples in fleet.devices.values()]).astype(float)
     np.testing.assert_allclose(training.mean(axis=(0, 2)), 0.0, atol=1e-6)
@@ -52,14 +53,14 @@ def test_channels_are_standardised_over_the_training_wearers_alone(
 
 @installed
 def test_neighbouring_windows_of_a_recording_overlap_by_half(
-    fleet: watch_data.WatchFleet,
+    fleet: FleetData,
 ) -> None:
     x = fleet.devices["watch-01"].x
     assert np.array_equal(x[0][:, watch_data.STEP :], x[1][:, : watch_data.STEP])
 
 
 @installed
-def test_saved_files_hold_the_same_examples(fleet: watch_data.WatchFleet, tmp_path: Path) -> None:
+def test_saved_files_hold_the_same_examples(fleet: FleetData, tmp_path: Path) -> None:
     folders = fleet.save(tmp_path)
     assert sorted(folders) == sorted([*fleet.devices, "held-out"])
     x = np.load(folders["watch-03"] / "x.npy", allow_pickle=False)

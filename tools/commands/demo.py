@@ -53,9 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the demo and writes report.json and report.html."""
     from sparsyfed.tools import watch_job
     from sparsyfed.tools.demo import DemoSettings, all_engines, run_demo
-    from sparsyfed.tools.demo_boards import missing_tools
+    from sparsyfed.tools.demo_boards import BOARDS
 
-    missing = missing_tools()
+    missing = BOARDS.missing_tools()
     if arguments.boards == "auto" and missing is not None:
         print(f"without boards: {missing}; `make boards` installs what is missing", file=sys.stderr)
     rounds = arguments.rounds

@@ -1,0 +1,354 @@
+"""The page on keywords, from the figures of the study alone."""
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+from sparsyfed.tools.keyword_boards import BOARD, board_settings
+from sparsyfed.tools.keyword_figures import Figure, Figures
+from sparsyfed.tools.keyword_points import (
+    BATCH_SIZE,
+    BETA,
+    BUDGET,
+    DEVICES_PER_ROUND,
+    EPOCHS,
+    FINAL_SHARE,
+    LARGER_BATCH,
+    LAST_ROUNDS,
+    LONGER_ROUNDS,
+    RATES,
+    ROUNDS,
+    SEEDS,
+    SPOTTER,
+    SPOTTER_DENSE,
+    WEIGHT_DECAY,
+    WIDER,
+    Point,
+)
+from sparsyfed.tools.keyword_results import (
+    FAMILIES,
+    LEAST_DIFFERENCE,
+    RAM_LIMIT,
+    Comparison,
+    PointResult,
+    chosen_rate,
+    compare,
+    longer_tasks,
+    point_results,
+    recommended,
+    training_tasks,
+    tuning_tasks,
+)
+from sparsyfed.tools.plot_files import PlotFile
+from sparsyfed.tools.quantities import byte_text, count_text
+
+KIB = 1024
+RAM_LIMITS = tuple(KIB * size for size in (64, 96, 128, 192, 256, 384))
+INSTRUCTION_LIMITS = tuple(1_000_000 * count for count in (4, 6, 8, 12, 16))
+
+SOURCE = "http://download.tensorflow.org/data/speech_commands_test_set_v0.02.tar.gz"
+INTRODUCTION = (
+    "# Keyword spotting: what trains best on a microboard?\n\n"
+    "With this much RAM, and this many instructions a step: is a narrow net that keeps all its "
+    "weights better, or a wide one of which few are stored? Both are trained in federated rounds by "
+    "the native runtime, and measured on an emulated Cortex-M4F.\n\n"
+    "Data: log-mel features of the *test set* of Speech Commands v0.02 (P. Warden, "
+    "[arXiv 1804.03209](https://arxiv.org/abs/1804.03209); Google, "
+    "[CC BY 4.0](https://creativecommons.org/licenses/by/4.0/)): 4,890 clips of 239 speakers, 12 "
+    "classes; here each value is the mean of two frames and two bands, and each band has mean 0 and "
+    "deviation 1. The training set is twenty times larger and was not there: accuracies compare the "
+    "points of this page with each other, and with nothing else. The file is not part of this "
+    "project. `tools/keyword_data.py` says what it has to hold; the clips are "
+    f"[speech_commands_test_set_v0.02.tar.gz]({SOURCE})."
+)
+
+
+def markdown(figures: Figures, plots: Sequence[PlotFile]) -> str:
+    """The page. Same figures, same bytes."""
+    results = point_results(figures, training_tasks(figures, ROUNDS))
+    sections = [
+        INTRODUCTION,
+        "## Answer",
+        _answer(results),
+        "## Points",
+        _points(results),
+        "## As many weights in wider nets",
+        _wider(results),
+        "\n\n".join(f"![{plot.caption}]({plot.file_name})\n\n{plot.caption}" for plot in plots),
+        "## Three times as many rounds",
+        _longer(figures, results),
+        "## A spotter with 110,464 weights on a board",
+        _spotter(figures),
+        "## Boards and Linux devices in one fleet",
+        _mixed(figures),
+        "## How",
+        _how(figures),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _answer(results: Sequence[PointResult]) -> str:
+    by_ram = [compare(results, limit, lambda r: r.ram_bytes) for limit in RAM_LIMITS]
+    by_work = [compare(results, limit, lambda r: r.instructions) for limit in INSTRUCTION_LIMITS]
+    rule = (
+        "The tables have the most accurate point of each family within a limit. A family is called "
+        f"better where its mean is ahead by {100 * LEAST_DIFFERENCE:.0f} points at least, and by "
+        "twice the standard error over the seeds; else it is not decided."
+    )
+    return "\n\n".join(
+        [
+            _verdicts(by_ram, "RAM", _kibibytes),
+            _verdicts(by_work, "instructions a step", count_text),
+            _recommendation(recommended(results)),
+            rule,
+            _comparison_table("RAM at most", by_ram, _kibibytes),
+            _comparison_table("instructions at most", by_work, count_text),
+        ]
+    )
+
+
+def _recommendation(best: PointResult) -> str:
+    return (
+        f"Recommended for a board with {_kibibytes(RAM_LIMIT)}, as the most accurate point within "
+        f"it: **{best.point.name}**, {_described(best.point)}, learning rate {best.rate:g} → "
+        f"{FINAL_SHARE * best.rate:g}, batch {BATCH_SIZE}, {EPOCHS} local epochs. It reaches "
+        f"{best.accuracy:.1%} with {best.ram_bytes:,} bytes of RAM and "
+        f"{count_text(best.instructions)} instructions a step."
+    )
+
+
+def _kibibytes(count: int) -> str:
+    return f"{count // KIB} KiB"
+
+
+def _verdicts(comparisons: Sequence[Comparison], what: str, text: Callable[[int], str]) -> str:
+    """One sentence: which family is better up to which limits."""
+    parts = []
+    for verdict, group in groupby(comparisons, key=lambda comparison: comparison.verdict):
+        limits = [text(comparison.limit) for comparison in group]
+        span = limits[0] if len(limits) == 1 else f"{limits[0]} to {limits[-1]}"
+        outcome = f"{verdict} is better" if verdict in FAMILIES else verdict
+        parts.append(f"{outcome} at {span}")
+    return f"By {what}: {'; '.join(parts)}."
+
+
+def _comparison_table(
+    heading: str, comparisons: Sequence[Comparison], text: Callable[[int], str]
+) -> str:
+    def best(result: PointResult | None) -> list[str]:
+        if result is None:
+            return ["none fits", "", ""]
+        name = result.point.name
+        return [name, f"{result.accuracy:.1%}", f"{count_text(result.instructions)}"]
+
+    rows = [[text(c.limit), *best(c.dense), *best(c.sparse), c.verdict] for c in comparisons]
+    columns = [heading, "dense-narrow", "accuracy", "instructions"]
+    return _table([*columns, "sparse-wide", "accuracy", "instructions", "better"], rows)
+
+
+def _described(point: Point) -> str:
+    widths = "-".join(map(str, point.widths))
+    how = f"{point.sparsity:.1%} sparse" if point.is_sparse else "dense, β = 1"
+    return f"widths {widths}, {how}"
+
+
+def _points(results: Sequence[PointResult]) -> str:
+    heading = ["point", "widths", "strides", "sparsity", "weights", "stored", "rate"]
+    heading += [*(f"seed {seed}" for seed in SEEDS), "mean", "RAM, bytes", "instructions"]
+    heading += ["bytes a round"]
+    text = (
+        "RAM: all that the smallest board has which trains the point at batch 1: the firmware's data "
+        "and stack, model structure, one example, and the arena. Instructions: of one step there. "
+        "Bytes: the state down and the update up, of one device, as plain CSR."
+    )
+    return f"{text}\n\n{_table(heading, [_point(result) for result in results])}"
+
+
+def _point(result: PointResult) -> list[str]:
+    point, board = result.point, result.board
+    missing = len(SEEDS) - len(result.accuracies)
+    strides = [f"{point.stem_strides[0]}x{point.stem_strides[1]}", *map(str, point.strides)]
+    return [
+        *(point.name, "-".join(map(str, point.widths)), " ".join(strides)),
+        *(f"{point.sparsity:.1%}", f"{board['positions']:,}", f"{board['stored']:,}"),
+        f"{result.rate:g}",
+        *(f"{accuracy:.1%}" for accuracy in result.accuracies),
+        *["-"] * missing,
+        f"{result.accuracy:.1%}",
+        *(f"{result.ram_bytes:,}", f"{result.instructions:,}", f"{result.round_bytes:,}"),
+    ]
+
+
+def _wider(results: Sequence[PointResult]) -> str:
+    """What width does to nets that store as many weights."""
+    named = {result.point.name: result for result in results}
+    rows = [
+        [
+            name,
+            _described(named[name].point),
+            f"{named[name].board['stored']:,}",
+            f"{named[name].board['stored'] / named[name].board['positions']:.1%}",
+            f"{named[name].accuracy:.1%}",
+        ]
+        for series in WIDER
+        for name in series
+        if name in named
+    ]
+    return _table(["point", "", "weights stored", "density", "accuracy"], rows)
+
+
+def _longer(figures: Figures, results: Sequence[PointResult]) -> str:
+    """Whether what was said above is but a matter of time."""
+    longer = point_results(figures, longer_tasks(figures))
+    if not longer:
+        return "Not run yet."
+    usual = {result.point: result for result in results}
+    rows = []
+    for result in longer:
+        short, long = usual[result.point].accuracies[0], result.accuracy
+        cells = [result.point.name, _described(result.point), f"{result.ram_bytes:,}"]
+        rows.append([*cells, f"{short:.1%}", f"{long:.1%}", f"{100 * (long - short):+.1f}"])
+    by_ram = [compare(longer, limit, lambda r: r.ram_bytes) for limit in RAM_LIMITS]
+    text = (
+        f"The same with {LONGER_ROUNDS} rounds instead of {ROUNDS}, seed {SEEDS[0]} alone. "
+        f"{_verdicts(by_ram, 'RAM', _kibibytes)}"
+    )
+    heading = ["point", "", "RAM, bytes", f"{ROUNDS} rounds", f"{LONGER_ROUNDS} rounds", "points"]
+    return f"{text}\n\n{_table(heading, rows)}"
+
+
+def _spotter(figures: Figures) -> str:
+    """What the built-in model takes, against the limits that it was made for."""
+    sparse = figures.find("boards", board_settings(SPOTTER, BATCH_SIZE))
+    larger = figures.find("boards", board_settings(SPOTTER, LARGER_BATCH))
+    dense = figures.find("boards", board_settings(SPOTTER_DENSE, BATCH_SIZE))
+    if sparse is None or larger is None or dense is None:
+        return ""
+    ratio, whole = dense["step_ticks"] / sparse["step_ticks"], dense["ram_bytes"]
+    name = "RAM of the same net dense, batch 1"
+    rows = [
+        _bound("RAM, batch 1", sparse["ram_bytes"], 128 * KIB, 96 * KIB),
+        _bound(f"RAM, batch {LARGER_BATCH}", larger["ram_bytes"], 256 * KIB),
+        _bound("code and constants", sparse["text_bytes"], 32 * KIB),
+        [name, f"{whole:,}", f"> {512 * KIB:,}", _met(whole > 512 * KIB), "", ""],
+        ["instructions, dense over sparse", f"{ratio:.1f}", "≥ 6", _met(ratio >= 6), "", ""],
+    ]
+    exact = all(
+        each["same_bits_as_host"] and each["planned_arena_bytes"] == each["touched_arena_bytes"]
+        for each in (sparse, larger, dense)
+    )
+    text = (
+        f"`kws_cnn` with its default widths at {SPOTTER.sparsity:.0%}: {SPOTTER.name} above. Its "
+        f"update has {'the' if exact else 'NOT always the'} bits of the portable kernels on the host, "
+        f"and the arena touched is {'the' if exact else 'NOT always the'} planned one to the byte."
+    )
+    return f"{text}\n\n{_table(['', 'measured', 'limit', '', 'goal', ''], rows)}"
+
+
+def _bound(name: str, measured: int, limit: int, goal: int | None = None) -> list[str]:
+    row = [name, f"{measured:,}", f"≤ {limit:,}", _met(measured <= limit)]
+    return [*row, *(("", "") if goal is None else (f"≤ {goal:,}", _met(measured <= goal)))]
+
+
+def _met(is_met: bool) -> str:
+    return "met" if is_met else "missed"
+
+
+def _mixed(figures: Figures) -> str:
+    """The newest mixed run."""
+    if not figures.content["mixed"]:
+        return "Not run yet."
+    run = figures.content["mixed"][-1]
+    settings, rounds = run["settings"], run["rounds"]
+    job, boards, point = settings["job"], settings["boards"], settings["point"]
+    last = [entry["accuracy"] for entry in rounds[-LAST_ROUNDS:]]
+    by_round = ", ".join(f"{entry['accuracy']:.0%}" for entry in rounds)
+    how = (
+        f"{len(boards['boards'])} emulated boards of {_kibibytes(boards['ram_bytes'])}, "
+        f"{boards['boards'][0]}, behind a gateway, and {settings['linux_devices']} Linux processes "
+        f"trained the net of widths {'-'.join(map(str, point['widths']))} at a sparsity of "
+        f"{point['sparsity']:.1%} over MQTT (mosquitto), for {job['rounds']} rounds, every device in "
+        "each. A board has the clips of one speaker; the Linux devices share the other speakers, as "
+        "hubs do."
+    )
+    found = (
+        f"Accuracy on the speakers held out, mean of the last {len(last)} rounds: "
+        f"{sum(last) / len(last):.1%}; round by round "
+        f"{by_round}. The last round took "
+        f"{rounds[-1]['bytes_down']:,} bytes down and {rounds[-1]['bytes_up']:,} up, of all devices, "
+        "messages included."
+    )
+    heading = ["device", "", "rounds", "clips", "kernels", "arena planned", "arena touched"]
+    heading += ["RAM or process at most", "seconds, last round"]
+    rows = [_device(device, settings) for device in run["devices"]]
+    return f"{how}\n\n{found}\n\n{_table(heading, rows)}"
+
+
+def _device(device: Figure, settings: Figure) -> list[str]:
+    is_board = device["id"].startswith(settings["boards"]["gateway"])
+    return [
+        device["id"],
+        "board" if is_board else "Linux",
+        *(f"{device['rounds']}", f"{device['examples']:,}", device["engine"] or "portable"),
+        *(f"{device['planned_arena_bytes']:,}", f"{device['arena_peak_bytes']:,}"),
+        *(byte_text(device["peak_rss_bytes"]), f"{device['seconds']:.1f}"),
+    ]
+
+
+def _how(figures: Figures) -> str:
+    about = figures.content
+    machine = about["machine"]
+    recipe = (
+        "A speaker is a device. A fixed fifth of the speakers is held out for the test, the others "
+        f"train; a clip of silence is given to a speaker by chance. {ROUNDS} rounds, "
+        f"{DEVICES_PER_ROUND} devices drawn for each, {EPOCHS} local epochs, batches of {BATCH_SIZE}, "
+        f"SGD with weight decay {WEIGHT_DECAY:g}, a learning rate that falls exponentially to "
+        f"{FINAL_SHARE:g} of itself, no clipping. Dense: FedAvg, β = 1. Sparse: SparsyFed, β = "
+        f"{BETA}, layer budgets `{BUDGET}`, sparse from the first round on, so that boards can train "
+        "from the start: the support is that of the largest initial values and never grows. Saved "
+        "inputs are pruned as the method says: a layer of which 3 % is stored keeps 3 % of its "
+        f"inputs for the weight gradient. Accuracy: mean of the last {LAST_ROUNDS} rounds. A seed is "
+        "that of initial values, draws and shuffles; the split is one and the same."
+    )
+    rates = (
+        "One learning rate for each family, chosen without the speakers held out: there a fifth of "
+        "the other speakers is the test. In bold the one that was taken."
+    )
+    kernels = (
+        f"Training here: kernels `{about['kernels']}`, one thread a run; the boards' own portable "
+        f"kernels agree within rounding. Board: `{BOARD}` in QEMU, which counts instructions, not "
+        "cycles."
+    )
+    where = (
+        f"Date {about['date']}, sparsyfed {about['versions']['sparsyfed']}, {machine['platform']}, "
+        f"{machine['processor']}, {machine['cpu_count']} cores. Commands, the last of each step:"
+    )
+    commands = dict.fromkeys(about["commands"].values())
+    listed = "\n".join(f"    {command}" for command in commands)
+    return "\n\n".join([recipe, rates, _rates(figures), kernels, where, listed])
+
+
+def _rates(figures: Figures) -> str:
+    chosen = {family: chosen_rate(figures, family, ROUNDS) for family in FAMILIES}
+    found: dict[tuple[str, str], dict[float, float]] = {}
+    for task in tuning_tasks(ROUNDS):
+        figure = figures.find("tuning", task.settings())
+        if figure is not None:
+            row = found.setdefault((task.point.family, task.point.name), {})
+            row[task.rate] = figure["final_accuracy"]
+    columns = sorted({rate for rates in RATES.values() for rate in rates})
+    rows = [
+        [family, name, *(_rate_cell(row.get(rate), rate == chosen[family]) for rate in columns)]
+        for (family, name), row in found.items()
+    ]
+    return _table(["family", "point", *(f"{rate:g}" for rate in columns)], rows)
+
+
+def _rate_cell(accuracy: float | None, is_chosen: bool) -> str:
+    if accuracy is None:
+        return ""
+    return f"**{accuracy:.1%}**" if is_chosen else f"{accuracy:.1%}"
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heading, ["---", *["---:"] * (len(heading) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,154 @@
+"""What the figures of the keyword study say: a line for each point, and what is best within a limit."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+from sparsyfed.edge_runtime.errors import InputError
+from sparsyfed.tools.keyword_boards import board_settings
+from sparsyfed.tools.keyword_figures import Figure, Figures
+from sparsyfed.tools.keyword_points import (
+    BATCH_SIZE,
+    LONGER_ROUNDS,
+    POINTS,
+    ROUNDS,
+    SEEDS,
+    Point,
+    tuning_grid,
+)
+from sparsyfed.tools.keyword_training import Task
+
+FAMILIES = ("dense-narrow", "sparse-wide")
+RAM_LIMIT = 128 * 1024
+"""Bytes of the board that a recommendation is for."""
+LEAST_DIFFERENCE = 0.02
+"""Below it a difference says nothing: it is that of 20 of the 1,000 clips held out."""
+ONE_SEED_ERROR = 0.02
+"""Of an accuracy of a single seed: about what seeds differ by here."""
+
+
+@dataclass(frozen=True, slots=True)
+class PointResult:
+    """A point with the accuracies of its seeds, its learning rate, and what was measured on the board at batch 1."""
+
+    point: Point
+    rate: float
+    accuracies: tuple[float, ...]
+    board: Figure
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over the seeds."""
+        return mean(self.accuracies)
+
+    @property
+    def ram_bytes(self) -> int:
+        """RAM of the smallest board that trains it."""
+        return int(self.board["ram_bytes"])
+
+    @property
+    def instructions(self) -> int:
+        """Instructions of a step on that board."""
+        return int(self.board["step_ticks"])
+
+    @property
+    def round_bytes(self) -> int:
+        """Bytes of the state down and the update up."""
+        return int(self.board["state_bytes"] + self.board["update_bytes"])
+
+
+def chosen_rate(figures: Figures, family: str, rounds: int) -> float:
+    """The learning rate with the best mean accuracy over the points that are tuned. Raises InputError without them."""
+    found: dict[float, list[float]] = {}
+    for task in tuning_tasks(rounds):
+        figure = figures.find("tuning", task.settings())
+        if task.point.family == family and figure is not None:
+            found.setdefault(task.rate, []).append(figure["final_accuracy"])
+    if not found:
+        raise InputError(f"no learning rate of {family} was tried: run the step tune first")
+    return max(found, key=lambda rate: mean(found[rate]))
+
+
+def tuning_tasks(rounds: int) -> list[Task]:
+    """The runs that learning rates are chosen by: one seed, on the speakers for training alone."""
+    return [Task("tuning", point, rate, SEEDS[0], rounds) for point, rate in tuning_grid()]
+
+
+def training_tasks(figures: Figures, rounds: int) -> list[Task]:
+    """The runs that are reported, seed by seed: a study that is stopped has some of every point."""
+    rates = {family: chosen_rate(figures, family, rounds) for family in FAMILIES}
+    return [
+        Task("runs", point, rates[point.family], seed, rounds) for seed in SEEDS for point in POINTS
+    ]
+
+
+def longer_tasks(figures: Figures) -> list[Task]:
+    """Runs of more rounds, of one seed."""
+    return [
+        Task("runs", point, chosen_rate(figures, point.family, ROUNDS), SEEDS[0], LONGER_ROUNDS)
+        for point in POINTS
+    ]
+
+
+def point_results(figures: Figures, tasks: Sequence[Task]) -> list[PointResult]:
+    """The points that were measured and, in these runs, trained."""
+    results = []
+    for point in POINTS:
+        own = [task for task in tasks if task.point == point]
+        runs = [figures.find("runs", task.settings()) for task in own]
+        accuracies = tuple(float(run["final_accuracy"]) for run in runs if run is not None)
+        board = figures.find("boards", board_settings(point, BATCH_SIZE))
+        if accuracies and board is not None:
+            results.append(PointResult(point, own[0].rate, accuracies, board))
+    return results
+
+
+def recommended(results: Sequence[PointResult]) -> PointResult:
+    """The most accurate point within RAM_LIMIT. Raises InputError where there is none."""
+    fitting = [result for result in results if result.ram_bytes <= RAM_LIMIT]
+    if not fitting:
+        raise InputError(f"no point that was trained and measured takes {RAM_LIMIT} bytes at most")
+    return max(fitting, key=lambda result: result.accuracy)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The best dense-narrow and the best sparse-wide point within a limit; None where no point is."""
+
+    limit: int
+    dense: PointResult | None
+    sparse: PointResult | None
+
+    @property
+    def verdict(self) -> str:
+        """Which family trains better, if the seeds let one say so."""
+        if self.dense is None or self.sparse is None:
+            return "only one fits" if self.dense or self.sparse else "none fits"
+        difference = self.sparse.accuracy - self.dense.accuracy
+        if abs(difference) < max(LEAST_DIFFERENCE, 2 * _error(self.dense, self.sparse)):
+            return "not decided"
+        return FAMILIES[1] if difference > 0 else FAMILIES[0]
+
+
+def compare(
+    results: Sequence[PointResult], limit: int, cost: Callable[[PointResult], int]
+) -> Comparison:
+    """What each family reaches at no more than this cost."""
+
+    def best(family: str) -> PointResult | None:
+        own = [r for r in results if r.point.family == family and cost(r) <= limit]
+        return max(own, key=lambda r: r.accuracy, default=None)
+
+    return Comparison(limit, *(best(family) for family in FAMILIES))
+
+
+def _error(one: PointResult, other: PointResult) -> float:
+    """Standard error of the difference of two means over seeds."""
+    return math.hypot(*(_spread(r) for r in (one, other)))
+
+
+def _spread(result: PointResult) -> float:
+    """Standard error of a mean over seeds."""
+    count = len(result.accuracies)
+    return stdev(result.accuracies) / math.sqrt(count) if count > 1 else ONE_SEED_ERROR

@@ -1,0 +1,159 @@
+"""What trains best on a microboard: `python -m sparsyfed.tools.study_keywords --data FILE --date YYYY-MM-DD`.
+
+Chooses learning rates, trains dense-narrow and sparse-wide keyword spotters, measures them on an emulated board, trains
+the recommended one on boards and Linux devices in one fleet, and writes keywords.json, keywords.md and its plots. Each
+figure is kept as soon as it is there: the same command goes on where it was stopped.
+"""
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsyfed.edge_runtime.errors import ConfigurationError
+from sparsyfed.edge_runtime.files import write_atomic
+from sparsyfed.edge_runtime.kernels import find_kernels, kernels_name
+from sparsyfed.tools.bench_report import describe
+from sparsyfed.tools.keyword_boards import board_settings, measure_point
+from sparsyfed.tools.keyword_data import Clips, load_clips, split_speakers
+from sparsyfed.tools.keyword_figures import Figures
+from sparsyfed.tools.keyword_fleet import MixedRun
+from sparsyfed.tools.keyword_page import markdown
+from sparsyfed.tools.keyword_plots import draw_all
+from sparsyfed.tools.keyword_points import MEASURED, ROUNDS
+from sparsyfed.tools.keyword_results import (
+    longer_tasks,
+    point_results,
+    recommended,
+    training_tasks,
+    tuning_tasks,
+)
+from sparsyfed.tools.keyword_training import Task, run
+
+STEPS = ("tune", "train", "longer", "measure", "mixed")
+Say = Callable[[str], None]
+
+
+def train(tasks: Iterable[Task], figures: Figures, clips: Clips, workers: int, say: Say) -> None:
+    """Does the runs that are not among the figures yet, so many at a time."""
+    torch.set_num_threads(1)
+    wanted = [task for task in tasks if figures.find(task.purpose, task.settings()) is None]
+    speakers = split_speakers(clips)
+    started = time.monotonic()
+    with ThreadPoolExecutor(workers) as pool:
+        # Models are compiled here: what captures them keeps state of its own for the process.
+        running = {
+            pool.submit(run, task, task.point.compile(task.seed), clips, speakers): task
+            for task in wanted
+        }
+        try:
+            for done, future in enumerate(as_completed(running), start=1):
+                task, found = running[future], future.result()
+                figures.put(task.purpose, task.settings(), found)
+                left = (time.monotonic() - started) / done * (len(wanted) - done) / 60
+                say(
+                    f"{task.purpose}, {task.point.name}, rate {task.rate:g}, seed {task.seed}: "
+                    f"{found['final_accuracy']:.1%}; {len(wanted) - done} to go, about {left:.0f} min"
+                )
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def measure(figures: Figures, say: Say) -> None:
+    """Measures every point on the board, also those whose figures are there."""
+    for point, batch_size in MEASURED:
+        found = measure_point(point, batch_size)
+        figures.put("boards", board_settings(point, batch_size), found)
+        say(
+            f"{point.name}, batch {batch_size}: {found['ram_bytes']:,} bytes of RAM, "
+            f"{found['step_ticks']:,} instructions"
+        )
+
+
+def train_mixed(figures: Figures, clips: Clips, say: Say) -> None:
+    """Trains the recommended point on boards and Linux devices together."""
+    best = recommended(point_results(figures, training_tasks(figures, ROUNDS)))
+    mixed = MixedRun(best.point, best.rate)
+    figures.put("mixed", mixed.settings(), mixed.run(clips, say))
+
+
+def write_page(figures: Figures, out: Path) -> list[Path]:
+    """Writes page and plots from the figures alone."""
+    plots = draw_all(point_results(figures, training_tasks(figures, ROUNDS)))
+    for plot in plots:
+        write_atomic(out / plot.file_name, plot.svg.encode())
+    write_atomic(out / "keywords.md", markdown(figures, plots).encode())
+    return [out / "keywords.md", *(out / plot.file_name for plot in plots)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the study, or some of its steps, and writes its files."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parsed = _build_parser().parse_args(given)
+    steps = () if parsed.page_only else parsed.steps
+    parsed.out.mkdir(parents=True, exist_ok=True)
+    figures = Figures(parsed.out / "keywords.json")
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    clips = None if parsed.data is None else load_clips(parsed.data)
+    for step in steps:
+        figures.describe(_about(parsed, step, given, figures))
+        if step == "measure":
+            measure(figures, say)
+        elif clips is None:
+            raise ConfigurationError(f"got no --data, wanted the file of features to {step} on")
+        elif step == "mixed":
+            train_mixed(figures, clips, say)
+        else:
+            train(_tasks(step, figures), figures, clips, parsed.workers, say)
+    written = write_page(figures, parsed.out)
+    print(f"{', '.join(map(str, written))} written")
+    return 0
+
+
+def _tasks(step: str, figures: Figures) -> list[Task]:
+    if step == "tune":
+        return tuning_tasks(ROUNDS)
+    return training_tasks(figures, ROUNDS) if step == "train" else longer_tasks(figures)
+
+
+def _about(
+    parsed: argparse.Namespace, step: str, given: Sequence[str], figures: Figures
+) -> dict[str, Any]:
+    """How a step was done; a command is kept for each."""
+    command = shlex.join(["python", "-m", "sparsyfed.tools.study_keywords", *given])
+    about = describe(command) | {"date": parsed.date.isoformat()}
+    about["commands"] = {**figures.content.get("commands", {}), step: about.pop("command")}
+    return about | {"kernels": kernels_name(find_kernels(None))}
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m sparsyfed.tools.study_keywords",
+        description="Compare dense-narrow and sparse-wide keyword spotters on a microboard.",
+    )
+    parser.add_argument("--date", type=date.fromisoformat, required=True, help="of the results")
+    parser.add_argument("--data", type=Path, help="npz file of features, see keyword_data.py")
+    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder")
+    parser.add_argument(
+        "--steps", nargs="+", choices=STEPS, default=STEPS, help=f"default: {' '.join(STEPS)}"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time (default: 1)")
+    parser.add_argument(
+        "--page-only", action="store_true", help="write the page anew from keywords.json"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
