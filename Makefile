@@ -46,7 +46,7 @@ bench: $(NATIVE) ## time training steps here (BENCH_ARGS="memory --models resnet
 	@$(TRAINING_PYTHON) $(BIN)/sparsyfed bench $(BENCH_ARGS)
 
 sizes: $(NATIVE) ## measure the firmware of boards anew, into devices/boards/sizes.toml
-	@SPARSYFED_UPDATE_SIZES=1 $(BIN)/python -m pytest -q tests/tools/test_emulated_boards.py
+	@SPARSYFED_UPDATE_SIZES=1 $(BIN)/python -m pytest -q -n 0 tests/tools/test_emulated_boards.py
 
 boards: $(NATIVE) ## compilers and emulators of microboards (1.5 GB with what they need), and all firmware
 	@bash tools/install_system_parts.sh --boards

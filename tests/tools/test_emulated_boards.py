@@ -228,6 +228,7 @@ def test_a_firmware_without_an_operation_refuses_its_models() -> None:
             device.open(1, examples=1)
 
 
+@pytest.mark.parametrize("board", ["mps2-an386", "rv32-virt"])
 def test_an_emulated_board_trains_on_examples_of_its_test_source(board: str) -> None:
     artifact = small_classifier()
     state = random_state(artifact, np.random.default_rng(0), 0.2)
