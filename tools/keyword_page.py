@@ -106,7 +106,9 @@ def _answer(results: Sequence[PointResult]) -> str:
     )
 
 
-def _recommendation(best: PointResult) -> str:
+def _recommendation(best: PointResult | None) -> str:
+    if best is None:
+        return f"No point trains in {_kibibytes(RAM_LIMIT)}."
     return (
         f"Recommended for a board with {_kibibytes(RAM_LIMIT)}, as the most accurate point within "
         f"it: **{best.point.name}**, {_described(best.point)}, learning rate {best.rate:g} → "

@@ -104,12 +104,10 @@ def point_results(figures: Figures, tasks: Sequence[Task]) -> list[PointResult]:
     return results
 
 
-def recommended(results: Sequence[PointResult]) -> PointResult:
-    """The most accurate point within RAM_LIMIT. Raises InputError where there is none."""
+def recommended(results: Sequence[PointResult]) -> PointResult | None:
+    """The most accurate point within RAM_LIMIT, if one is."""
     fitting = [result for result in results if result.ram_bytes <= RAM_LIMIT]
-    if not fitting:
-        raise InputError(f"no point that was trained and measured takes {RAM_LIMIT} bytes at most")
-    return max(fitting, key=lambda result: result.accuracy)
+    return max(fitting, key=lambda result: result.accuracy, default=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from sparsyfed.tools.keyword_page import markdown
 from sparsyfed.tools.keyword_plots import draw_all
 from sparsyfed.tools.keyword_points import MEASURED, ROUNDS
 from sparsyfed.tools.keyword_results import (
+    RAM_LIMIT,
     longer_tasks,
     point_results,
     recommended,
@@ -81,6 +82,10 @@ def measure(figures: Figures, say: Say) -> None:
 def train_mixed(figures: Figures, clips: Clips, say: Say) -> None:
     """Trains the recommended point on boards and Linux devices together."""
     best = recommended(point_results(figures, training_tasks(figures, ROUNDS)))
+    if best is None:
+        raise ConfigurationError(
+            f"no point that was trained and measured takes {RAM_LIMIT} bytes at most"
+        )
     mixed = MixedRun(best.point, best.rate)
     figures.put("mixed", mixed.settings(), mixed.run(clips, say))
 
@@ -116,8 +121,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             train_mixed(figures, clips, say)
         else:
             train(_tasks(step, figures), figures, clips, parsed.workers, say)
-    written = write_page(figures, parsed.out)
-    print(f"{', '.join(map(str, written))} written")
+    if figures.content["runs"] and figures.content["boards"]:
+        say(f"{', '.join(map(str, write_page(figures, parsed.out)))} written")
+    else:
+        say("no page yet: points are to be trained and measured")
     return 0
 
 
