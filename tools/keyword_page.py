@@ -5,6 +5,7 @@ from itertools import groupby
 
 from sparsyfed.tools.keyword_boards import BOARD, board_settings
 from sparsyfed.tools.keyword_figures import Figure, Figures
+from sparsyfed.tools.keyword_fleet import MixedRun
 from sparsyfed.tools.keyword_points import (
     BATCH_SIZE,
     BETA,
@@ -33,6 +34,7 @@ from sparsyfed.tools.keyword_results import (
     chosen_rate,
     compare,
     longer_tasks,
+    mixed_points,
     point_results,
     recommended,
     training_tasks,
@@ -79,7 +81,7 @@ def markdown(figures: Figures, plots: Sequence[PlotFile]) -> str:
         "## A spotter with 110,464 weights on a board",
         _spotter(figures),
         "## Boards and Linux devices in one fleet",
-        _mixed(figures),
+        _mixed(figures, results),
         "## How",
         _how(figures),
     ]
@@ -106,7 +108,9 @@ def _answer(results: Sequence[PointResult]) -> str:
     )
 
 
-def _recommendation(best: PointResult) -> str:
+def _recommendation(best: PointResult | None) -> str:
+    if best is None:
+        return f"No point trains in {_kibibytes(RAM_LIMIT)}."
     return (
         f"Recommended for a board with {_kibibytes(RAM_LIMIT)}, as the most accurate point within "
         f"it: **{best.point.name}**, {_described(best.point)}, learning rate {best.rate:g} → "
@@ -146,9 +150,17 @@ def _comparison_table(
 
 
 def _described(point: Point) -> str:
-    widths = "-".join(map(str, point.widths))
     how = f"{point.sparsity:.1%} sparse" if point.is_sparse else "dense, β = 1"
-    return f"widths {widths}, {how}"
+    return f"widths {_joined(point.widths)}, strides {_strides(point)}, {how}"
+
+
+def _joined(numbers: Sequence[int]) -> str:
+    return "-".join(map(str, numbers))
+
+
+def _strides(point: Point) -> str:
+    """Those of the first convolution in time and bands, then those of the others."""
+    return " ".join(["x".join(map(str, point.stem_strides)), *map(str, point.strides)])
 
 
 def _points(results: Sequence[PointResult]) -> str:
@@ -166,9 +178,8 @@ def _points(results: Sequence[PointResult]) -> str:
 def _point(result: PointResult) -> list[str]:
     point, board = result.point, result.board
     missing = len(SEEDS) - len(result.accuracies)
-    strides = [f"{point.stem_strides[0]}x{point.stem_strides[1]}", *map(str, point.strides)]
     return [
-        *(point.name, "-".join(map(str, point.widths)), " ".join(strides)),
+        *(point.name, _joined(point.widths), _strides(point)),
         *(f"{point.sparsity:.1%}", f"{board['positions']:,}", f"{board['stored']:,}"),
         f"{result.rate:g}",
         *(f"{accuracy:.1%}" for accuracy in result.accuracies),
@@ -204,16 +215,21 @@ def _longer(figures: Figures, results: Sequence[PointResult]) -> str:
     usual = {result.point: result for result in results}
     rows = []
     for result in longer:
-        short, long = usual[result.point].accuracies[0], result.accuracy
         cells = [result.point.name, _described(result.point), f"{result.ram_bytes:,}"]
-        rows.append([*cells, f"{short:.1%}", f"{long:.1%}", f"{100 * (long - short):+.1f}"])
+        seeds = [f"{accuracy:.1%}" for accuracy in result.accuracies]
+        seeds += ["-"] * (len(SEEDS) - len(seeds))
+        rows.append(
+            [*cells, f"{usual[result.point].accuracy:.1%}", *seeds, f"{result.accuracy:.1%}"]
+        )
     by_ram = [compare(longer, limit, lambda r: r.ram_bytes) for limit in RAM_LIMITS]
     text = (
-        f"The same with {LONGER_ROUNDS} rounds instead of {ROUNDS}, seed {SEEDS[0]} alone. "
-        f"{_verdicts(by_ram, 'RAM', _kibibytes)}"
+        f"The same with {LONGER_ROUNDS} rounds instead of {ROUNDS}, at the learning rates that were "
+        f"chosen for {ROUNDS}. {_verdicts(by_ram, 'RAM', _kibibytes)}"
     )
-    heading = ["point", "", "RAM, bytes", f"{ROUNDS} rounds", f"{LONGER_ROUNDS} rounds", "points"]
-    return f"{text}\n\n{_table(heading, rows)}"
+    heading = ["point", "", "RAM, bytes", f"{ROUNDS} rounds"]
+    heading += [*(f"seed {seed}" for seed in SEEDS), f"{LONGER_ROUNDS} rounds"]
+    table = _comparison_table("RAM at most", by_ram, _kibibytes)
+    return f"{text}\n\n{table}\n\n{_table(heading, rows)}"
 
 
 def _spotter(figures: Figures) -> str:
@@ -253,34 +269,39 @@ def _met(is_met: bool) -> str:
     return "met" if is_met else "missed"
 
 
-def _mixed(figures: Figures) -> str:
-    """The newest mixed run."""
-    if not figures.content["mixed"]:
+def _mixed(figures: Figures, results: Sequence[PointResult]) -> str:
+    """The runs of boards and Linux devices together."""
+    wanted = [MixedRun(result.point, result.rate) for result in mixed_points(results)]
+    found = [figures.find("mixed", mixed.settings()) for mixed in wanted]
+    runs = [run for run in found if run is not None]
+    if not runs:
         return "Not run yet."
-    run = figures.content["mixed"][-1]
-    settings, rounds = run["settings"], run["rounds"]
-    job, boards, point = settings["job"], settings["boards"], settings["point"]
-    last = [entry["accuracy"] for entry in rounds[-LAST_ROUNDS:]]
-    by_round = ", ".join(f"{entry['accuracy']:.0%}" for entry in rounds)
+    settings = runs[-1]["settings"]
+    job, boards = settings["job"], settings["boards"]
     how = (
         f"{len(boards['boards'])} emulated boards of {_kibibytes(boards['ram_bytes'])}, "
-        f"{boards['boards'][0]}, behind a gateway, and {settings['linux_devices']} Linux processes "
-        f"trained the net of widths {'-'.join(map(str, point['widths']))} at a sparsity of "
-        f"{point['sparsity']:.1%} over MQTT (mosquitto), for {job['rounds']} rounds, every device in "
-        "each. A board has the clips of one speaker; the Linux devices share the other speakers, as "
-        "hubs do."
+        f"{boards['boards'][0]}, behind a gateway, and {settings['linux_devices']} Linux processes, "
+        f"over MQTT (mosquitto), {job['rounds']} rounds, every device in each, the other settings as "
+        "above. A board has the clips of one speaker; the Linux devices share the other speakers, as "
+        "hubs do, so a round has many more steps on a device than above. Accuracy on the speakers "
+        "held out; one seed."
     )
-    found = (
-        f"Accuracy on the speakers held out, mean of the last {len(last)} rounds: "
-        f"{sum(last) / len(last):.1%}; round by round "
-        f"{by_round}. The last round took "
-        f"{rounds[-1]['bytes_down']:,} bytes down and {rounds[-1]['bytes_up']:,} up, of all devices, "
-        "messages included."
+    return "\n\n".join([how, *map(_mixed_run, runs)])
+
+
+def _mixed_run(run: Figure) -> str:
+    point, rounds = run["settings"]["point"], run["rounds"]
+    last = rounds[-1]
+    by_round = ", ".join(f"{entry['accuracy']:.1%}" for entry in rounds)
+    text = (
+        f"Widths {_joined(point['widths'])}, sparsity {point['sparsity']:.1%}: round by "
+        f"round {by_round}. The last round took {last['bytes_down']:,} bytes down and "
+        f"{last['bytes_up']:,} up, of all devices, messages included."
     )
     heading = ["device", "", "rounds", "clips", "kernels", "arena planned", "arena touched"]
     heading += ["RAM or process at most", "seconds, last round"]
-    rows = [_device(device, settings) for device in run["devices"]]
-    return f"{how}\n\n{found}\n\n{_table(heading, rows)}"
+    rows = [_device(device, run["settings"]) for device in run["devices"]]
+    return f"{text}\n\n{_table(heading, rows)}"
 
 
 def _device(device: Figure, settings: Figure) -> list[str]:

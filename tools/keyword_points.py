@@ -94,18 +94,18 @@ _MEDIUM = (16, 32, 48, 64)
 POINTS = (
     Point("D1", (8, 8, 12, 16)),
     Point("D2", (8, 12, 16, 24)),
-    Point("D3, three layers", (8, 16, 32), (2, 2)),
-    Point("D4, larger images", (8, 12, 16, 24), stem_strides=(2, 2)),
+    Point("D3", (8, 16, 32), (2, 2)),
+    Point("D4", (8, 12, 16, 24), stem_strides=(2, 2)),
     Point("D5", (12, 16, 24, 32)),
     Point("D6", (16, 24, 32, 48)),
     Point("S1", _WIDE, sparsity=0.975),
     SPOTTER,
     Point("S3", _WIDE, sparsity=0.9),
-    Point("S4, three layers", (32, 64, 160), (2, 2), sparsity=0.95),
+    Point("S4", (32, 64, 160), (2, 2), sparsity=0.95),
     Point("S5", _MEDIUM, sparsity=0.875),
     Point("S6", _MEDIUM, sparsity=0.75),
     Point("S7", (12, 24, 32, 48), sparsity=0.75),
-    Point("S8, larger images", (12, 24, 32, 48), stem_strides=(2, 2), sparsity=0.75),
+    Point("S8", (12, 24, 32, 48), stem_strides=(2, 2), sparsity=0.75),
 )
 """Dense-narrow points from few weights to many, sparse-wide ones that store about as many in wider nets."""
 

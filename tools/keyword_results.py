@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, stdev
 
 from sparsyfed.edge_runtime.errors import InputError
@@ -14,6 +14,7 @@ from sparsyfed.tools.keyword_points import (
     POINTS,
     ROUNDS,
     SEEDS,
+    SPOTTER,
     Point,
     tuning_grid,
 )
@@ -84,11 +85,8 @@ def training_tasks(figures: Figures, rounds: int) -> list[Task]:
 
 
 def longer_tasks(figures: Figures) -> list[Task]:
-    """Runs of more rounds, of one seed."""
-    return [
-        Task("runs", point, chosen_rate(figures, point.family, ROUNDS), SEEDS[0], LONGER_ROUNDS)
-        for point in POINTS
-    ]
+    """The same with more rounds, at the same learning rates."""
+    return [replace(task, rounds=LONGER_ROUNDS) for task in training_tasks(figures, ROUNDS)]
 
 
 def point_results(figures: Figures, tasks: Sequence[Task]) -> list[PointResult]:
@@ -104,12 +102,16 @@ def point_results(figures: Figures, tasks: Sequence[Task]) -> list[PointResult]:
     return results
 
 
-def recommended(results: Sequence[PointResult]) -> PointResult:
-    """The most accurate point within RAM_LIMIT. Raises InputError where there is none."""
+def recommended(results: Sequence[PointResult]) -> PointResult | None:
+    """The most accurate point within RAM_LIMIT, if one is."""
     fitting = [result for result in results if result.ram_bytes <= RAM_LIMIT]
-    if not fitting:
-        raise InputError(f"no point that was trained and measured takes {RAM_LIMIT} bytes at most")
-    return max(fitting, key=lambda result: result.accuracy)
+    return max(fitting, key=lambda result: result.accuracy, default=None)
+
+
+def mixed_points(results: Sequence[PointResult]) -> list[PointResult]:
+    """What boards and Linux devices train together: the recommended point, and the spotter."""
+    best = recommended(results)
+    return [result for result in results if result is best or result.point == SPOTTER]
 
 
 @dataclass(frozen=True, slots=True)

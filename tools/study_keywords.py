@@ -2,7 +2,8 @@
 
 Chooses learning rates, trains dense-narrow and sparse-wide keyword spotters, measures them on an emulated board, trains
 the recommended one on boards and Linux devices in one fleet, and writes keywords.json, keywords.md and its plots. Each
-figure is kept as soon as it is there: the same command goes on where it was stopped.
+figure is kept as soon as it is there: the same command goes on where it was stopped. What depends on the firmware, the
+steps measure and mixed, is done anew.
 """
 
 import argparse
@@ -30,8 +31,8 @@ from sparsyfed.tools.keyword_plots import draw_all
 from sparsyfed.tools.keyword_points import MEASURED, ROUNDS
 from sparsyfed.tools.keyword_results import (
     longer_tasks,
+    mixed_points,
     point_results,
-    recommended,
     training_tasks,
     tuning_tasks,
 )
@@ -79,10 +80,10 @@ def measure(figures: Figures, say: Say) -> None:
 
 
 def train_mixed(figures: Figures, clips: Clips, say: Say) -> None:
-    """Trains the recommended point on boards and Linux devices together."""
-    best = recommended(point_results(figures, training_tasks(figures, ROUNDS)))
-    mixed = MixedRun(best.point, best.rate)
-    figures.put("mixed", mixed.settings(), mixed.run(clips, say))
+    """Trains the recommended point and the spotter on boards and Linux devices together."""
+    for result in mixed_points(point_results(figures, training_tasks(figures, ROUNDS))):
+        mixed = MixedRun(result.point, result.rate)
+        figures.put("mixed", mixed.settings(), mixed.run(clips, say))
 
 
 def write_page(figures: Figures, out: Path) -> list[Path]:
@@ -116,8 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             train_mixed(figures, clips, say)
         else:
             train(_tasks(step, figures), figures, clips, parsed.workers, say)
-    written = write_page(figures, parsed.out)
-    print(f"{', '.join(map(str, written))} written")
+    if figures.content["runs"] and figures.content["boards"]:
+        say(f"{', '.join(map(str, write_page(figures, parsed.out)))} written")
+    else:
+        say("no page yet: points are to be trained and measured")
     return 0
 
 

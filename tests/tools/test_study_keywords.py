@@ -14,7 +14,7 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 from board_machines import require_tools
 from keyword_clips import write_clips
 
-from sparsyfed.edge_runtime.errors import FormatError, InputError
+from sparsyfed.edge_runtime.errors import ConfigurationError, FormatError, InputError
 from sparsyfed.tools import keyword_boards, study_keywords
 from sparsyfed.tools.keyword_boards import BOARD, board_settings, measure_point
 from sparsyfed.tools.keyword_data import Clips, load_clips, split_speakers
@@ -114,7 +114,10 @@ def test_families_are_compared_within_a_limit(figures: Figures) -> None:
     assert within.dense is not None
     assert within.dense.ram_bytes <= 300 * KIB
     assert compare(results, KIB, lambda result: result.ram_bytes).verdict == "none fits"
-    assert recommended(results).point.is_sparse
+    best = recommended(results)
+    assert best is not None
+    assert best.point.is_sparse
+    assert recommended([]) is None
 
 
 def test_what_the_seeds_do_not_show_is_not_decided(figures: Figures) -> None:
@@ -142,8 +145,8 @@ def test_runs_of_more_rounds_have_a_section(figures: Figures) -> None:
     for task in longer_tasks(figures):
         figures.put("runs", task.settings(), {"final_accuracy": 0.9})
     page = markdown(figures, [])
-    assert "| 60 rounds | 180 rounds |" in page
-    assert page.count("| 90.0% | +") == len(POINTS)
+    assert "180 rounds instead of 60" in page
+    assert page.count("| 90.0% | 90.0% | 90.0% | 90.0% |") == len(POINTS)
     assert "not decided" in page
 
 
@@ -237,3 +240,18 @@ def test_page_only_needs_no_data(
     assert study_keywords.main(arguments) == 0
     assert (tmp_path / "keywords.md").exists()
     assert "keywords-ram.svg" in capsys.readouterr().out
+
+
+def test_without_figures_there_is_no_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--date", "2026-11-21", "--out", str(tmp_path), "--page-only"]
+    assert study_keywords.main(arguments) == 0
+    assert "no page yet" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.md"))
+
+
+def test_training_wants_the_data(tmp_path: Path) -> None:
+    arguments = ["--date", "2026-11-21", "--out", str(tmp_path), "--steps", "tune"]
+    with pytest.raises(ConfigurationError, match="got no --data"):
+        study_keywords.main(arguments)
