@@ -126,6 +126,12 @@ static void cell_sum(const struct cell *cell, const float *x, size_t row_stride,
         y[j] *= weight;
 }
 
+/* What most pools have. */
+static int is_two_by_two(const struct cell *cell)
+{
+    return cell->height == 2u && cell->width == 2u;
+}
+
 /* The same of one image in all channels. */
 static void pixels_sum(const struct cell *cell, const struct sfd_view *x, const struct sfd_view *y,
                        float weight)
@@ -133,9 +139,12 @@ static void pixels_sum(const struct cell *cell, const struct sfd_view *x, const 
     const size_t x_run = x->channel_stride, y_run = y->channel_stride, line = x->row_stride;
     const float *in = x->data + cell->in;
     float *out = y->data + cell->out;
-    uint32_t channel, iy, ix;
+    uint32_t channel = y->channels, iy, ix;
 
-    for (channel = y->channels; channel > 0u; --channel, in += x_run, out += y_run) {
+    if (is_two_by_two(cell))
+        for (; channel > 0u; --channel, in += x_run, out += y_run)
+            *out = (0.0f + in[0] + in[1] + in[line] + in[line + 1u]) * weight;
+    for (; channel > 0u; --channel, in += x_run, out += y_run) {
         const float *row = in;
         float sum = 0.0f;
         for (iy = cell->height; iy > 0u; --iy, row += line)
@@ -181,9 +190,17 @@ static void pixels_spread(const struct cell *cell, const struct sfd_view *dy,
     const uint32_t height = cell->height, width = cell->width; /* no store changes them */
     const float *out = dy->data + cell->out;
     float *in = dx->data + cell->in;
-    uint32_t channel, iy, ix;
+    uint32_t channel = dy->channels, iy, ix;
 
-    for (channel = dy->channels; channel > 0u; --channel, in += x_run, out += y_run) {
+    if (is_two_by_two(cell))
+        for (; channel > 0u; --channel, in += x_run, out += y_run) {
+            const float part = *out * weight;
+            in[0] += part;
+            in[1] += part;
+            in[line] += part;
+            in[line + 1u] += part;
+        }
+    for (; channel > 0u; --channel, in += x_run, out += y_run) {
         const float part = *out * weight;
         float *row = in;
         for (iy = height; iy > 0u; --iy, row += line)

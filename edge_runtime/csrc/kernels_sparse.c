@@ -1,5 +1,6 @@
 /* Portable kernels over the nonzeros alone: forward, gradient of the input, and gradient of the
- * weight from a dense input. That from a packed input is in kernels_packed.c.
+ * weight from an input that is dense, or of which much was kept. That from other packed inputs is in
+ * kernels_packed.c.
  *
  * A row of pixels of a block is one run of floats, so that each nonzero does a long, plain loop
  * whatever the image's size. In a linear layer, where the run is that of the images alone, a few of
@@ -306,71 +307,141 @@ static uint64_t block_d_input(const struct pass *pass, const float *w, const flo
     return pass->is_linear ? (uint64_t)support->count * pass->images : done;
 }
 
-/* Add the products of two runs to the partial sums; element i goes to sum i % LANES. */
-static void run_dot(const float *restrict y, const float *restrict x, uint32_t count,
-                    float *restrict lane)
+/* Add the products of lines to the partial sums; element i of a line goes to sum i % LANES. */
+static void lines_dot(const float *restrict y, size_t y_line, const float *restrict x,
+                      size_t x_line, uint32_t count, uint32_t lines, float *restrict lane)
 {
+    const uint32_t rest = count % 4u;
     float a = lane[0], b = lane[1], c = lane[2], d = lane[3];
     float e = lane[4], f = lane[5], g = lane[6], h = lane[7];
-    uint32_t j;
+    uint32_t i;
 
-    for (; count >= LANES; count -= LANES, y += LANES, x += LANES) {
-        a += y[0] * x[0];
-        b += y[1] * x[1];
-        c += y[2] * x[2];
-        d += y[3] * x[3];
-        e += y[4] * x[4];
-        f += y[5] * x[5];
-        g += y[6] * x[6];
-        h += y[7] * x[7];
+    y_line -= count - rest;
+    x_line -= count - rest;
+    for (; lines > 0u; --lines, y += y_line, x += x_line) {
+        for (i = count / LANES; i > 0u; --i, y += LANES, x += LANES) {
+            a += y[0] * x[0];
+            b += y[1] * x[1];
+            c += y[2] * x[2];
+            d += y[3] * x[3];
+            e += y[4] * x[4];
+            f += y[5] * x[5];
+            g += y[6] * x[6];
+            h += y[7] * x[7];
+        }
+        if (count % LANES >= 4u) {
+            a += y[0] * x[0];
+            b += y[1] * x[1];
+            c += y[2] * x[2];
+            d += y[3] * x[3];
+            y += 4;
+            x += 4;
+            if (rest > 0u)
+                e += y[0] * x[0];
+            if (rest > 1u)
+                f += y[1] * x[1];
+            if (rest > 2u)
+                g += y[2] * x[2];
+        } else {
+            if (rest > 0u)
+                a += y[0] * x[0];
+            if (rest > 1u)
+                b += y[1] * x[1];
+            if (rest > 2u)
+                c += y[2] * x[2];
+        }
     }
     lane[0] = a, lane[1] = b, lane[2] = c, lane[3] = d;
     lane[4] = e, lane[5] = f, lane[6] = g, lane[7] = h;
-    for (j = 0u; j < count; ++j)
-        lane[j] += y[j] * x[j];
 }
 
-static void row_dot(const float *y, const float *x, uint32_t count, uint32_t n, size_t step,
-                    float *lane)
+/* The product of a window's inputs and outputs. */
+static float window_dot(const struct pass *pass, const struct window *window, const float *y,
+                        const float *x)
 {
-    uint32_t i;
+    const uint32_t n = pass->images, count = window->count;
+    float lane[LANES] = {0.0f};
+    uint32_t line, i;
 
-    if (step == n)
-        run_dot(y, x, count, lane);
-    else if (n == 1u)
-        for (i = 0u; i < count; ++i)
-            lane[i % LANES] += y[i] * x[i * step];
+    if (pass->in.step == n)
+        lines_dot(y, pass->out.line, x, pass->in.line, count, window->lines, lane);
     else
-        for (; count > 0u; count -= n, y += n, x += step)
-            run_dot(y, x, n, lane);
-}
-
-static float lanes_sum(const float *lane)
-{
+        for (line = 0u; line < window->lines; ++line, y += pass->out.line, x += pass->in.line)
+            if (n == 1u)
+                for (i = 0u; i < count; ++i)
+                    lane[i % LANES] += y[i] * x[i * pass->in.step];
+            else /* the pixels of a line are lines of n floats */
+                lines_dot(y, n, x, pass->in.step, n, count / n, lane);
     return ((lane[0] + lane[4]) + (lane[1] + lane[5])) +
            ((lane[2] + lane[6]) + (lane[3] + lane[7]));
 }
 
-static uint64_t block_d_weight(const struct pass *pass, const float *x, const float *dy,
-                               float *gradient)
+/* A part of the weight: columns [low, high) of the rows of a group. */
+struct part {
+    uint32_t group, low, high;
+};
+
+/* x is the input from column `low` on. */
+static uint64_t part_d_weight(const struct pass *pass, const struct part *part, const float *x,
+                              const float *dy, float *gradient)
 {
     const struct sfd_support *support = &pass->layer->support;
+    const size_t before = part->low / pass->area * pass->in.run;
+    uint32_t row = part->group * pass->group_rows, k;
+    const uint32_t last = row + pass->group_rows;
     uint64_t done = 0u;
-    uint32_t row, k, line;
     size_t at;
 
-    for (row = 0u; row < support->rows; ++row, dy += pass->out.run) {
-        const float *in = x + row_start(pass, row);
-        for (k = support->row_pointer[row]; k < support->row_pointer[row + 1u]; ++k) {
+    for (dy += row * pass->out.run; row < last; ++row, dy += pass->out.run) {
+        const uint32_t end = support->row_pointer[row + 1u];
+        k = sfd_column_search(support, support->row_pointer[row], end, part->low);
+        for (; k < end && sfd_column(support, k) < part->high; ++k) {
             const struct window *window = nonzero_window(pass, k, &at);
-            float lane[LANES] = {0.0f};
-            for (line = 0u; line < window->lines; ++line)
-                row_dot(dy + window->out + line * pass->out.line, in + at + line * pass->in.line,
-                        window->count, pass->images, pass->in.step, lane);
-            gradient[k] += lanes_sum(lane);
+            gradient[k] += window_dot(pass, window, dy + window->out, x + (at - before));
             done += window->count * window->lines;
         }
     }
+    return done;
+}
+
+/* The gradient from an input that is there as a whole. */
+static uint64_t block_d_weight(const struct pass *pass, const float *x, const float *dy,
+                               float *gradient)
+{
+    struct part part = {0u, 0u, pass->layer->support.columns};
+    uint64_t done = 0u;
+
+    for (; part.group < pass->layer->shape.groups; ++part.group, x += pass->group_run)
+        done += part_d_weight(pass, &part, x, dy, gradient);
+    return done;
+}
+
+/* Write what was kept of `count` elements from `at` on, and zeros between. Returns the values after
+ * them. */
+static const float *unpack(const uint32_t *mask, size_t at, size_t count, const float *value,
+                           float *x)
+{
+    for (; count > 0u; --count, ++at)
+        *x++ = mask[at / 32u] >> at % 32u & 1u ? *value++ : 0.0f;
+    return value;
+}
+
+/* The gradient from a packed input of which much was kept, channel by channel. */
+static uint64_t unpacked_d_weight(const struct pass *pass, const struct sfd_saved_input *x,
+                                  size_t at, const float **value, float *channel, const float *dy,
+                                  float *gradient)
+{
+    const struct sfd_layer *layer = pass->layer;
+    struct part part = {0u, 0u, 0u};
+    uint64_t done = 0u;
+
+    for (; part.group < layer->shape.groups; ++part.group)
+        for (part.low = 0u; part.low < layer->support.columns; part.low = part.high) {
+            part.high = part.low + pass->area;
+            *value = unpack(x->mask, at, pass->in.run, *value, channel);
+            at += pass->in.run;
+            done += part_d_weight(pass, &part, channel, dy, gradient);
+        }
     return done;
 }
 
@@ -404,19 +475,35 @@ static uint64_t d_input(const struct sfd_layer *layer, const float *w, const flo
     return done;
 }
 
+/* Whether so much of a packed input is kept, the share of the nonzeros, that multiplying all of it
+ * takes less than finding what was kept. */
+static int is_unpacked(const struct sfd_layer *layer)
+{
+    const struct sfd_support *support = &layer->support;
+
+    return !sfd_is_linear(layer) &&
+           3u * (uint64_t)support->count > (uint64_t)support->rows * support->columns;
+}
+
 static uint64_t d_weight(const struct sfd_layer *layer, const struct sfd_saved_input *x,
                          const float *dy, float *gradient, uint32_t n, void *scratch)
 {
+    float *channel = (float *)((struct window *)scratch + sfd_kernel_area(layer));
+    const float *value = x->values;
     uint64_t done = 0u;
     uint32_t first;
 
     fill(gradient, layer->support.count, 0.0f);
-    if (x->dense == NULL)
+    if (x->dense == NULL && !is_unpacked(layer))
         return sfd_packed_d_weight(layer, x, dy, gradient, n, scratch);
     for (first = 0u; first < n; first += SFD_BLOCK) {
         const struct pass pass = pass_begin(layer, sfd_block_images(n, first), scratch);
-        done += block_d_weight(&pass, x->dense + first * sfd_in_elements(layer),
-                               dy + first * sfd_out_elements(layer), gradient);
+        const size_t at = first * sfd_in_elements(layer);
+        const float *block_dy = dy + first * sfd_out_elements(layer);
+        if (x->dense)
+            done += block_d_weight(&pass, x->dense + at, block_dy, gradient);
+        else
+            done += unpacked_d_weight(&pass, x, at, &value, channel, block_dy, gradient);
     }
     return done;
 }
@@ -439,15 +526,17 @@ static uint64_t forward_scratch_bytes(const struct sfd_layer *layer, uint32_t n)
 
 static uint64_t backward_scratch_bytes(const struct sfd_layer *layer, uint32_t n)
 {
-    uint64_t windows = forward_scratch_bytes(layer, n), packed = sfd_packed_scratch_bytes(layer, n);
+    const uint64_t windows = forward_scratch_bytes(layer, n);
+    const uint64_t pixels = (uint64_t)layer->in_height * layer->in_width;
 
-    return windows > packed ? windows : packed;
+    if (is_unpacked(layer))
+        return windows + pixels * sfd_block_images(n, 0u) * sizeof(float);
+    return sfd_maximum(windows, sfd_packed_scratch_bytes(layer, n));
 }
 
 static int skips_zeros(const struct sfd_layer *layer)
 {
-    (void)layer;
-    return 1;
+    return !is_unpacked(layer);
 }
 
 /* Measured on x86-64 with vectors of 16 bytes: an element takes twice as long as a multiply-add, and

@@ -1,11 +1,6 @@
 /* The change of the model: all of it once a step's gradients are there, or layer by layer. */
 #include "sfd_session.h"
 
-static float stepped(float value, float gradient, const struct sfd_rates *rates)
-{
-    return value - rates->learning_rate * (gradient + rates->weight_decay * value);
-}
-
 /* running <- (1 - momentum) running + momentum batch, with the unbiased batch variance, as PyTorch
  * does. Returns whether all stays finite; changes the session only when told to. */
 static int running_statistics(struct sfd_session *session, uint32_t n, int apply)
@@ -49,10 +44,9 @@ int sfd_learn_statistics(struct sfd_session *session, uint32_t n)
     return SFD_OK;
 }
 
-#define STEP_RUN 64u
-
-/* A change of parameters, as threads share it: first they all look whether everything stays finite.
- * It does not where a gradient is not: whatever that is multiplied by, no number comes out. */
+/* A change of parameters, as threads share it: first they all put the new values in the place of the
+ * gradients, and look whether they are finite. They are not where a gradient is not: whatever that is
+ * multiplied by, no number comes out. */
 struct update_work {
     const struct sfd_session *session;
     const struct sfd_slot *slots;
@@ -61,46 +55,51 @@ struct update_work {
     int diverges[SFD_MAX_THREADS];
 };
 
-static int stays_finite(const float *value, const float *gradient, uint32_t count,
-                        const struct sfd_rates *rates)
-{
-    uint32_t start, k;
+/* A thread's share of a parameter. */
+struct share {
+    float *value, *gradient; /* NULL: it does not change */
+    uint32_t count;
+};
 
-    for (start = 0u; start < count; start += STEP_RUN, value += STEP_RUN, gradient += STEP_RUN) {
-        const uint32_t run = count - start < STEP_RUN ? count - start : STEP_RUN;
-        float next[STEP_RUN];
-        for (k = 0u; k < run; ++k)
-            next[k] = stepped(value[k], gradient[k], rates);
-        if (!sfd_all_finite(next, run))
-            return 0;
-    }
-    return 1;
+static struct share share_of(const struct update_work *work, uint32_t slot, uint32_t index,
+                             uint32_t count)
+{
+    const uint32_t size = work->slots[slot].count, first = sfd_run_share(size, index, count);
+    struct share share;
+
+    share.value = (float *)sfd_region_data(work->session, work->slots[slot].value) + first;
+    share.gradient = sfd_slot_gradient(work->session, &work->slots[slot]);
+    if (share.gradient != NULL)
+        share.gradient += first;
+    share.count = sfd_run_share(size, index + 1u, count) - first;
+    return share;
 }
 
-static void check_share(void *context, uint32_t index, uint32_t count)
+/* Returns whether all new values are finite. */
+static int step_values(const struct share *share, const struct sfd_rates *rates)
+{
+    const float learning_rate = rates->learning_rate, weight_decay = rates->weight_decay;
+    const float *restrict value = share->value;
+    float *restrict gradient = share->gradient;
+    uint32_t borrow = 0u, k; /* no branch: the loop takes vectors */
+
+    for (k = 0u; k < share->count; ++k) {
+        gradient[k] = value[k] - learning_rate * (gradient[k] + weight_decay * value[k]);
+        borrow |= SFD_LARGEST - sfd_magnitude(gradient[k]);
+    }
+    return borrow >> 31 == 0u;
+}
+
+static void step_share(void *context, uint32_t index, uint32_t count)
 {
     struct update_work *work = context;
     uint32_t i;
 
     for (i = 0u; i < work->count && !work->diverges[index]; ++i) {
-        const struct sfd_slot *slot = &work->slots[i];
-        const float *gradient = sfd_slot_gradient(work->session, slot);
-        const float *value = sfd_region_data(work->session, slot->value);
-        const uint32_t first = sfd_run_share(slot->count, index, count);
-        const uint32_t last = sfd_run_share(slot->count, index + 1u, count);
-        if (gradient != NULL)
-            work->diverges[index] =
-                !stays_finite(value + first, gradient + first, last - first, &work->rates);
+        const struct share share = share_of(work, i, index, count);
+        if (share.gradient != NULL)
+            work->diverges[index] = !step_values(&share, &work->rates);
     }
-}
-
-static void apply_step(float *value, const float *gradient, uint32_t count,
-                       const struct sfd_rates *rates)
-{
-    uint32_t k;
-
-    for (k = 0u; k < count; ++k)
-        value[k] = stepped(value[k], gradient[k], rates);
 }
 
 static void update_share(void *context, uint32_t index, uint32_t count)
@@ -109,21 +108,17 @@ static void update_share(void *context, uint32_t index, uint32_t count)
     uint32_t i;
 
     for (i = 0u; i < work->count; ++i) {
-        const struct sfd_slot *slot = &work->slots[i];
-        const float *gradient = sfd_slot_gradient(work->session, slot);
-        float *value = sfd_region_data(work->session, slot->value);
-        const uint32_t first = sfd_run_share(slot->count, index, count);
-        const uint32_t last = sfd_run_share(slot->count, index + 1u, count);
-        if (gradient != NULL)
-            apply_step(value + first, gradient + first, last - first, &work->rates);
+        const struct share share = share_of(work, i, index, count);
+        if (share.gradient != NULL)
+            memcpy(share.value, share.gradient, share.count * sizeof *share.value);
     }
 }
 
-static int check_parameters(const struct sfd_session *session, struct update_work *work)
+static int step_parameters(const struct sfd_session *session, struct update_work *work)
 {
     uint32_t i;
 
-    sfd_team_run(session->team, check_share, work);
+    sfd_team_run(session->team, step_share, work);
     for (i = 0u; i < SFD_MAX_THREADS; ++i)
         if (work->diverges[i])
             return SFD_ERR_DIVERGED;
@@ -133,7 +128,7 @@ static int check_parameters(const struct sfd_session *session, struct update_wor
 int sfd_learn(struct sfd_session *session, uint32_t n, const struct sfd_rates *rates)
 {
     struct update_work work = {session, session->slots, session->parameter_count, *rates, {0}};
-    int error = check_parameters(session, &work);
+    int error = step_parameters(session, &work);
 
     if (error == SFD_OK)
         error = sfd_learn_statistics(session, n);
@@ -153,7 +148,7 @@ int sfd_learn_operation(struct sfd_session *session, const struct sfd_operation 
         if (parameters[i] == SFD_NONE)
             continue;
         work.slots = &session->slots[parameters[i]];
-        if (check_parameters(session, &work) != SFD_OK)
+        if (step_parameters(session, &work) != SFD_OK)
             return SFD_ERR_DIVERGED;
         sfd_team_run(session->team, update_share, &work);
     }

@@ -12,8 +12,6 @@ uint32_t sfd_count_bits(uint32_t bits)
     return ((bits + (bits >> 4)) & UINT32_C(0x0f0f0f0f)) * UINT32_C(0x01010101) >> 24;
 }
 
-/* Largest magnitude that is finite. */
-#define LARGEST 0x7f7fffffu
 #define FINITE_RUN 1024u
 
 int sfd_all_finite(const float *x, uint64_t count)
@@ -23,7 +21,7 @@ int sfd_all_finite(const float *x, uint64_t count)
         const float *end = x + run;
         uint32_t borrow = 0u; /* no branch inside a run: the loop takes vectors */
         for (; x < end; ++x)
-            borrow |= LARGEST - sfd_magnitude(*x);
+            borrow |= SFD_LARGEST - sfd_magnitude(*x);
         if (borrow >> 31)
             return 0;
         count -= run;

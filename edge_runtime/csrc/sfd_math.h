@@ -57,6 +57,9 @@ static inline uint32_t sfd_magnitude(float x)
     return sfd_float_bits(x) & 0x7fffffffu;
 }
 
+/* Largest magnitude that is finite. */
+#define SFD_LARGEST 0x7f7fffffu
+
 /* All bits where the highest one is set: what a comparison says, without a branch. */
 static inline uint32_t sfd_sign_mask(uint32_t bits)
 {

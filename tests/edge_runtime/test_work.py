@@ -49,8 +49,21 @@ def depends_on_parameters(artifact: Artifact, tensor: int) -> bool:
     )
 
 
+def is_linear(artifact: Artifact, operation: Operation) -> bool:
+    """Return whether each channel of a layer is one pixel that all its nonzeros meet."""
+    source = artifact.tensors[operation.inputs[0]]
+    return operation.kind is OperationKind.LINEAR or (
+        (source.height, source.width) == operation.kernel == (1, 1)
+        and operation.padding == (0, 0)
+        and operation.groups == 1
+    )
+
+
 def brute_force_work(model: Model, examples: int) -> MultiplyAdds:
-    """Count the multiply-adds of a batch; of weight gradients, as if kept inputs lay anywhere."""
+    """Count the multiply-adds of a batch; of weight gradients, as if kept inputs lay anywhere.
+
+    A convolution that keeps over a third of its inputs multiplies all of them, zeros in between.
+    """
     artifact = model.artifact
     forward = d_input = d_weight = 0
     for operation in artifact.operations:
@@ -62,6 +75,8 @@ def brute_force_work(model: Model, examples: int) -> MultiplyAdds:
         reads = sum(len(pixels_read(artifact, operation, column)) for column in tensor.column)
         elements = examples * artifact.tensors[operation.inputs[0]].size
         kept = -(-elements * tensor.count // (tensor.rows * tensor.columns))
+        if not is_linear(artifact, operation) and 3 * tensor.count > tensor.rows * tensor.columns:
+            kept = elements
         forward += examples * reads
         d_input += examples * reads if depends_on_parameters(artifact, operation.inputs[0]) else 0
         d_weight += examples * reads * kept // elements
