@@ -56,7 +56,7 @@ void trainer_encode(struct trainer *trainer, const uint8_t *request, uint32_t by
         answer->status =
             encode_below(trainer, keep, counts, round, trainer_artifact_offset(trainer), &size);
     }
-    trainer->ticks.encode = board_ticks();
+    trainer->ticks[TRAINER_ENCODE] = board_ticks();
     if (answer->status != SFD_OK)
         return;
     update->offset = trainer->persistent_bytes + counts * 4u;
@@ -108,7 +108,7 @@ void trainer_profile(struct trainer *trainer, const uint8_t *request, uint32_t b
                      struct trainer_answer *answer)
 {
     struct sfd_counters counters;
-    uint32_t part;
+    uint32_t i;
 
     (void)request;
     (void)bytes;
@@ -122,15 +122,7 @@ void trainer_profile(struct trainer *trainer, const uint8_t *request, uint32_t b
     answer_u32(answer, (uint32_t)trainer->plan.arena_bytes);
     answer_u32(answer, trainer->touched_bytes);
     answer_u32(answer, board_stack_touched());
-    answer_u64(answer, trainer->ticks.plan);
-    answer_u64(answer, trainer->ticks.open);
-    answer_u64(answer, trainer->ticks.step);
-    answer_u64(answer, trainer->ticks.evaluate);
-    answer_u64(answer, trainer->ticks.encode);
-    for (part = 0u; part < SFD_PART_COUNT; ++part)
-        answer_u64(answer, trainer->ticks.part[part]);
-    answer_u64(answer, counters.done.forward);
-    answer_u64(answer, counters.done.d_input);
-    answer_u64(answer, counters.done.d_weight);
-    answer_u64(answer, counters.done.recomputed);
+    for (i = 0u; i < TRAINER_MEASURED_COUNT; ++i)
+        answer_u64(answer, trainer->ticks[i]);
+    answer_multiply_adds(answer, &counters.done);
 }

@@ -97,7 +97,7 @@ static void begin_part(void *context, enum sfd_part part)
     struct trainer *trainer = context;
     const uint64_t now = board_ticks();
 
-    trainer->ticks.part[trainer->part] += now - trainer->part_began;
+    trainer->ticks[TRAINER_PARTS + trainer->part] += now - trainer->part_began;
     trainer->part = part;
     trainer->part_began = now;
 }
@@ -108,15 +108,15 @@ static int measured_step(struct trainer *trainer, const struct batch *batch, uin
     const struct sfd_watcher watcher = {begin_part, trainer};
     int error;
 
-    memset(trainer->ticks.part, 0, sizeof trainer->ticks.part);
+    memset(&trainer->ticks[TRAINER_PARTS], 0, SFD_PART_COUNT * sizeof trainer->ticks[0]);
     trainer->part = SFD_PART_FORWARD;
     trainer->part_began = 0u;
     sfd_watch(trainer->session, &watcher);
     board_start_ticks();
     error = sfd_step(trainer->session, batch->x, batch->y, trainer->target, count, learning_rate,
                      weight_decay, loss);
-    trainer->ticks.step = board_ticks();
-    trainer->ticks.part[trainer->part] += trainer->ticks.step - trainer->part_began;
+    begin_part(trainer, SFD_PART_FORWARD);
+    trainer->ticks[TRAINER_STEP] = trainer->part_began;
     sfd_watch(trainer->session, NULL);
     return error;
 }
@@ -168,9 +168,9 @@ void trainer_evaluate(struct trainer *trainer, const uint8_t *request, uint32_t 
     if (answer->status != SERIAL_STATUS_OK)
         return;
     board_start_ticks();
-    answer->status = sfd_evaluate(trainer->session, batch.x, batch.y, trainer->target, count, &loss,
-                                  &correct);
-    trainer->ticks.evaluate = board_ticks();
+    answer->status =
+        sfd_evaluate(trainer->session, batch.x, batch.y, trainer->target, count, &loss, &correct);
+    trainer->ticks[TRAINER_EVALUATE] = board_ticks();
     answer_f32(answer, loss);
     answer_u32(answer, correct);
 }
