@@ -5,12 +5,16 @@
 
 #include "board.h"
 
-static uint32_t arena_touched(const struct trainer *trainer)
+/* How much of the arena was touched, unless an update lies there. */
+static void note_touched(struct trainer *trainer)
 {
     const uint8_t *transient = trainer->memory + trainer->persistent_bytes;
 
-    return trainer->persistent_bytes +
-           (uint32_t)sfd_arena_touched(transient, trainer->arena_end - trainer->persistent_bytes);
+    if (trainer->object[SERIAL_OBJECT_UPDATE].is_whole)
+        return;
+    trainer->touched_bytes =
+        trainer->persistent_bytes +
+        (uint32_t)sfd_arena_touched(transient, trainer->arena_end - trainer->persistent_bytes);
 }
 
 /* Encode behind the counts, in memory up to `end`. */
@@ -35,17 +39,16 @@ void trainer_encode(struct trainer *trainer, const uint8_t *request, uint32_t by
     uint32_t *keep = (uint32_t *)(void *)(trainer->memory + trainer->persistent_bytes), i;
     size_t size = 0u;
 
-    if (trainer->session == NULL || bytes % 4u != 0u) {
-        answer->status = bytes % 4u != 0u ? SERIAL_STATUS_LENGTH : SERIAL_STATUS_MISSING;
-        return;
-    }
-    if (!update->is_whole)
-        trainer->touched_bytes = arena_touched(trainer);
-    trainer_forget(trainer, SERIAL_OBJECT_UPDATE);
-    if (counts * 4u > trainer->arena_end - trainer->persistent_bytes) {
+    if (bytes % 4u != 0u)
+        answer->status = SERIAL_STATUS_LENGTH;
+    else if (trainer->session == NULL)
+        answer->status = SERIAL_STATUS_MISSING;
+    else if (counts * 4u > trainer->arena_end - trainer->persistent_bytes)
         answer->status = SERIAL_STATUS_MEMORY;
+    if (answer->status != SERIAL_STATUS_OK)
         return;
-    }
+    note_touched(trainer);
+    trainer_forget(trainer, SERIAL_OBJECT_UPDATE);
     for (i = 0u; i < counts; ++i)
         keep[i] = sfd_load_u32(request + 4u + 4u * i);
     board_start_ticks();
@@ -116,8 +119,7 @@ void trainer_profile(struct trainer *trainer, const uint8_t *request, uint32_t b
         answer->status = SERIAL_STATUS_MISSING;
         return;
     }
-    if (!trainer->object[SERIAL_OBJECT_UPDATE].is_whole)
-        trainer->touched_bytes = arena_touched(trainer);
+    note_touched(trainer);
     answer_u32(answer, (uint32_t)counters.steps);
     answer_u32(answer, (uint32_t)trainer->plan.arena_bytes);
     answer_u32(answer, trainer->touched_bytes);

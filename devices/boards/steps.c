@@ -128,15 +128,16 @@ void trainer_train(struct trainer *trainer, const uint8_t *request, uint32_t byt
                    struct trainer_answer *answer)
 {
     const uint32_t most = sfd_load_u32(request + 12u), places = (bytes - 16u) / 2u;
+    const uint32_t done = steps_done(trainer);
     uint32_t first, count;
     struct batch batch;
     float loss = 0.0f;
 
     trainer_forget(trainer, SERIAL_OBJECT_UPDATE);
-    answer_u32(answer, steps_done(trainer));
+    answer_u32(answer, done);
     if (trainer->session == NULL)
         answer->status = SERIAL_STATUS_MISSING;
-    else if (steps_done(trainer) != sfd_load_u32(request))
+    else if (done != sfd_load_u32(request))
         answer->status = SERIAL_STATUS_ORDER;
     else if (most == 0u || (places + most - 1u) / most > (SERIAL_MAX_PAYLOAD - 4u) / 4u)
         answer->status = SERIAL_STATUS_RANGE;

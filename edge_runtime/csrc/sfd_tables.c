@@ -80,6 +80,13 @@ static void lay_out_plans(struct sfd_session *session, uint32_t regions, uint8_t
     session->lifetimes = take(&cursor, (size_t)regions * sizeof *session->lifetimes);
 }
 
+/* An operation has the numbers of a convolution in the same order. */
+#define SHAPE_AT offsetof(struct sfd_operation, groups)
+typedef char shape_fits[SHAPE_AT + sizeof(struct sfd_convolution) ==
+                                offsetof(struct sfd_operation, normalized)
+                            ? 1
+                            : -1];
+
 struct sfd_layer sfd_layer_sizes(const struct sfd_session *session, const struct sfd_node *node)
 {
     const struct sfd_operation *operation = &node->operation;
@@ -101,15 +108,7 @@ struct sfd_layer sfd_layer_sizes(const struct sfd_session *session, const struct
 
     if (operation->kind == SFD_OPERATION_LINEAR)
         return layer;
-    layer.shape.groups = operation->groups;
-    layer.shape.kernel_h = operation->kernel_h;
-    layer.shape.kernel_w = operation->kernel_w;
-    layer.shape.stride_h = operation->stride_h;
-    layer.shape.stride_w = operation->stride_w;
-    layer.shape.padding_h = operation->padding_h;
-    layer.shape.padding_w = operation->padding_w;
-    layer.shape.dilation_h = operation->dilation_h;
-    layer.shape.dilation_w = operation->dilation_w;
+    memcpy(&layer.shape, (const uint8_t *)operation + SHAPE_AT, sizeof layer.shape);
     layer.in_channels = in->channels;
     layer.in_height = in->height;
     layer.in_width = in->width;
