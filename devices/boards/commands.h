@@ -2,6 +2,7 @@
 #ifndef COMMANDS_H
 #define COMMANDS_H
 
+#include "board.h"
 #include "sfd_parse.h"
 #include "trainer.h"
 
@@ -23,10 +24,16 @@ void trainer_forget(struct trainer *trainer, uint32_t object);
 trainer_command trainer_open;
 
 /* steps.c */
-trainer_command trainer_train, trainer_compute;
+trainer_command trainer_train, trainer_evaluate;
 
 /* collecting.c */
 trainer_command trainer_collect;
+
+/* Whether the examples are a ring that the board fills itself. */
+static inline int trainer_has_ring(const struct trainer *trainer)
+{
+    return BOARD_HAS_SENSORS && trainer->ring.capacity > 0u;
+}
 
 /* results.c */
 trainer_command trainer_encode, trainer_read, trainer_profile;
@@ -41,6 +48,15 @@ static inline void answer_u64(struct trainer_answer *answer, uint64_t value)
 {
     answer_u32(answer, (uint32_t)value);
     answer_u32(answer, (uint32_t)(value >> 32));
+}
+
+static inline void answer_multiply_adds(struct trainer_answer *answer,
+                                        const struct sfd_multiply_adds *work)
+{
+    answer_u64(answer, work->forward);
+    answer_u64(answer, work->d_input);
+    answer_u64(answer, work->d_weight);
+    answer_u64(answer, work->recomputed);
 }
 
 static inline void answer_f32(struct trainer_answer *answer, float value)

@@ -20,7 +20,7 @@ uint32_t trainer_examples_offset(const struct trainer *trainer)
 void trainer_forget(struct trainer *trainer, uint32_t object)
 {
     memset(&trainer->object[object], 0, sizeof trainer->object[object]);
-    if (object == SERIAL_OBJECT_EXAMPLES)
+    if (BOARD_HAS_SENSORS && object == SERIAL_OBJECT_EXAMPLES)
         memset(&trainer->ring, 0, sizeof trainer->ring);
     trainer->incoming = NULL;
 }
@@ -28,16 +28,14 @@ void trainer_forget(struct trainer *trainer, uint32_t object)
 /* Forget an object, what was made of it, and what may lie in its way. */
 static void forget_all_of(struct trainer *trainer, uint32_t object)
 {
-    const int keeps_session = object == SERIAL_OBJECT_EXAMPLES && trainer->session != NULL;
-
+    if (object != SERIAL_OBJECT_EXAMPLES || trainer->session == NULL) {
+        trainer_forget(trainer, SERIAL_OBJECT_STATE);
+        trainer->session = NULL;
+    }
     trainer_forget(trainer, object);
     trainer_forget(trainer, SERIAL_OBJECT_UPDATE);
     if (object == SERIAL_OBJECT_ARTIFACT)
         trainer_forget(trainer, SERIAL_OBJECT_EXAMPLES);
-    if (keeps_session)
-        return;
-    trainer_forget(trainer, SERIAL_OBJECT_STATE);
-    trainer->session = NULL;
 }
 
 static int may_begin(const struct trainer *trainer, uint32_t object)
@@ -58,7 +56,7 @@ static int may_begin(const struct trainer *trainer, uint32_t object)
 static int is_begun(const struct trainer *trainer, uint32_t number, uint32_t bytes, uint32_t crc)
 {
     const struct trainer_object *object = &trainer->object[number];
-    const int is_ring = number == SERIAL_OBJECT_EXAMPLES && trainer->ring.capacity > 0u;
+    const int is_ring = number == SERIAL_OBJECT_EXAMPLES && trainer_has_ring(trainer);
 
     return object->bytes == bytes && object->crc == crc && !is_ring;
 }
