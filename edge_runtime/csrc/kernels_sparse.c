@@ -458,6 +458,7 @@ const struct sfd_kernels sfd_kernels_portable = {
     "portable",
     &sfd_tensors_portable,
     ELEMENT_WORK,
+    .forwards_rows = 1,
     skips_zeros,
     forward_scratch_bytes,
     backward_scratch_bytes,
