@@ -93,7 +93,7 @@ struct sfd_node_plan {
 /* One step of the schedule. */
 struct sfd_step {
     uint16_t node;
-    uint8_t action; /* enum sfd_action */
+    uint8_t action;         /* enum sfd_action */
     uint8_t keeps : 1;      /* it makes what its operation keeps for its backward: packed, a mask */
     uint8_t by_channel : 1; /* the batch norm's backward that follows computes the output */
     uint16_t input0, input1, output; /* regions of the tensors */
