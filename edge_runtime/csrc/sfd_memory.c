@@ -2,8 +2,7 @@
 #include "sfd_planning.h"
 
 /* Without a limit for the arena a fast plan may compute again what takes as long as this share of all
- * results takes to be written, whatever the density; a small plan as much as a forward, and half of one
- * more where inputs of batch norms come channel by channel. */
+ * results takes to be written, whatever the density; a small plan as much as a forward. */
 #define FAST_PARTS 4u
 #define FAST_WHOLE 7u
 
@@ -149,20 +148,19 @@ static int place_best(struct sfd_session *session, const struct sfd_options *opt
     const int is_small = options->memory == SFD_MEMORY_SMALL;
     const uint64_t element_work = sfd_search_element_work(session) / FAST_WHOLE * FAST_PARTS;
     const uint64_t forward_work = sfd_search_forward_work(session);
-    const uint64_t channel_work = forward_work + forward_work / 2u;
     struct best best = {is_small ? 0u : options->arena_bytes, UINT64_MAX, UINT32_MAX, 0u};
     int error;
 
     if (options->memory == SFD_MEMORY_LAYERWISE) {
         descend(session, SFD_WORKING_LAYERWISE, element_work, &best);
         descend(session, SFD_WORKING_LAYERWISE, forward_work, &best);
-        descend_by_channel(session, SFD_WORKING_LAYERWISE, channel_work, &best);
+        descend_by_channel(session, SFD_WORKING_LAYERWISE, forward_work, &best);
     } else {
         descend(session, SFD_WORKING_KEPT, element_work, &best);
         if (is_small || options->arena_bytes > 0u) {
             descend(session, SFD_WORKING_KEPT, forward_work, &best);
             descend(session, SFD_WORKING_RESTORED, forward_work, &best);
-            descend_by_channel(session, SFD_WORKING_RESTORED, channel_work, &best);
+            descend_by_channel(session, SFD_WORKING_RESTORED, forward_work, &best);
         }
     }
     if (best.end == UINT32_MAX)
