@@ -15,7 +15,6 @@ pytest.importorskip("torch", reason="torch is not installed")
 
 from sparsyfed.coordinator.bundle import Bundle
 from sparsyfed.devices.board import Board
-from sparsyfed.devices.board_fit import fit_on_board
 from sparsyfed.devices.serial_link import SerialLink
 from sparsyfed.devices.serial_port import open_port
 from sparsyfed.devices.serial_protocol import SerialObject
@@ -112,32 +111,6 @@ def test_an_image_trains_the_model_that_it_holds(tmp_path: Path) -> None:
         assert planned.arena_bytes == manifest["board"]["arena_bytes"]
         board.send(SerialObject.EXAMPLES, x.tobytes() + y.tobytes())
         assert board.train([0, 1], 2, steps_before=0, **RATES) == [wanted]
-
-
-def test_a_residual_net_with_batch_norms_trains_in_256_kib_of_ram_in_all(tmp_path: Path) -> None:
-    require_tools(BOARD)
-    arguments = ["--density", "0.02", "--memory", "256KiB", "--batch-size", "1", "--image"]
-    assert main(["export", "--model", "resnet8", *TARGET, "--out", str(tmp_path), *arguments]) == 0
-    artifact = Artifact.load(tmp_path / "model.sfd")
-    state = State.load(tmp_path / "initial.sfs")
-    x = np.random.default_rng(0).normal(size=(1, *artifact.tensors[0].shape)).astype(np.float32)
-    y = np.array([1], np.int32)
-    with Session.open(artifact, state, 1, kernels="portable") as session:
-        wanted = session.step(x, y, **RATES)
-    with (
-        EmulatedBoard(BOARD, tmp_path / BOARD / "firmware.elf") as machine,
-        closing(SerialLink(partial(open_port, machine.port), patience_s=60)) as link,
-    ):
-        board = Board(link)
-        facts = board.hello()
-        assert facts.memory_bytes < 256 * 1024
-        fit = fit_on_board(artifact, state.encode(), 1, facts.memory_bytes, 1, in_flash=True)
-        board.send(SerialObject.ARTIFACT, artifact.encode())
-        board.send(SerialObject.STATE, state.encode())
-        planned = board.open(1, examples=1, memory=fit.memory)
-        board.send(SerialObject.EXAMPLES, x.tobytes() + y.tobytes())
-        assert board.train([0], 1, steps_before=0, **RATES) == [wanted]
-        assert board.profile().arena_touched_bytes == planned.arena_bytes == fit.plan.arena_bytes
 
 
 @pytest.mark.parametrize(
