@@ -152,6 +152,7 @@ void sfd_batch_norm_backward(const struct sfd_batch_norm *norm, const float *x, 
                              const struct sfd_norm_gradient *gradient)
 {
     const struct sfd_channels *shape = &norm->shape;
+    const struct sfd_channels one = {1u, shape->pixels};
     const uint32_t elements = shape->channels * shape->pixels * n;
     const float *dy = gradient->dy;
     const float count = (float)(shape->pixels * n);
@@ -166,9 +167,13 @@ void sfd_batch_norm_backward(const struct sfd_batch_norm *norm, const float *x, 
         float inverse = 1.0f / sqrtf(norm->moments[shape->channels + channel] + norm->epsilon);
         struct run_gradient run;
         run.mean = norm->moments[channel];
+        if (gradient->restore)
+            gradient->restore(gradient->context, channel);
         for (first = 0u; first < n; first += SFD_BLOCK) {
-            size_t start = sfd_channel_start(shape, n, first, channel);
-            sum_products(x + start, dy + start, shape->pixels * sfd_block_images(n, first),
+            const size_t start = sfd_channel_start(shape, n, first, channel);
+            const size_t x_start =
+                gradient->restore ? sfd_channel_start(&one, n, first, 0u) : start;
+            sum_products(x + x_start, dy + start, shape->pixels * sfd_block_images(n, first),
                          run.mean, &sum, &product);
         }
         if (gradient->d_weight)
@@ -179,8 +184,10 @@ void sfd_batch_norm_backward(const struct sfd_batch_norm *norm, const float *x, 
         run.shift = sum / count;
         run.slope = product / count * inverse * inverse;
         for (first = 0u; gradient->dx != NULL && first < n; first += SFD_BLOCK) {
-            size_t start = sfd_channel_start(shape, n, first, channel);
-            run_backward(&run, x + start, dy + start, shape->pixels * sfd_block_images(n, first),
+            const size_t start = sfd_channel_start(shape, n, first, channel);
+            const size_t x_start =
+                gradient->restore ? sfd_channel_start(&one, n, first, 0u) : start;
+            run_backward(&run, x + x_start, dy + start, shape->pixels * sfd_block_images(n, first),
                          gradient->dx + start, gradient->accumulate);
         }
     }

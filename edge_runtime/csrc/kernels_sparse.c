@@ -544,12 +544,13 @@ static int skips_zeros(const struct sfd_layer *layer)
 #define ELEMENT_WORK 14u
 
 const struct sfd_kernels sfd_kernels_portable = {
-    "portable",
-    &sfd_tensors_portable,
-    ELEMENT_WORK,
-    skips_zeros,
-    forward_scratch_bytes,
-    backward_scratch_bytes,
-    forward,
-    backward,
+    .name = "portable",
+    .tensors = &sfd_tensors_portable,
+    .element_work = ELEMENT_WORK,
+    .forwards_rows = 1,
+    .skips_zeros = skips_zeros,
+    .forward_scratch_bytes = forward_scratch_bytes,
+    .backward_scratch_bytes = backward_scratch_bytes,
+    .forward = forward,
+    .backward = backward,
 };

@@ -53,13 +53,40 @@ static void sparse_backward(struct sfd_session *session, const struct sfd_step *
     sfd_powerprop_slot(session, slot, working, kernels->tensors->powerprop_backward);
 }
 
+/* A layer whose output is computed again one channel at a time. */
+struct channel_source {
+    struct sfd_session *session;
+    const struct sfd_step *step;
+    uint32_t n;
+};
+
+static void restore_channel(void *context, uint32_t channel)
+{
+    const struct channel_source *source = context;
+    struct sfd_session *session = source->session;
+    const struct sfd_step *step = source->step;
+    const struct sfd_node *node = &session->nodes[step->node];
+    const float *bias = sfd_parameter_data(session, node->operation.bias);
+    struct sfd_layer layer = sfd_layer_sizes(session, node);
+
+    sfd_slot_support(session, &session->slots[node->operation.weight], &layer.support);
+    layer.support.row_pointer += channel;
+    layer.support.rows = 1u;
+    layer.support.count = layer.support.row_pointer[1] - layer.support.row_pointer[0];
+    session->counters.done.recomputed += session->kernels->forward(
+        &layer, sfd_region_data(session, step->working), bias == NULL ? NULL : bias + channel,
+        sfd_tensor_data(session, step->input0), sfd_tensor_data(session, step->output), source->n,
+        sfd_working_data(session, step->scratch));
+}
+
 /* The operations that are fused with the norm, and the norm. */
-static void batch_norm_backward(const struct sfd_session *session, const struct sfd_step *step,
-                                float *dy, float *dx, uint32_t n)
+static void batch_norm_backward(struct sfd_session *session, const struct sfd_step *step, float *dy,
+                                float *dx, uint32_t n)
 {
     const struct sfd_node *node = &session->nodes[step->node];
     const struct sfd_operation *operation = &node->operation;
     struct sfd_batch_norm norm = sfd_batch_norm_of(session, node);
+    struct channel_source source = {session, step - 1, n};
     struct sfd_norm_gradient gradient = {
         .dy = dy, .dx = dx, .accumulate = node->delivery0 == SFD_DELIVER_ACCUMULATE};
 
@@ -69,6 +96,10 @@ static void batch_norm_backward(const struct sfd_session *session, const struct 
         gradient.mask = sfd_region_data(session, node[node->fused].mask);
     if (node->delivery1 != SFD_DELIVER_NOTHING)
         gradient.addend = gradient_data(session, sfd_second_input(session, step->node));
+    if (source.step->by_channel) {
+        gradient.restore = restore_channel;
+        gradient.context = &source;
+    }
     sfd_kernels_of(session)->tensors->batch_norm_backward(
         &norm, sfd_tensor_data(session, step->input0), n, &gradient);
 }

@@ -69,6 +69,9 @@ struct sfd_kernels {
      * sets, so that they have the same plans. It needs no precision: it is to rank what is cheap to
      * compute again. */
     uint32_t element_work;
+    /* Whether a forward of some rows of a layer of one group, in the scratch of all, gives the bits
+     * of the forward of all. */
+    int forwards_rows;
     /* Whether the weight gradient multiplies only the kept entries of a packed input. */
     int (*skips_zeros)(const struct sfd_layer *layer);
     /* Bytes of scratch, a multiple of 4. They follow from the sizes alone (the support's arrays are
@@ -193,6 +196,10 @@ struct sfd_norm_gradient {
     float *dx;                /* may be dy if the addend's is not; NULL: not wanted */
     int accumulate;           /* add to dx, which may be the addend's: added to it after dy */
     float *d_weight, *d_bias; /* NULL: not wanted */
+    /* Puts a channel of x to x, which has room for one; NULL: x has all channels. For kernel sets
+     * whose forward takes rows. */
+    void (*restore)(void *context, uint32_t channel);
+    void *context;
 };
 
 /* Group and layer norm: `sets` of `elements` consecutive elements of an image are normalised, each

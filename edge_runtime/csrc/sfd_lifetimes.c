@@ -36,6 +36,15 @@ static uint16_t tensor_add(struct sfd_session *session, enum sfd_buffer_kind kin
                       step);
 }
 
+/* Room for one channel of what a step computes. */
+static uint16_t channel_add(struct sfd_session *session, const struct sfd_step *step)
+{
+    const uint32_t tensor = step->node + 1u;
+
+    return scratch_add(session, step,
+                       sfd_batch_elements(session, tensor) / session->values[tensor].channels * 4u);
+}
+
 static void touch(struct sfd_session *session, uint32_t region, uint32_t step)
 {
     if (region != SFD_NONE && session->lifetimes[region].last_step < step)
@@ -195,6 +204,8 @@ static uint16_t place_result(struct sfd_session *session, const struct sfd_step 
 
     if (node->operation.kind == SFD_OPERATION_RESHAPE)
         return step->input0;
+    if (SFD_HAS(BATCH_NORM) && step->by_channel)
+        return channel_add(session, step);
     if (works_in_place(node) && ends_at(session, step->input0, index))
         return step->input0;
     if (works_in_place(node) && ends_at(session, step->input1, index))
@@ -235,6 +246,10 @@ static void plan_run(struct sfd_session *session, uint32_t index)
     step->scratch = scratch_add(session, step, plan->forward_scratch_bytes);
     if (is_sparse(&node->operation))
         step->working = plan_weight(session, &node->operation, index);
+    if (SFD_HAS(BATCH_NORM) && step->by_channel) {
+        touch(session, step->scratch, step->until);
+        touch(session, step->working, step->until);
+    }
     if (step->action == SFD_ACTION_FORWARD)
         plan_moments(session, step->node, index);
     if (step->keeps)
@@ -286,7 +301,7 @@ static void plan_single_backward(struct sfd_session *session, const struct sfd_s
     if (works_in_place(node) && node->delivery1 == SFD_DELIVER_NOTHING)
         place = dy;
     if (place == SFD_NONE && session->plans[step->node].reads_input && works_in_place(node) &&
-        ends_at(session, step->input0, index))
+        !step[-1].by_channel && ends_at(session, step->input0, index))
         place = step->input0;
     node->delivery0 = (uint8_t)deliver(session, node->operation.input0, index, place);
 }

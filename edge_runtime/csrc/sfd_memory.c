@@ -6,9 +6,10 @@
 #define FAST_PARTS 4u
 #define FAST_WHOLE 7u
 
-/* By which part of itself the target is lowered at first, and at least. */
+/* By which part of itself the target is lowered at first, at least, and at most. */
 #define FIRST_PART 32u
 #define LAST_PART 256u
+#define MOST_PART 4u
 
 /* What it counts to compute w from v wherever it is wanted: more than nothing, and less than to
  * compute any tensor again, which grows with the batch. */
@@ -103,10 +104,10 @@ static void descend(struct sfd_session *session, uint8_t working, uint64_t work_
     session->search_left = SEARCH_STEPS;
     do {
         if (!sfd_search(session, target, work_limit, &work)) {
-            less /= 2u;
+            less = session->tries_channels ? less + live * (SFD_ALIGNMENT / FIRST_PART) : less / 2u;
         } else {
             live = sfd_lifetimes_peak(session);
-            if (less == 0u) /* the first time all fits, and everything is kept */
+            if (less == 0u || session->tries_channels) /* the first time everything is kept */
                 less = live * (SFD_ALIGNMENT / FIRST_PART);
             work += working == SFD_WORKING_RESTORED ? WEIGHTS_WORK : 0u;
             if (place(session, base, &end) == SFD_OK && is_better(best, end, work)) {
@@ -116,8 +117,21 @@ static void descend(struct sfd_session *session, uint8_t working, uint64_t work_
             }
         }
         target = live - (less + SFD_ALIGNMENT - 1u) / SFD_ALIGNMENT;
-    } while (less > live / (LAST_PART / SFD_ALIGNMENT) && session->search_left > 0u &&
+    } while (less > live / (LAST_PART / SFD_ALIGNMENT) &&
+             less <= live * (SFD_ALIGNMENT / MOST_PART) && session->search_left > 0u &&
              !is_settled(best));
+}
+
+/* The same, and what a batch norm wants may be computed again channel by channel. On its own: more
+ * choices do not lead to a lower plan everywhere. */
+static void descend_by_channel(struct sfd_session *session, uint8_t working, uint64_t work_limit,
+                               struct best *best)
+{
+    if (!SFD_HAS(BATCH_NORM) || !sfd_kernels_of(session)->forwards_rows)
+        return;
+    session->tries_channels = 1u;
+    descend(session, working, work_limit, best);
+    session->tries_channels = 0u;
 }
 
 /* The tables begin the arena, all else follows them. */
@@ -146,11 +160,13 @@ static int place_best(struct sfd_session *session, const struct sfd_options *opt
     if (options->memory == SFD_MEMORY_LAYERWISE) {
         descend(session, SFD_WORKING_LAYERWISE, element_work, &best);
         descend(session, SFD_WORKING_LAYERWISE, forward_work, &best);
+        descend_by_channel(session, SFD_WORKING_LAYERWISE, forward_work, &best);
     } else {
         descend(session, SFD_WORKING_KEPT, element_work, &best);
         if (is_small || options->arena_bytes > 0u) {
             descend(session, SFD_WORKING_KEPT, forward_work, &best);
             descend(session, SFD_WORKING_RESTORED, forward_work, &best);
+            descend_by_channel(session, SFD_WORKING_RESTORED, forward_work, &best);
         }
     }
     if (best.end == UINT32_MAX)

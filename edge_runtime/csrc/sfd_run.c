@@ -116,14 +116,15 @@ static void sparse_forward(struct sfd_session *session, const struct sfd_step *s
     const float *x = sfd_tensor_data(session, step->input0);
     float *w = sfd_region_data(session, step->working);
     struct sfd_layer layer = sfd_layer_sizes(session, node);
-    uint64_t done;
+    uint64_t done = 0u;
 
     sfd_slot_support(session, slot, &layer.support);
     if (step->action == SFD_ACTION_FORWARD || session->working != SFD_WORKING_KEPT)
         sfd_powerprop_slot(session, slot, w, sfd_kernels_of(session)->tensors->powerprop_forward);
-    done =
-        sfd_kernels_of(session)->forward(&layer, w, bias, x, sfd_tensor_data(session, step->output),
-                                         n, sfd_working_data(session, step->scratch));
+    if (!SFD_HAS(BATCH_NORM) || !step->by_channel)
+        done = sfd_kernels_of(session)->forward(&layer, w, bias, x,
+                                                sfd_tensor_data(session, step->output), n,
+                                                sfd_working_data(session, step->scratch));
     if (!training)
         session->counters.evaluation += done;
     else if (step->action == SFD_ACTION_FORWARD)

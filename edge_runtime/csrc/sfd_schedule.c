@@ -70,6 +70,15 @@ static int restore(struct sfd_session *session, uint32_t tensor)
     return 1;
 }
 
+/* Whether the backward wants its input channel by channel: the last step is to restore it. */
+static int is_by_channel(const struct sfd_session *session, uint32_t index)
+{
+    const struct sfd_operation *operation = &session->nodes[index].operation;
+
+    return SFD_HAS(BATCH_NORM) && operation->kind == SFD_OPERATION_BATCH_NORM &&
+           session->values[operation->input0].retention == SFD_RESTORE_BY_CHANNEL;
+}
+
 static int schedule_backward(struct sfd_session *session, uint32_t index)
 {
     struct sfd_node_plan *plan = &session->plans[index];
@@ -77,6 +86,8 @@ static int schedule_backward(struct sfd_session *session, uint32_t index)
 
     if ((plan->reads_input || packs) && !restore(session, session->nodes[index].operation.input0))
         return 0;
+    if (plan->reads_input && is_by_channel(session, index))
+        session->steps[session->step_count - 1u].by_channel = 1u;
     if (packs && !run_add(session, index, SFD_ACTION_PACK))
         return 0;
     session->steps[plan->last_run].keeps = 1u;
@@ -126,7 +137,7 @@ static void find_reads(struct sfd_session *session, uint32_t index)
         result = &session->values[sfd_result(session, step->node)];
         step->until = result->last_read == SFD_NONE ? (uint16_t)index : result->last_read;
         result->last_read = SFD_NONE;
-        read_tensor(session, node->operation.input0, index);
+        read_tensor(session, node->operation.input0, index + step->by_channel);
         read_tensor(session, sfd_second_input(session, step->node), index);
         break;
     case SFD_ACTION_PACK:

@@ -199,12 +199,29 @@ static void accept(struct search *search, struct change change, const struct mea
     search->now = *after;
 }
 
+/* The choices for the result of an operation. */
+static uint32_t retentions(const struct sfd_session *session, uint32_t node)
+{
+    const struct sfd_node *producer = &session->nodes[node], *next = producer + 1;
+    const struct sfd_operation *operation = &producer->operation;
+
+    return SFD_HAS(BATCH_NORM) && session->tries_channels &&
+                   sfd_kernels_of(session)->forwards_rows &&
+                   ((operation->kind == SFD_OPERATION_CONVOLUTION && operation->groups == 1u) ||
+                    operation->kind == SFD_OPERATION_LINEAR) &&
+                   node + 1u < session->operation_count &&
+                   next->operation.kind == SFD_OPERATION_BATCH_NORM &&
+                   next->operation.input0 == node + 1u
+               ? SFD_RETENTION_COUNT
+               : SFD_RESTORE_BY_CHANNEL;
+}
+
 /* Step through all changes. Begins with {0, 0, 0}; 0: there are no more. */
 static int next_change(const struct sfd_session *session, struct change *change)
 {
     const struct sfd_node_plan *plan = &session->plans[change->node];
 
-    if (!change->is_packing && change->choice + 1u < SFD_RETENTION_COUNT) {
+    if (!change->is_packing && change->choice + 1u < retentions(session, change->node)) {
         ++change->choice;
     } else if (!change->is_packing && plan->packed_bytes > 0u &&
                session->nodes[change->node].operation.input0 != 0u) {

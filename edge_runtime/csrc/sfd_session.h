@@ -33,9 +33,10 @@ struct sfd_lifetime {
 
 /* What happens between the forward and the backward to a tensor that the backward wants. */
 enum sfd_retention {
-    SFD_KEEP,         /* it stays */
-    SFD_RESTORE_ONCE, /* computed again when it is first wanted, then it stays until the last time */
-    SFD_RESTORE_EACH, /* computed again whenever it is wanted */
+    SFD_KEEP,               /* it stays */
+    SFD_RESTORE_ONCE,       /* computed again when it is first wanted, then it stays */
+    SFD_RESTORE_EACH,       /* computed again whenever it is wanted */
+    SFD_RESTORE_BY_CHANNEL, /* the same; the batch norm after it takes it one channel at a time */
     SFD_RETENTION_COUNT
 };
 
@@ -96,8 +97,9 @@ struct sfd_node_plan {
 /* One step of the schedule. */
 struct sfd_step {
     uint16_t node;
-    uint8_t action; /* enum sfd_action */
-    uint8_t keeps;  /* it makes what its operation keeps for its backward: a packed input, a mask */
+    uint8_t action;         /* enum sfd_action */
+    uint8_t keeps : 1;      /* it makes what its operation keeps for its backward: packed, a mask */
+    uint8_t by_channel : 1; /* the batch norm's backward that follows computes the output */
     uint16_t input0, input1, output; /* regions of the tensors */
     uint16_t scratch;                /* SCRATCH region of the kernels; SFD_NONE: none */
     uint16_t working;                /* a sparse layer: WORKING_WEIGHT region that holds w */
@@ -132,6 +134,7 @@ struct sfd_session {
     const struct sfd_kernels *kernels; /* NULL in a build with the portable ones alone */
     uint8_t working;                   /* enum sfd_working_copies */
     uint8_t has_failed;             /* layerwise: a step failed when layers were updated already */
+    uint8_t tries_channels;         /* while choices are searched: SFD_RESTORE_BY_CHANNEL is one */
     struct sfd_node_plan *plans;    /* NULL in an open session, as is the next one */
     struct sfd_lifetime *lifetimes; /* of the regions */
     uint32_t operation_count, tensor_count, parameter_count;

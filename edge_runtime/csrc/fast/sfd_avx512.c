@@ -9,6 +9,7 @@ const struct sfd_kernels sfd_kernels_avx512 = {
     "avx512",
     &fast_tensors,
     FAST_ELEMENT_WORK,
+    .forwards_rows = 0,
     fast_skips_zeros,
     fast_forward_scratch_bytes,
     fast_backward_scratch_bytes,

@@ -7,6 +7,7 @@ const struct sfd_kernels sfd_kernels_neon = {
     "neon",
     &fast_tensors,
     FAST_ELEMENT_WORK,
+    .forwards_rows = 0,
     fast_skips_zeros,
     fast_forward_scratch_bytes,
     fast_backward_scratch_bytes,
