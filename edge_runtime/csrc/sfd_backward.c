@@ -73,7 +73,7 @@ static void restore_channel(void *context, uint32_t channel)
     layer.support.row_pointer += channel;
     layer.support.rows = 1u;
     layer.support.count = layer.support.row_pointer[1] - layer.support.row_pointer[0];
-    session->counters.done.recomputed += session->kernels->forward(
+    session->counters.done.recomputed += sfd_kernels_of(session)->forward(
         &layer, sfd_region_data(session, step->working), bias == NULL ? NULL : bias + channel,
         sfd_tensor_data(session, step->input0), sfd_tensor_data(session, step->output), source->n,
         sfd_working_data(session, step->scratch));
