@@ -12,7 +12,6 @@ from sparsyfed.devices.serial_protocol import (
     MAX_PAYLOAD,
     VERSION,
     Command,
-    Computation,
     Frame,
     SerialObject,
     Status,
@@ -31,7 +30,7 @@ MEMORY_CHOICES = {"fast": 0, "small": 1, "layerwise": 2}
 _FACTS = struct.Struct("<13I")
 _PLAN = struct.Struct("<4I4Q")
 _PROBLEM = struct.Struct("<3I")
-_PROFILE = struct.Struct("<4I14Q")
+_PROFILE = struct.Struct("<4I13Q")
 _RING = struct.Struct("<4I")
 
 
@@ -105,7 +104,6 @@ class BoardProfile:
     open_ticks: int
     step_ticks: int
     evaluate_ticks: int
-    gradients_ticks: int
     encode_ticks: int
     step_forward_ticks: int
     step_backward_ticks: int
@@ -251,9 +249,9 @@ class Board:
         answer = self._ask(Command.COLLECT, payload)
         return CollectedExamples(*_unpack(_RING, answer.payload))
 
-    def compute(self, what: Computation, first: int, count: int) -> tuple[float, int]:
+    def evaluate(self, first: int, count: int) -> tuple[float, int]:
         """Loss and right answers of examples, without a change of the model."""
-        answer = self._ask(Command.COMPUTE, struct.pack("<3I", what, first, count))
+        answer = self._ask(Command.EVALUATE, struct.pack("<2I", first, count))
         loss, correct = _unpack(struct.Struct("<fI"), answer.payload)
         return loss, correct
 
@@ -323,6 +321,8 @@ class Board:
             raise ArenaError(
                 f"{what}: got {got} bytes of memory left, wanted {wanted}", got=got, wanted=wanted
             )
+        if answer.status == Status.COMMAND:
+            raise FormatError(f"{what}: the board answers COMMAND: its firmware was built without it")
         known = Status(answer.status).name if answer.status in set(Status) else answer.status
         raise FormatError(f"{what}: the board answers {known}")
 

@@ -30,7 +30,7 @@ class Command(IntEnum):
     DATA = 3
     OPEN = 4
     TRAIN = 5
-    COMPUTE = 6
+    EVALUATE = 6
     ENCODE = 7
     READ = 8
     PROFILE = 9
@@ -46,13 +46,6 @@ class SerialObject(IntEnum):
     EXAMPLES = 2
     UPDATE = 3
     VALUES = 4
-
-
-class Computation(IntEnum):
-    """What a board computes without changing its model."""
-
-    EVALUATE = 0
-    GRADIENTS = 1
 
 
 class Status(IntEnum):

@@ -19,7 +19,7 @@ from sparsyfed.devices.feasibility import evenly_spread_state
 from sparsyfed.devices.profiles import list_profiles
 from sparsyfed.devices.serial_link import SerialLink
 from sparsyfed.devices.serial_port import open_port
-from sparsyfed.devices.serial_protocol import Computation, SerialObject
+from sparsyfed.devices.serial_protocol import SerialObject
 from sparsyfed.edge_runtime import Artifact, Session, State
 from sparsyfed.edge_runtime.budget import keep_counts
 from sparsyfed.edge_runtime.errors import ArenaError
@@ -172,9 +172,8 @@ class _Measuring:
 
     def _train(self, say: Say) -> tuple[bytes, BoardProfile]:
         """The update of some steps, and what the board has measured."""
-        say("an evaluation, and gradients, which are the work of a step")
-        self.device.compute(Computation.EVALUATE, 0, self.batch_size)
-        self.device.compute(Computation.GRADIENTS, 0, self.batch_size)
+        say("an evaluation")
+        self.device.evaluate(0, self.batch_size)
         for step in range(STEPS):
             say(f"step {step + 1} of {STEPS}")
             places = range(self.batch_size)
@@ -191,7 +190,6 @@ class _Measuring:
             "plan_ticks": scaled(measured.plan_ticks),
             "open_ticks": scaled(measured.open_ticks),
             "evaluation_ticks": scaled(measured.evaluate_ticks),
-            "gradients_ticks": scaled(measured.gradients_ticks),
             "step_ticks": scaled(measured.step_ticks),
             "step_parts": {
                 "forward": scaled(measured.step_forward_ticks),

@@ -48,7 +48,6 @@ class MeasuredStep:
     plan_ticks: int
     open_ticks: int
     evaluation_ticks: int
-    gradients_ticks: int
     step_ticks: int
     step_parts: dict[str, int]
     encode_ticks: int

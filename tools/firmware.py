@@ -55,13 +55,17 @@ def require_tools(board: str, *more: str) -> None:
 
 
 def build_firmware(
-    board: str, ram_bytes: int | None = None, operations: Sequence[str] = ()
+    board: str,
+    ram_bytes: int | None = None,
+    operations: Sequence[str] = (),
+    sensors: str | None = None,
 ) -> Path:
     """Build the firmware of a board, unless it is up to date, and return the ELF file.
 
     With `ram_bytes` it is that of a board that has so much RAM, with `operations` one that has only these
     (`board_operations.operations_of` names those of a model). Raises BackendError without compiler and make, or when
-    they fail, ConfigurationError for an operation that there is not.
+    they fail, ConfigurationError for an operation that there is not. `sensors` is the C file in `devices/boards` with a
+    `board_sense`; without one it is that of the board, if it has any.
     """
     unknown = sorted(set(operations) - set(NAMES))
     if unknown:
@@ -69,8 +73,11 @@ def build_firmware(
             f"got operations {', '.join(unknown)}, wanted of {', '.join(NAMES)}"
         )
     file = "firmware.elf" if ram_bytes is None else f"firmware-{ram_bytes}.elf"
-    place = "-".join((board, *sorted(set(operations))))
-    _make(board, "firmware", _variables(ram_bytes, operations))
+    chosen = {} if sensors is None else {"SENSORS": sensors}
+    place = "-".join(
+        (board, *sorted(set(operations)), *(Path(name).stem for name in chosen.values()))
+    )
+    _make(board, "firmware", _variables(ram_bytes, operations) | chosen)
     return sources().parents[1] / "build" / "boards" / place / file
 
 

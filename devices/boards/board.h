@@ -19,7 +19,12 @@ void board_send(uint8_t byte);
 /* Start the program again, once what was sent is on the line. */
 void board_reset(void) __attribute__((noreturn));
 
-/* Where an example of the board's own sensors goes. */
+/* Whether the board has sensors of its own: SENSORS of board.mk. */
+#if !defined(BOARD_HAS_SENSORS)
+#define BOARD_HAS_SENSORS 1
+#endif
+
+/* Where an example of them goes. */
 struct board_example {
     float *input;
     uint32_t inputs;
@@ -28,7 +33,8 @@ struct board_example {
     uint32_t targets;
 };
 
-/* Fill in the next example that the sensors have made. 0: none is ready, and nothing was written. */
+/* Of firmware with sensors: fill in the next example that they have made. 0: none is ready, and nothing was
+ * written. */
 int board_sense(const struct board_example *example);
 
 /* A counter, and what it has counted since it was started: cycles of the processor or, under

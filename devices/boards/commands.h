@@ -2,6 +2,7 @@
 #ifndef COMMANDS_H
 #define COMMANDS_H
 
+#include "board.h"
 #include "sfd_parse.h"
 #include "trainer.h"
 
@@ -23,10 +24,16 @@ void trainer_forget(struct trainer *trainer, uint32_t object);
 trainer_command trainer_open;
 
 /* steps.c */
-trainer_command trainer_train, trainer_compute;
+trainer_command trainer_train, trainer_evaluate;
 
 /* collecting.c */
 trainer_command trainer_collect;
+
+/* Whether the examples are a ring that the board fills itself. */
+static inline int trainer_has_ring(const struct trainer *trainer)
+{
+    return BOARD_HAS_SENSORS && trainer->ring.capacity > 0u;
+}
 
 /* results.c */
 trainer_command trainer_encode, trainer_read, trainer_profile;

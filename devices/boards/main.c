@@ -16,7 +16,7 @@ int main(void)
     trainer_keep_constant(&trainer, SERIAL_OBJECT_STATE, model_state, model_state_bytes);
     for (;;) {
         while (!board_has_byte())
-            if (!trainer_sense(&trainer))
+            if (!BOARD_HAS_SENSORS || !trainer_sense(&trainer))
                 board_sleep();
         line_take(&line, &trainer, board_receive());
     }

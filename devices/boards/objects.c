@@ -20,7 +20,7 @@ uint32_t trainer_examples_offset(const struct trainer *trainer)
 void trainer_forget(struct trainer *trainer, uint32_t object)
 {
     memset(&trainer->object[object], 0, sizeof trainer->object[object]);
-    if (object == SERIAL_OBJECT_EXAMPLES)
+    if (BOARD_HAS_SENSORS && object == SERIAL_OBJECT_EXAMPLES)
         memset(&trainer->ring, 0, sizeof trainer->ring);
     trainer->incoming = NULL;
 }
@@ -58,7 +58,7 @@ static int may_begin(const struct trainer *trainer, uint32_t object)
 static int is_begun(const struct trainer *trainer, uint32_t number, uint32_t bytes, uint32_t crc)
 {
     const struct trainer_object *object = &trainer->object[number];
-    const int is_ring = number == SERIAL_OBJECT_EXAMPLES && trainer->ring.capacity > 0u;
+    const int is_ring = number == SERIAL_OBJECT_EXAMPLES && trainer_has_ring(trainer);
 
     return object->bytes == bytes && object->crc == crc && !is_ring;
 }

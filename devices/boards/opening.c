@@ -43,7 +43,7 @@ static int reserve(struct trainer *trainer, uint32_t examples, uint32_t gathered
         return sfd_fail_for_memory(problem, SERIAL_STATUS_MEMORY, top,
                                    all < UINT32_MAX ? (uint32_t)all : UINT32_MAX);
     if (trainer_examples_offset(trainer) < top - (uint32_t)room ||
-        (trainer->ring.capacity > 0u && trainer->ring.capacity != examples))
+        (trainer_has_ring(trainer) && trainer->ring.capacity != examples))
         trainer_forget(trainer, SERIAL_OBJECT_EXAMPLES);
     trainer->reserved_from = (top - (uint32_t)room) / 4u * 4u;
     trainer->room_examples = examples;

@@ -17,7 +17,7 @@
     X(DATA, 3)             \
     X(OPEN, 4)             \
     X(TRAIN, 5)            \
-    X(COMPUTE, 6)          \
+    X(EVALUATE, 6)         \
     X(ENCODE, 7)           \
     X(READ, 8)             \
     X(PROFILE, 9)          \
@@ -30,10 +30,6 @@
     X(EXAMPLES, 2)        \
     X(UPDATE, 3)          \
     X(VALUES, 4)
-
-#define SERIAL_COMPUTATIONS(X) \
-    X(EVALUATE, 0)             \
-    X(GRADIENTS, 1)
 
 /* Status of an answer: one of these, or a negative code of the core (sfd.h). */
 #define SERIAL_STATUSES(X)                                                         \
@@ -49,12 +45,10 @@
 
 #define SERIAL_ENUM_COMMAND(name, code) SERIAL_##name = code,
 #define SERIAL_ENUM_OBJECT(name, code) SERIAL_OBJECT_##name = code,
-#define SERIAL_ENUM_COMPUTATION(name, code) SERIAL_COMPUTE_##name = code,
 #define SERIAL_ENUM_STATUS(name, code, text) SERIAL_STATUS_##name = code,
 
 enum serial_command { SERIAL_COMMANDS(SERIAL_ENUM_COMMAND) };
 enum serial_object { SERIAL_OBJECTS(SERIAL_ENUM_OBJECT) };
-enum serial_computation { SERIAL_COMPUTATIONS(SERIAL_ENUM_COMPUTATION) };
 enum serial_status { SERIAL_STATUSES(SERIAL_ENUM_STATUS) };
 
 #endif

@@ -126,7 +126,6 @@ void trainer_profile(struct trainer *trainer, const uint8_t *request, uint32_t b
     answer_u64(answer, trainer->ticks.open);
     answer_u64(answer, trainer->ticks.step);
     answer_u64(answer, trainer->ticks.evaluate);
-    answer_u64(answer, trainer->ticks.gradients);
     answer_u64(answer, trainer->ticks.encode);
     for (part = 0u; part < SFD_PART_COUNT; ++part)
         answer_u64(answer, trainer->ticks.part[part]);

@@ -18,7 +18,7 @@ static uint32_t examples_held(const struct trainer *trainer)
 
     if (trainer->session == NULL || !examples->is_whole)
         return 0u;
-    if (trainer->ring.capacity > 0u)
+    if (trainer_has_ring(trainer))
         return trainer->ring.held;
     return examples->bytes / (trainer->input_bytes + trainer->target_bytes);
 }
@@ -33,7 +33,7 @@ static const uint8_t *input_at(const struct trainer *trainer, uint32_t example)
 static const uint8_t *target_at(const struct trainer *trainer, uint32_t example)
 {
     const uint32_t inputs =
-        trainer->ring.capacity > 0u ? trainer->ring.capacity : examples_held(trainer);
+        trainer_has_ring(trainer) ? trainer->ring.capacity : examples_held(trainer);
 
     return input_at(trainer, inputs) + example * trainer->target_bytes;
 }
@@ -130,7 +130,7 @@ void trainer_train(struct trainer *trainer, const uint8_t *request, uint32_t byt
     const uint32_t most = sfd_load_u32(request + 12u), places = (bytes - 16u) / 2u;
     uint32_t first, count;
     struct batch batch;
-    float loss;
+    float loss = 0.0f;
 
     trainer_forget(trainer, SERIAL_OBJECT_UPDATE);
     answer_u32(answer, steps_done(trainer));
@@ -153,37 +153,24 @@ void trainer_train(struct trainer *trainer, const uint8_t *request, uint32_t byt
     }
 }
 
-/* what u32 (enum serial_computation), first u32, count u32 -> loss f32, right answers u32. The model
- * stays as it is. */
-void trainer_compute(struct trainer *trainer, const uint8_t *request, uint32_t bytes,
-                     struct trainer_answer *answer)
+/* first u32, count u32 -> loss f32, right answers u32. The model stays as it is. */
+void trainer_evaluate(struct trainer *trainer, const uint8_t *request, uint32_t bytes,
+                      struct trainer_answer *answer)
 {
-    const uint32_t what = sfd_load_u32(request), count = sfd_load_u32(request + 8u);
+    const uint32_t count = sfd_load_u32(request + 4u);
     uint32_t correct = 0u;
     struct batch batch;
     float loss = 0.0f;
 
     (void)bytes;
     trainer_forget(trainer, SERIAL_OBJECT_UPDATE);
-    answer->status = find_batch(trainer, sfd_load_u32(request + 4u), count, &batch);
+    answer->status = find_batch(trainer, sfd_load_u32(request), count, &batch);
     if (answer->status != SERIAL_STATUS_OK)
         return;
     board_start_ticks();
-    switch (what) {
-    case SERIAL_COMPUTE_EVALUATE:
-        answer->status = sfd_evaluate(trainer->session, batch.x, batch.y, trainer->target, count,
-                                      &loss, &correct);
-        trainer->ticks.evaluate = board_ticks();
-        break;
-    case SERIAL_COMPUTE_GRADIENTS:
-        answer->status =
-            sfd_gradients(trainer->session, batch.x, batch.y, trainer->target, count, &loss);
-        trainer->ticks.gradients = board_ticks();
-        break;
-    default:
-        answer->status = SERIAL_STATUS_RANGE;
-        break;
-    }
+    answer->status = sfd_evaluate(trainer->session, batch.x, batch.y, trainer->target, count, &loss,
+                                  &correct);
+    trainer->ticks.evaluate = board_ticks();
     answer_f32(answer, loss);
     answer_u32(answer, correct);
 }

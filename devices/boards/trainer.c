@@ -33,11 +33,13 @@ void trainer_answer(struct trainer *trainer, uint32_t command, const uint8_t *re
         [SERIAL_DATA] = {trainer_take_data, 5u, SERIAL_MAX_PAYLOAD},
         [SERIAL_OPEN] = {trainer_open, 16u, 16u},
         [SERIAL_TRAIN] = {trainer_train, 18u, SERIAL_MAX_PAYLOAD},
-        [SERIAL_COMPUTE] = {trainer_compute, 12u, 12u},
+        [SERIAL_EVALUATE] = {trainer_evaluate, 8u, 8u},
         [SERIAL_ENCODE] = {trainer_encode, 8u, SERIAL_MAX_PAYLOAD},
         [SERIAL_READ] = {trainer_read, 12u, 12u},
         [SERIAL_PROFILE] = {trainer_profile, 0u, 0u},
+#if BOARD_HAS_SENSORS
         [SERIAL_COLLECT] = {trainer_collect, 0u, 4u},
+#endif
     };
     const uint32_t count = sizeof commands / sizeof commands[0];
     const struct command *known = &commands[command < count ? command : SERIAL_COMPLAIN];

@@ -42,7 +42,7 @@ struct trainer_ring {
 
 /* Ticks of the board's counter that the last of each took. */
 struct trainer_ticks {
-    uint64_t plan, open, step, evaluate, gradients, encode;
+    uint64_t plan, open, step, evaluate, encode;
     uint64_t part[SFD_PART_COUNT]; /* of the step */
 };
 

@@ -6,14 +6,12 @@
 
 #define COMMAND(name, code) printf("Command %s %d\n", #name, code);
 #define OBJECT(name, code) printf("SerialObject %s %d\n", #name, code);
-#define COMPUTATION(name, code) printf("Computation %s %d\n", #name, code);
 #define STATUS(name, code, text) printf("Status %s %d\n", #name, code);
 
 int main(void)
 {
     SERIAL_COMMANDS(COMMAND)
     SERIAL_OBJECTS(OBJECT)
-    SERIAL_COMPUTATIONS(COMPUTATION)
     SERIAL_STATUSES(STATUS)
     printf("constant VERSION %u\n", SERIAL_VERSION);
     printf("constant MAX_PAYLOAD %u\n", SERIAL_MAX_PAYLOAD);

@@ -24,7 +24,6 @@ from sparsyfed.devices.dataset import Dataset
 from sparsyfed.devices.serial_link import SerialLink
 from sparsyfed.devices.serial_protocol import (
     Command,
-    Computation,
     Frame,
     FrameReader,
     SerialObject,
@@ -205,7 +204,7 @@ REQUESTS = {
     Command.DATA: struct.pack("<2I", 0, 0),
     Command.OPEN: struct.pack("<4I", 8, 0, 37, 8),
     Command.TRAIN: struct.pack("<I2fI16H", 0, 0.1, 0.0, 8, *range(16)),
-    Command.COMPUTE: struct.pack("<3I", Computation.GRADIENTS, 0, 8),
+    Command.EVALUATE: struct.pack("<2I", 0, 8),
     Command.ENCODE: struct.pack("<2I", 1, 20),
     Command.READ: struct.pack("<3I", SerialObject.VALUES, 0, 64),
     Command.PROFILE: b"",
@@ -358,9 +357,8 @@ def test_examples_without_a_session_are_missing_what_they_belong_to(
     board = Board(host_board.link())
     board.send(SerialObject.ARTIFACT, task.artifact.encode())
     board.send(SerialObject.EXAMPLES, bytes(100))
-    for what in Computation:
-        with pytest.raises(BoardResetError):
-            board.compute(what, 0, 1)
+    with pytest.raises(BoardResetError):
+        board.evaluate(0, 1)
     with pytest.raises(BoardResetError):
         board.train([1, 0], 2, steps_before=0, learning_rate=0.1, weight_decay=0.0)
     host_board.require_healthy()

@@ -11,7 +11,6 @@ from sparsyfed.devices import serial_protocol
 from sparsyfed.devices.serial_protocol import (
     MAX_PAYLOAD,
     Command,
-    Computation,
     Frame,
     FrameReader,
     SerialObject,
@@ -97,7 +96,7 @@ def test_firmware_host_and_document_have_the_same_numbers(tmp_path: Path) -> Non
     for line in printed.splitlines():
         group, name, number = line.split()
         groups.setdefault(group, {})[name] = int(number)
-    for enumeration in (Command, SerialObject, Computation, Status):
+    for enumeration in (Command, SerialObject, Status):
         assert groups[enumeration.__name__] == {item.name: int(item) for item in enumeration}
     assert groups["constant"] == {
         "VERSION": serial_protocol.VERSION,

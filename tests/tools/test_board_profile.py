@@ -38,7 +38,7 @@ def test_a_step_is_measured_on_the_board(
     step = report["steps"]["sparse"]
     assert step["planned_arena_bytes"] == step["touched_arena_bytes"] == step["host_arena_bytes"]
     assert step["same_bits_as_host"]
-    assert 0 < step["evaluation_ticks"] < step["gradients_ticks"] < step["step_ticks"]
+    assert 0 < step["evaluation_ticks"] < step["step_ticks"]
     parts = step["step_parts"]
     assert list(parts) == ["forward", "backward", "top_k", "update"]
     assert abs(sum(parts.values()) - step["step_ticks"]) <= len(parts)

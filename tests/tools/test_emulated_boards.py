@@ -17,10 +17,10 @@ from sparsyfed.devices.board_operations import NAMES, operations_of, require_ope
 from sparsyfed.devices.profiles import find_profile
 from sparsyfed.devices.serial_link import SerialLink
 from sparsyfed.devices.serial_port import open_port
-from sparsyfed.devices.serial_protocol import Computation, SerialObject
+from sparsyfed.devices.serial_protocol import SerialObject
 from sparsyfed.edge_runtime.artifact import Artifact, Tensor
 from sparsyfed.edge_runtime.budget import keep_counts
-from sparsyfed.edge_runtime.errors import UnsupportedOperationError
+from sparsyfed.edge_runtime.errors import FormatError, UnsupportedOperationError
 from sparsyfed.edge_runtime.format import OperationKind
 from sparsyfed.edge_runtime.plan import plan
 from sparsyfed.edge_runtime.session import Session
@@ -65,10 +65,11 @@ def emulated(
     counts_instructions: bool = False,
     operations: Sequence[str] = (),
     ram_bytes: int | None = None,
+    sensors: str | None = None,
 ) -> Iterator[Board]:
     """A board in QEMU, or a skipped test where a tool is missing."""
     require_tools(board)
-    firmware = build_firmware(board, ram_bytes, operations)
+    firmware = build_firmware(board, ram_bytes, operations, sensors)
     with (
         EmulatedBoard(board, firmware, counts_instructions=counts_instructions) as machine,
         closing(SerialLink(partial(open_port, machine.port), patience_s=60)) as link,
@@ -150,13 +151,11 @@ def test_instructions_of_a_step_are_counted_twice_the_same(board: str) -> None:
             device.send(SerialObject.STATE, state.encode())
             opened = device.open(1, examples=1)
             device.send(SerialObject.EXAMPLES, x.tobytes() + np.int32(3).tobytes())
-            device.compute(Computation.EVALUATE, 0, 1)
-            device.compute(Computation.GRADIENTS, 0, 1)
+            device.evaluate(0, 1)
             device.train([0], 1, steps_before=0, **RATES)
             measured = device.profile()
         ticks = (
             measured.evaluate_ticks,
-            measured.gradients_ticks,
             measured.step_ticks,
             measured.step_forward_ticks,
             measured.step_backward_ticks,
@@ -165,8 +164,8 @@ def test_instructions_of_a_step_are_counted_twice_the_same(board: str) -> None:
         )
         counts.append([tick * 1_000_000_000 // rate for tick in ticks])
     assert counts[0] == counts[1]
-    evaluation, gradients, step, *parts = counts[0]
-    assert evaluation < gradients < step
+    evaluation, step, *parts = counts[0]
+    assert evaluation < step
     assert abs(sum(parts) - step) <= len(parts)  # each is rounded
     forward, backward, top_k, update = parts
     assert abs(evaluation - forward) < 0.02 * forward
@@ -237,7 +236,7 @@ def test_an_emulated_board_trains_on_examples_of_its_test_source(board: str) -> 
     y = np.arange(2, 7, dtype=np.int32) % 2
     with Session.open(artifact, state, BATCH, kernels="portable") as session:
         wanted = [session.step(x[rows], y[rows], **RATES) for rows in ([0, 1, 2], [3, 4])]
-    with emulated(board) as device:
+    with emulated(board, sensors="drivers/test_source.c") as device:
         device.send(SerialObject.ARTIFACT, artifact.encode())
         device.send(SerialObject.STATE, state.encode())
         device.open(BATCH, examples=5, gathered=BATCH)
@@ -247,3 +246,5 @@ def test_an_emulated_board_trains_on_examples_of_its_test_source(board: str) -> 
         assert (progress.held, progress.collected) == (5, 7)
         places = [number % 5 for number in range(2, 7)]
         assert device.train(places, BATCH, steps_before=0, **RATES) == wanted
+    with emulated(board) as device, pytest.raises(FormatError, match="COMMAND"):
+        device.collect(1)

@@ -58,7 +58,6 @@ def board(point: Point) -> dict[str, Any]:
         "planned_arena_bytes": size - 9000,
         "touched_arena_bytes": size - 9000,
         "touched_stack_bytes": 1300,
-        "gradients_ticks": 60 * size,
         "step_ticks": 61 * size,
         "multiply_adds": {"forward": 1, "d_input": 1, "d_weight": 1, "recomputed": 0},
         "update_bytes": 36_000,
@@ -207,7 +206,7 @@ def test_a_point_is_measured_with_the_least_ram() -> None:
     assert (
         found["firmware_ram_bytes"] + found["planned_arena_bytes"] < found["ram_bytes"] < 64 * KIB
     )
-    assert found["step_ticks"] > found["gradients_ticks"] > 0
+    assert found["step_ticks"] > 0
 
 
 def test_boards_have_a_speaker_each_and_linux_devices_the_others() -> None:

@@ -1,4 +1,4 @@
-/* A board without sensors of its own. Yours has a file like this, and SOURCES of its board.mk name it. */
+/* Where a driver of sensors begins: they never have an example. SENSORS of your board.mk names your copy. */
 #include "board.h"
 
 int board_sense(const struct board_example *example)
