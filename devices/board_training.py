@@ -199,7 +199,7 @@ class _Round:
         if self._fit.gathered_examples or isinstance(self._dataset, OwnExamples):
             if isinstance(self._dataset, Dataset):
                 self._send(SerialObject.EXAMPLES, examples_of(self._dataset.everything()))
-            order: Sequence[int] = range(len(self._dataset))  # all of them are one batch, or
+            order: Sequence[int] = range(len(self._dataset))  # as they lie, where one batch has all
             if self._fit.gathered_examples:
                 order = permutation(len(self._dataset), work.seed, epoch)
             for start in range(0, len(order), work.batch_size):
