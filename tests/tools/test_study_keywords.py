@@ -259,3 +259,15 @@ def test_training_wants_the_data(tmp_path: Path) -> None:
     arguments = ["--date", "2026-11-21", "--out", str(tmp_path), "--steps", "tune"]
     with pytest.raises(ConfigurationError, match="got no --data"):
         study_keywords.main(arguments)
+
+
+def test_a_command_that_is_kept_names_no_folder_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_keywords, "measure", lambda _figures, _say: None)
+    data = write_clips(tmp_path / "clips.npz")
+    arguments = ["--date", "2026-11-21", "--data", str(data), f"--out={tmp_path}", "--steps"]
+    assert study_keywords.main([*arguments, "measure"]) == 0
+    commands = Figures(tmp_path / "keywords.json").content["commands"]
+    assert str(tmp_path) not in commands["measure"]
+    assert "--data clips.npz" in commands["measure"]
