@@ -39,6 +39,9 @@ from sparsyfed.edge_runtime.messages import (
 
 logger = logging.getLogger(__name__)
 
+SAID_HELLO = "said hello as"
+"""How the log line of a hello begins."""
+
 
 class Phase(Enum):
     """Where the work in hand stands."""
@@ -161,7 +164,7 @@ class Agent:
         self._connected = True
         online = Online(self.settings.device, self.settings.boot, online=True)
         waiting = "" if self._is_busy else ", waiting for a round"
-        logger.info("said hello as %s%s", self.settings.device, waiting)
+        logger.info("%s %s%s", SAID_HELLO, self.settings.device, waiting)
         return [
             self._publish(messages.STATE, online.to_json()),
             self._hello(now),

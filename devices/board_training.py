@@ -19,20 +19,32 @@ from sparsyfed.devices.training import (
 )
 from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.budget import keep_counts
-from sparsyfed.edge_runtime.errors import ConfigurationError, InputError, SparsyFedError
+from sparsyfed.edge_runtime.errors import (
+    BackendError,
+    ConfigurationError,
+    InputError,
+    SparsyFedError,
+)
 from sparsyfed.edge_runtime.messages import DeviceProfileReport, MultiplyAddsReport
 
 logger = logging.getLogger(__name__)
 
 COLLECTING_SECONDS = 0.2
 """How often a board that collects examples is asked whether it has them."""
+WAITING_SECONDS = 60.0
+"""How often a log line says that a board waits for its next example."""
+EXAMPLE_SECONDS = 3600.0
+"""The longest that a board may wait for one: a label may come from a button that somebody presses."""
 RESETS = 3
 """How many resets a round survives: it begins again, and comes to the same update."""
 
 
 @dataclass(frozen=True, slots=True)
 class OwnExamples:
-    """So many examples that a board collects from its own sensors, and keeps over rounds."""
+    """So many examples that a board collects from its own sensors.
+
+    It keeps them over rounds, unless its update takes their memory: then it collects anew for the next round.
+    """
 
     count: int
 
@@ -107,7 +119,8 @@ def train_on_board(
 
     Arguments, result and errors are those of `train_locally`, but that `memory_bytes` is what artifact, examples
     and arena may take together, and that examples may be the board's own. BackendError besides, when the board does
-    not answer or was reset more than RESETS times: a board that was reset begins the round again.
+    not answer, its sensors give no example for EXAMPLE_SECONDS, or it was reset more than RESETS times: a board that
+    was reset begins the round again.
     """
     structure = Artifact.of(artifact)
     if isinstance(dataset, Dataset):
@@ -187,11 +200,23 @@ class _Round:
         except BoardResetError:
             held = 0  # it was not asked yet; one that was reset has no session, and says so below
         wanted = self._board.collect(own.count - held).wanted
+        since, lines = time.monotonic(), 1
         while wanted:
             if self._should_stop():
                 raise TrainingStopped
             time.sleep(COLLECTING_SECONDS)
-            wanted = self._board.collected().wanted
+            before, wanted = wanted, self._board.collected().wanted
+            now = time.monotonic()
+            if wanted < before:
+                since, lines = now, 1
+            elif now - since > EXAMPLE_SECONDS:
+                raise BackendError(
+                    f"{self._board.name}: got no example from its sensors in {EXAMPLE_SECONDS:g} s, wanted {wanted} "
+                    "more: has the board sensors, and do they measure?"
+                )
+            elif now - since > lines * WAITING_SECONDS:
+                lines += 1
+                logger.info("%s: waits for %d examples of its sensors", self._board.name, wanted)
 
     def _epoch(self, epoch: int) -> float:
         """Sum of the loss over all examples."""
@@ -199,7 +224,7 @@ class _Round:
         if self._fit.gathered_examples or isinstance(self._dataset, OwnExamples):
             if isinstance(self._dataset, Dataset):
                 self._send(SerialObject.EXAMPLES, examples_of(self._dataset.everything()))
-            order: Sequence[int] = range(len(self._dataset))  # all of them are one batch, or
+            order: Sequence[int] = range(len(self._dataset))  # as they lie, where one batch has all
             if self._fit.gathered_examples:
                 order = permutation(len(self._dataset), work.seed, epoch)
             for start in range(0, len(order), work.batch_size):

@@ -102,8 +102,12 @@ def run_gateway(settings: GatewaySettings) -> None:
 
 def _run(client: DeviceClient) -> None:
     """Run a device in a thread of its name, which log lines show: those of all boards are in one log."""
-    threading.current_thread().name = client.settings.device
-    client.run()
+    thread = threading.current_thread()
+    before, thread.name = thread.name, client.settings.device
+    try:
+        client.run()
+    finally:
+        thread.name = before
 
 
 def _client(

@@ -20,13 +20,12 @@ from sparsyfed.edge_runtime.errors import (
     MismatchError,
     UnsupportedOperationError,
 )
+from sparsyfed.edge_runtime.graph_names import ONNXRUNTIME_OPERATORS
 
 BUILD_ADVICE = (
     "install the package with `pip install .` where a C compiler is, or set SPARSYFED_LIBRARY to "
     "the path of a built libsfd.so"
 )
-
-ONNXRUNTIME_OPERATORS = "libsparsyfed_onnxruntime.so"
 
 
 class ErrorCode(enum.IntEnum):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from sparsyfed.edge_runtime import _native
 from sparsyfed.edge_runtime import format as layout
 from sparsyfed.edge_runtime.errors import FormatError, InputError
-from sparsyfed.edge_runtime.file_kinds import ARTIFACT, require_kind
+from sparsyfed.edge_runtime.file_kinds import FileKind, require_kind
 from sparsyfed.edge_runtime.files import load_file, write_atomic
 from sparsyfed.edge_runtime.format import Loss, OperationKind, ParameterKind
 
@@ -172,7 +172,7 @@ class Artifact:
         Allocates at most 32 · len(data) bytes and 64 KiB. Raises FormatError on anything malformed.
         """
         view = memoryview(data).cast("B")
-        require_kind(view, ARTIFACT)
+        require_kind(view, FileKind.ARTIFACT)
         _native.check_artifact(view)
         header = layout.ARTIFACT_HEADER.unpack_from(view)
         counts = header[5:8]

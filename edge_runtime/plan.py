@@ -91,9 +91,8 @@ class PlannedBuffer:
     @property
     def is_persistent(self) -> bool:
         """Whether it has its memory for itself, over all steps."""
-        if (
-            self.kind == "working_weight"
-        ):  # or it is there where w is wanted, and where the gradient is
+        # A working weight that is not persistent is there where w is wanted, and where its gradient is.
+        if self.kind == "working_weight":
             return self.first_step == 0 < self.last_step
         return self.kind == "tables" or self.kind in PARAMETER_KINDS
 

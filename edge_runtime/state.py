@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sparsyfed.edge_runtime import container
 from sparsyfed.edge_runtime.container import DenseTensor, SparseTensor
 from sparsyfed.edge_runtime.errors import FormatError, InputError
-from sparsyfed.edge_runtime.file_kinds import STATE, require_kind
+from sparsyfed.edge_runtime.file_kinds import FileKind, require_kind
 from sparsyfed.edge_runtime.files import load_file, write_atomic
 from sparsyfed.edge_runtime.format import Content
 from sparsyfed.edge_runtime.sparse_model import SparseModel
@@ -118,7 +118,7 @@ def encoded_state(state: State | bytes) -> bytes:
         return state.encode()
     if isinstance(state, bytes | bytearray | memoryview):
         encoded = bytes(state)
-        require_kind(memoryview(encoded), STATE)
+        require_kind(memoryview(encoded), FileKind.STATE)
         return encoded
     raise InputError(
         f"got a state of type {type(state).__name__}, wanted a State or the bytes of one: "

@@ -10,9 +10,8 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from sparsyfed.edge_runtime._native import ONNXRUNTIME_OPERATORS
 from sparsyfed.edge_runtime.errors import UnsupportedOperationError
-from sparsyfed.edge_runtime.graph_names import STATE
+from sparsyfed.edge_runtime.graph_names import ONNXRUNTIME_OPERATORS, STATE
 from sparsyfed.export.joint_graph import JointGraph
 from sparsyfed.export.onnx_graph import CORE, IR_VERSION, OPSET, Lowering, OnnxGraph, value_info
 from sparsyfed.export.onnx_operations import RULES
@@ -66,15 +65,10 @@ def model_files(graphs: Mapping[str, JointGraph]) -> dict[str, bytes]:
 
 
 def needs(files: Mapping[str, bytes]) -> dict[str, Any]:
-    """What a session must have loaded for files that call the core's operators; the hash of the library is open."""
+    """What a session must have loaded for files that call the core's operators."""
     models = [onnx.load_from_string(data) for data in files.values()]
     called = {node.op_type for m in models for node in m.graph.node if node.domain == CORE}
-    return {
-        "domain": CORE,
-        "operators": sorted(called),
-        "library": ONNXRUNTIME_OPERATORS,
-        "sha256": None,
-    }
+    return {"domain": CORE, "operators": sorted(called), "library": ONNXRUNTIME_OPERATORS}
 
 
 def parameter_files(values: Mapping[str, Tensor]) -> dict[str, bytes]:

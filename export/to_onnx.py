@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsyfed.edge_runtime import _native
 from sparsyfed.edge_runtime.errors import BackendError, InputError
 from sparsyfed.edge_runtime.files import write_atomic
 from sparsyfed.edge_runtime.state import State
@@ -170,8 +169,6 @@ def _verified(
             "or export with verify=False and verify elsewhere"
         ) from error
     record["engine"]["onnxruntime"] = onnxruntime.__version__
-    if "needs" in record:
-        record["needs"]["sha256"] = file_record(_native.onnxruntime_operators())["sha256"]
     train, gradients, evaluate = (
         runner(onnx_engine.session(files[name], kernels=record["kernels"]))
         for name in ("train.onnx", "gradients.onnx", "evaluate.onnx")

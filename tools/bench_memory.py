@@ -72,7 +72,8 @@ def _dense(model: BenchModel, batch_size: int) -> dict[str, Any]:
     for name in memory_formats(np.empty((batch_size, *model.input_shape), np.float32)):
         settings = {**_batch(model, name, batch_size), "model": model.name}
         measured = [measure_apart("bench_resident", settings) for _ in range(DENSE_PROCESSES)]
-        medians.append({"format": name, **sorted(measured, key=growth)[DENSE_PROCESSES // 2]})
+        median = sorted(measured, key=growth)[DENSE_PROCESSES // 2]
+        medians.append({"format": name, "processes": DENSE_PROCESSES, **median})
     return min(medians, key=growth)
 
 

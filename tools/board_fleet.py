@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparsyfed.devices.agent import SAID_HELLO
 from sparsyfed.devices.profiles import DeviceProfile
 from sparsyfed.edge_runtime.errors import BackendError
 from sparsyfed.tools.device_processes import DeviceCommand
@@ -84,7 +85,7 @@ class RunningBoards:
             if problem is not None:
                 raise BackendError(problem)
             log = self.command.log
-            if log.exists() and log.read_text("utf-8").count("said hello as") >= len(self.names):
+            if log.exists() and log.read_text("utf-8").count(SAID_HELLO) >= len(self.names):
                 return
             time.sleep(POLL_SECONDS)
         raise BackendError(f"the gateway of the boards says no hello, see {self.command.log}")

@@ -155,7 +155,7 @@ class _Measuring:
             - fit.artifact_bytes,
             **self._ticks(measured),
             update_bytes=len(update),
-            multiply_adds={name: getattr(measured, name) // (STEPS + 1) for name in WORK},
+            multiply_adds={name: getattr(measured, name) // STEPS for name in WORK},
             hosts=hosts,
             same_bits_as_host=update == wanted,
         )

@@ -306,14 +306,25 @@ def _manifest(
         "input_shape": list(artifact.input_shape),
         "beta": settings.beta,
         "loss": settings.loss,
-        "seed": settings.seed,
-        "sparsity": settings.sparsity,
-        "budget": settings.budget if isinstance(settings.budget, str) else dict(settings.budget),
+        **_origin(settings),
+        "density": state.density,
         "files": {name: _file(settings.folder / name) for name in sorted(written)},
         **common,
         "layers": [layer | _layer(stored[layer["name"]]) for layer in common["layers"]],
         "dense_values": sum(t.count for t in state.tensors if not isinstance(t, SparseTensor)),
         "targets": dict(targets),
+    }
+
+
+def _origin(settings: BundleSettings) -> dict[str, Any]:
+    """What the initial state was made from; null where a given one has its place."""
+    if settings.state is not None:
+        return dict.fromkeys(("seed", "sparsity", "budget"))
+    budget = settings.budget
+    return {
+        "seed": settings.seed,
+        "sparsity": settings.sparsity,
+        "budget": budget if isinstance(budget, str) else dict(budget),
     }
 
 

@@ -1,10 +1,12 @@
 """The firmware of boards, built from the sources in `devices/boards` of a checkout."""
 
+import fcntl
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
@@ -72,13 +74,11 @@ def build_firmware(
         raise ConfigurationError(
             f"got operations {', '.join(unknown)}, wanted of {', '.join(NAMES)}"
         )
-    file = "firmware.elf" if ram_bytes is None else f"firmware-{ram_bytes}.elf"
     chosen = {} if sensors is None else {"SENSORS": sensors}
-    place = "-".join(
-        (board, *sorted(set(operations)), *(Path(name).stem for name in chosen.values()))
-    )
-    _make(board, "firmware", _variables(ram_bytes, operations) | chosen)
-    return sources().parents[1] / "build" / "boards" / place / file
+    require_tools(board)
+    with _build_folder(board, operations, sensors) as folder:
+        _make(board, "firmware", _variables(ram_bytes, operations) | chosen)
+    return folder / f"{_stem(ram_bytes)}.elf"
 
 
 def build_image(
@@ -93,9 +93,16 @@ def build_image(
     `model` is a C file of `model_source`. Raises ConfigurationError for a model that the flash does not hold, else what
     `build_firmware` raises.
     """
-    files = {"MODEL": str(model.resolve()), "FIRMWARE": str(image.resolve())}
-    _make(board, "image", _variables(ram_bytes, operations) | files)
-    return [image, image.with_suffix(".hex"), image.with_suffix(".bin")]
+    images = {".elf": image, **{each: image.with_suffix(each) for each in (".hex", ".bin")}}
+    require_tools(board)
+    with _build_folder(board, operations) as folder:
+        # Make takes no path with a space: it sees one from its own folder.
+        shutil.copyfile(model, folder / "model.c")
+        variables = {"MODEL": os.path.relpath(folder / "model.c", sources())}
+        _make(board, "image", _variables(ram_bytes, operations) | variables)
+        for suffix, path in images.items():
+            shutil.move(folder / f"{_stem(ram_bytes)}-model{suffix}", path)
+    return list(images.values())
 
 
 def size_of(board: str, image: Path, section: str) -> int:
@@ -111,6 +118,24 @@ def size_of(board: str, image: Path, section: str) -> int:
     return places[f"board_{section}_end"] - places[f"board_{section}_start"]
 
 
+@contextmanager
+def _build_folder(
+    board: str, operations: Sequence[str], sensors: str | None = None
+) -> Iterator[Path]:
+    """The folder that the Makefile builds such firmware in, for one process at a time."""
+    sensor = [] if sensors is None else [Path(sensors).stem]
+    place = "-".join((board, *sorted(set(operations)), *sensor))
+    folder = sources().parents[1] / "build" / "boards" / place
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
+def _stem(ram_bytes: int | None) -> str:
+    return "firmware" if ram_bytes is None else f"firmware-{ram_bytes}"
+
+
 def _variables(ram_bytes: int | None, operations: Sequence[str]) -> dict[str, str]:
     variables = {} if ram_bytes is None else {"RAM_BYTES": str(ram_bytes)}
     return variables | ({"OPERATIONS": " ".join(operations)} if operations else {})
@@ -118,9 +143,7 @@ def _variables(ram_bytes: int | None, operations: Sequence[str]) -> dict[str, st
 
 def _make(board: str, goal: str, variables: Mapping[str, str]) -> None:
     """Run the Makefile of the firmware."""
-    folder = sources()
-    require_tools(board)
-    command = ["make", "--no-print-directory", "-C", str(folder), goal, f"BOARD={board}"]
+    command = ["make", "--no-print-directory", "-C", str(sources()), goal, f"BOARD={board}"]
     command += [f"{name}={value}" for name, value in variables.items()]
     # What make hands down, when make started us, is not for this one.
     environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}

@@ -91,7 +91,7 @@ def _firmware_bytes() -> int:
 
 def _least_memory(artifact: Artifact, state: bytes, batch_size: int) -> int:
     """The least memory for models and data with which a board trains this state, as this host sees it."""
-    smallest = plan(artifact, state, batch_size, kernels="portable", memory="small")
+    smallest = plan(artifact, state, batch_size, kernels="portable", memory="layerwise")
     memory = smallest.arena_bytes + batch_size * example_bytes(artifact) + len(artifact.encode())
     while True:
         try:

@@ -327,7 +327,9 @@ def _how(figures: Figures) -> str:
         f"{BETA}, layer budgets `{BUDGET}`, sparse from the first round on, so that boards can train "
         "from the start: the support is that of the largest initial values and never grows. Saved "
         "inputs are pruned as the method says: a layer of which 3 % is stored keeps 3 % of its "
-        f"inputs for the weight gradient. Accuracy: mean of the last {LAST_ROUNDS} rounds. A seed is "
+        f"inputs for the weight gradient. Accuracy: mean of the last {LAST_ROUNDS} rounds, "
+        "on the test speakers: the recommended point, and the best of a family within a limit, are chosen "
+        "by it, too, so that theirs is somewhat flattered. A seed is "
         "that of initial values, draws and shuffles; the split is one and the same."
     )
     rates = (

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparsyfed.tools.bench_memory import DENSE_PROCESSES
 from sparsyfed.tools.bench_step import COUNTED, PASSES
 from sparsyfed.tools.plot_files import PlotFile
 from sparsyfed.tools.roofline import levels
@@ -137,6 +136,7 @@ def _layers(rows: Sequence[Row]) -> str:
 def _memory(rows: Sequence[Row]) -> str:
     heading = ["model", "sparsity", "plan", "dense: model and step", "ours", "dense / ours"]
     heading += ["dense: step", "ours, transient", "dense / ours", "arena planned", "arena touched"]
+    heading += ["processes of dense"]
     body = []
     for row in rows:
         dense, ours = row["dense"], row["session"]
@@ -149,12 +149,13 @@ def _memory(rows: Sequence[Row]) -> str:
                 f"{ours['transient_bytes'] / MEBI:.1f}",
                 f"{row['smaller_step']:.2f}",
                 *(f"{ours['planned_bytes']:,}", f"{ours['arena_peak_bytes']:,}"),
+                str(dense["processes"]),
             ]
         )
     text = (
         "MiB, batch 16, each side in a process of its own: high-water mark of three steps over what "
         "was resident before the model was made (model and step), and when it was loaded (step). "
-        f"Of dense, the median of {DENSE_PROCESSES} processes. A session touches its arena when it "
+        "Of dense, the median of so many processes. A session touches its arena when it "
         "is opened, so the step is compared with the transient part of the arena or the growth of "
         "its steps, whichever is more. Arenas in bytes."
     )

@@ -2,17 +2,15 @@
 
 Chooses learning rates, trains dense-narrow and sparse-wide keyword spotters, measures them on an emulated board, trains
 the recommended one on boards and Linux devices in one fleet, and writes keywords.json, keywords.md and its plots. Each
-figure is kept as soon as it is there: the same command goes on where it was stopped. What depends on the firmware, the
-steps measure and mixed, is done anew.
+figure is kept as soon as it is there: the same command runs only the trainings that are missing, and what depends on
+the firmware, the steps measure and mixed, anew each time.
 """
 
 import argparse
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,7 @@ from sparsyfed.tools.keyword_results import (
     tuning_tasks,
 )
 from sparsyfed.tools.keyword_training import Task, run
+from sparsyfed.tools.study import command_line, study_parser
 
 STEPS = ("tune", "train", "longer", "measure", "mixed")
 Say = Callable[[str], None]
@@ -98,7 +97,9 @@ def write_page(figures: Figures, out: Path) -> list[Path]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the study, or some of its steps, and writes its files."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parsed = _build_parser().parse_args(given)
+    parser = _build_parser()
+    parsed = parser.parse_args(given)
+    command = command_line(parser, _portable(given))
     steps = () if parsed.page_only else parsed.steps
     parsed.out.mkdir(parents=True, exist_ok=True)
     figures = Figures(parsed.out / "keywords.json")
@@ -108,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     clips = None if parsed.data is None else load_clips(parsed.data)
     for step in steps:
-        figures.describe(_about(parsed, step, given, figures))
+        figures.describe(_about(parsed, step, command, figures))
         if step == "measure":
             measure(figures, say)
         elif clips is None:
@@ -130,31 +131,32 @@ def _tasks(step: str, figures: Figures) -> list[Task]:
     return training_tasks(figures, ROUNDS) if step == "train" else longer_tasks(figures)
 
 
-def _about(
-    parsed: argparse.Namespace, step: str, given: Sequence[str], figures: Figures
-) -> dict[str, Any]:
+def _portable(given: Sequence[str]) -> list[str]:
+    """The arguments without the folders of this machine."""
+
+    def short(text: str) -> str:
+        return Path(text).name if Path(text).is_absolute() else text
+
+    return ["=".join(map(short, each.split("=", 1))) for each in given]
+
+
+def _about(parsed: argparse.Namespace, step: str, command: str, figures: Figures) -> dict[str, Any]:
     """How a step was done; a command is kept for each."""
-    command = shlex.join(["python", "-m", "sparsyfed.tools.study_keywords", *given])
     about = describe(command) | {"date": parsed.date.isoformat()}
     about["commands"] = {**figures.content.get("commands", {}), step: about.pop("command")}
     return about | {"kernels": kernels_name(find_kernels(None))}
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m sparsyfed.tools.study_keywords",
-        description="Compare dense-narrow and sparse-wide keyword spotters on a microboard.",
+    parser = study_parser(
+        "sparsyfed.tools.study_keywords",
+        "Compare dense-narrow and sparse-wide keyword spotters on a microboard.",
     )
-    parser.add_argument("--date", type=date.fromisoformat, required=True, help="of the results")
     parser.add_argument("--data", type=Path, help="npz file of features, see keyword_data.py")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder")
     parser.add_argument(
         "--steps", nargs="+", choices=STEPS, default=STEPS, help=f"default: {' '.join(STEPS)}"
     )
     parser.add_argument("--workers", type=int, default=1, help="runs at a time (default: 1)")
-    parser.add_argument(
-        "--page-only", action="store_true", help="write the page anew from keywords.json"
-    )
     return parser
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sparsyfed.edge_runtime import _native
 from sparsyfed.edge_runtime.errors import BackendError, FormatError
-from sparsyfed.edge_runtime.file_kinds import ARTIFACT, LONGEST_MARK, STATE, UPDATE, kind_of
+from sparsyfed.edge_runtime.file_kinds import LONGEST_MARK, OURS, kind_of
 from sparsyfed.edge_runtime.match import require_match
 from sparsyfed.edge_runtime.state import State, encoded_state
 
@@ -51,8 +51,8 @@ def _refuse_other_kind(path: Path, backend: str) -> None:
     if path.is_file():
         with path.open("rb") as stream:
             kind = kind_of(stream.read(LONGEST_MARK))
-        if kind in {ARTIFACT, STATE, UPDATE}:
-            raise FormatError(f"{path}: got {kind}, wanted an export for {backend}")
+        if kind in OURS:
+            raise FormatError(f"{path}: got {kind.value}, wanted an export for {backend}")
 
 
 def load_engine(backend: str) -> None:

@@ -1,5 +1,6 @@
 """Examples that a board collects itself: a ring, and training on it."""
 
+import logging
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from board_firmware import HostBoard
 from numpy.typing import NDArray
 
+from sparsyfed.devices import board_training
 from sparsyfed.devices.board import Board, BoardResetError, CollectedExamples
 from sparsyfed.devices.board_fit import MAX_HELD, fit_on_board
 from sparsyfed.devices.board_training import OwnExamples, train_on_board
@@ -16,7 +18,13 @@ from sparsyfed.devices.serial_protocol import Command, SerialObject, Status
 from sparsyfed.devices.training import LocalRound, train_locally
 from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.budget import keep_counts
-from sparsyfed.edge_runtime.errors import ArenaError, ConfigurationError, FormatError, InputError
+from sparsyfed.edge_runtime.errors import (
+    ArenaError,
+    BackendError,
+    ConfigurationError,
+    FormatError,
+    InputError,
+)
 from sparsyfed.edge_runtime.session import Session
 from sparsyfed.edge_runtime.state import State
 
@@ -118,6 +126,29 @@ def test_rounds_on_what_a_board_collects_are_those_on_the_same_examples(
     again = train_on_board(board, *given, own, WORK, memory_bytes=1 << 20)
     assert writes > reset_at
     assert again.update == wanted.update
+
+
+def test_sensors_that_give_nothing_are_logged_and_then_an_error(
+    host_board: HostBoard,
+    artifact: Artifact,
+    state: State,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(board_training, "COLLECTING_SECONDS", 0.01)
+    monkeypatch.setattr(board_training, "WAITING_SECONDS", 0.1)
+    monkeypatch.setattr(board_training, "EXAMPLE_SECONDS", 0.5)
+    board = Board(host_board.link())
+    nothing = CollectedExamples(held=0, collected=0, wanted=ROOM, capacity=ROOM)
+    monkeypatch.setattr(board, "collected", lambda: nothing)
+    monkeypatch.setattr(board, "collect", lambda _count: nothing)
+    with pytest.raises(BackendError, match=f"no example from its sensors in 0.5 s, wanted {ROOM}"):
+        train_on_board(
+            board, artifact, state.encode(), OwnExamples(ROOM), WORK, memory_bytes=1 << 20
+        )
+    lines = [line for line in caplog.messages if f"waits for {ROOM} examples" in line]
+    assert 1 < len(lines) < 5
 
 
 def test_a_batch_of_all_that_it_collects_and_more_than_it_can_hold(

@@ -9,7 +9,7 @@ import pytest
 
 from sparsyfed.edge_runtime import Artifact, Session, SparseUpdate, State, plan
 from sparsyfed.edge_runtime.errors import FormatError
-from sparsyfed.edge_runtime.file_kinds import kind_of
+from sparsyfed.edge_runtime.file_kinds import FLAGS, kind_of
 
 
 def update_of(state: State) -> bytes:
@@ -19,13 +19,13 @@ def update_of(state: State) -> bytes:
 def test_kinds_are_told_by_their_first_bytes(classifier: Artifact, sparse_state: State) -> None:
     array = io.BytesIO()
     np.save(array, np.zeros(3))
-    assert kind_of(classifier.encode()) == "a training artifact (.sfd)"
-    assert kind_of(sparse_state.encode()) == "a state (.sfs)"
-    assert kind_of(update_of(sparse_state)) == "an update"
-    assert kind_of(array.getvalue()) == "a NumPy array (.npy)"
-    assert kind_of(b"PK\3\4") == "a zip archive, such as a TorchScript export (.pt)"
-    assert kind_of(b"\x1c\0\0\0ET12") == "an ExecuTorch program (.pte)"
-    assert kind_of(b"") == kind_of(b"some text") == "another kind of file"
+    assert kind_of(classifier.encode()).value == "a training artifact (.sfd)"
+    assert kind_of(sparse_state.encode()).value == "a state (.sfs)"
+    assert kind_of(update_of(sparse_state)).value == "an update"
+    assert kind_of(array.getvalue()).value == "a NumPy array (.npy)"
+    assert kind_of(b"PK\3\4").value == "a zip archive, such as a TorchScript export (.pt)"
+    assert kind_of(b"\x1c\0\0\0ET12").value == "an ExecuTorch program (.pte)"
+    assert kind_of(b"").value == kind_of(b"some text").value == "another kind of file"
 
 
 @pytest.mark.parametrize("use", [plan, Session.open])
@@ -52,8 +52,12 @@ def test_an_engine_is_given_an_artifact(
     classifier: Artifact, sparse_state: State, tmp_path: Path
 ) -> None:
     pytest.importorskip("torch", reason="torch is not installed")
-    classifier.save(tmp_path / "a.sfd")
-    with pytest.raises(
-        FormatError, match=r"got a training artifact .*, wanted an export for torch"
+    unknown_content = bytearray(sparse_state.encode())
+    unknown_content[FLAGS] = b"\xff\xff"
+    for data, name in (
+        (classifier.encode(), r"a training artifact \(.sfd\)"),
+        (bytes(unknown_content), r"a state \(.sfs\) or an update"),
     ):
-        Session.open(tmp_path / "a.sfd", sparse_state, backend="torchscript")
+        (tmp_path / "a.sfd").write_bytes(data)
+        with pytest.raises(FormatError, match=rf"got {name}, wanted an export for torch"):
+            Session.open(tmp_path / "a.sfd", sparse_state, backend="torchscript")

@@ -164,6 +164,7 @@ def test_memory(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     arguments = ["memory", "--models", "watch_cnn", "--batch-size", "64", "--sparsity", "0.95"]
     (row,) = found(arguments, capsys)["memory"]
     ours, dense = row["session"], row["dense"]
+    assert dense["processes"] == 1
     for side in (ours, dense):
         assert side["before_bytes"] < side["loaded_bytes"] <= side["peak_bytes"]
     assert ours["planned_bytes"] == ours["arena_bytes"] == ours["arena_peak_bytes"]

@@ -1,6 +1,7 @@
 """sparsyfed export --target board."""
 
 import json
+import os
 import re
 import subprocess
 from contextlib import closing
@@ -35,6 +36,16 @@ def run(folder: Path, *arguments: str) -> int:
     return main(["export", *MODEL, *TARGET, "--out", str(folder), *arguments])
 
 
+def write_model(path: Path, state: bytes, artifact_bytes: int) -> None:
+    """A C file with an artifact of zeros, which no board opens, and this state."""
+    path.write_text(
+        f'#include "model.h"\nconst uint8_t model_artifact[{artifact_bytes}] = {{0u}};\n'
+        f"const uint8_t model_state[] = {{{', '.join(f'{byte}u' for byte in state)}}};\n"
+        f"const uint32_t model_artifact_bytes = {artifact_bytes}u;\n"
+        f"const uint32_t model_state_bytes = {len(state)}u;\n"
+    )
+
+
 def complaint(capsys: pytest.CaptureFixture[str]) -> str:
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -57,10 +68,19 @@ def test_a_bundle_for_a_board_is_one_that_a_fleet_takes(
     assert "bytes for training; batch 16 takes" in capsys.readouterr().out
 
 
-def test_c_arrays_hold_the_model_and_a_given_state(tmp_path: Path) -> None:
+def test_c_arrays_hold_the_model_and_a_given_state(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(tmp_path / "first", "--density", "0.1") == 0
     state = tmp_path / "first" / "initial.sfs"
-    assert run(tmp_path / "out", "--state", str(state), "--c-array") == 0
+    given = ("--state", str(state), "--c-array")
+    assert run(tmp_path / "out", *given) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_bytes())
+    assert manifest["density"] == State.load(state).density
+    assert [manifest[name] for name in ("seed", "sparsity", "budget")] == [None] * 3
+    for option in (["--seed", "0"], ["--budget", "erk"]):
+        assert run(tmp_path / "out", *given, *option) == 2
+        assert f"{option[0]} is of the initial state" in complaint(capsys)
     folder = tmp_path / "out" / BOARD
     (folder / "write.c").write_text(
         '#include <stdio.h>\n#include "model.h"\n'
@@ -82,9 +102,9 @@ def test_the_header_declares_what_the_firmware_wants() -> None:
 
 def test_an_image_trains_the_model_that_it_holds(tmp_path: Path) -> None:
     require_tools(BOARD)
-    assert (
-        run(tmp_path, "--density", "0.2", "--memory", "256KiB", "--batch-size", "2", "--image") == 0
-    )
+    tmp_path /= "a folder"  # make takes no path with a space
+    arguments = ("--density", "0.2", "--memory", "256KiB", "--batch-size", "2", "--image")
+    assert run(tmp_path, *arguments) == 0
     manifest = json.loads((tmp_path / "manifest.json").read_bytes())
     names = ["model.h", "model.c", "firmware.elf", "firmware.hex", "firmware.bin"]
     assert manifest["board"]["files"] == [f"{BOARD}/{name}" for name in names]
@@ -174,10 +194,17 @@ def test_a_model_too_large_for_the_flash_is_refused_with_what_is_missing(
     tmp_path: Path,
 ) -> None:
     require_compilers("mps3-an547")
-    (tmp_path / "model.c").write_text(
-        '#include "model.h"\nconst uint8_t model_artifact[600000] = {1u}, model_state[1] = {0u};\n'
-        "const uint32_t model_artifact_bytes = 600000u, model_state_bytes = 1u;\n"
-    )
-    (tmp_path / "model.h").write_text((firmware.sources() / "model.h").read_text())
+    write_model(tmp_path / "model.c", b"\x01", artifact_bytes=600_000)
     with pytest.raises(ConfigurationError, match=r"\d[\d,]+ bytes of flash are missing"):
         firmware.build_image("mps3-an547", tmp_path / "model.c", tmp_path / "firmware.elf")
+
+
+def test_make_links_another_model_also_if_its_file_is_older(tmp_path: Path) -> None:
+    require_compilers(BOARD)
+    for state in (b"the first state", b"the second one"):
+        model, image = tmp_path / f"{state[4:9].decode()}.c", tmp_path / "model.elf"
+        write_model(model, state, artifact_bytes=16)
+        os.utime(model, (0, 0))
+        command = ["make", "-C", str(firmware.sources()), f"BOARD={BOARD}", f"MODEL={model}"]
+        subprocess.run([*command, f"FIRMWARE={image}"], check=True, timeout=300)
+        assert state in image.read_bytes()

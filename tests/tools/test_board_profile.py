@@ -7,7 +7,9 @@ import pytest
 from board_machines import require_tools
 from model_strategies import ModelBuilder
 
-from sparsyfed.edge_runtime.artifact import Tensor
+from sparsyfed.devices.board_fit import fit_on_board
+from sparsyfed.devices.feasibility import evenly_spread_state
+from sparsyfed.edge_runtime.artifact import Artifact, Tensor
 from sparsyfed.edge_runtime.format import Loss, OperationKind
 from sparsyfed.tools.cli import main
 
@@ -59,6 +61,23 @@ def test_a_step_is_measured_on_the_board(
     assert "instructions" in text
     assert "the bits are the same as" in text
     assert "100.00% stored" in text  # with all its RAM the board holds it dense, too
+
+
+def test_a_dense_step_is_measured_where_it_fits_layer_by_layer_alone(
+    artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    require_tools(BOARD)
+    arguments = [str(artifact), "--board", BOARD, "--batch-size", "2", "--density", "0.1"]
+    assert main(["profile", *arguments, "--memory", "54KiB", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    model = Artifact.load(artifact)
+    dense = evenly_spread_state(model, 1.0).encode()
+    assert fit_on_board(model, dense, 2, report["board"]["memory_bytes"], 2).memory == "layerwise"
+    for step in report["steps"].values():
+        assert step["same_bits_as_host"]
+        assert step["planned_arena_bytes"] == step["touched_arena_bytes"]
+        assert step["multiply_adds"]["forward"] == 2 * step["nonzeros"]
+        assert abs(sum(step["step_parts"].values()) - step["step_ticks"]) <= 4
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 from board_machines import require_tools
 from keyword_clips import write_clips
 
-from sparsyfed.edge_runtime.errors import ConfigurationError, FormatError, InputError
+from sparsyfed.devices.board_fit import fit_on_board
+from sparsyfed.edge_runtime.errors import ArenaError, ConfigurationError, FormatError, InputError
 from sparsyfed.tools import keyword_boards, study_keywords
 from sparsyfed.tools.keyword_boards import BOARD, board_settings, measure_point
 from sparsyfed.tools.keyword_data import Clips, load_clips, split_speakers
@@ -207,6 +208,10 @@ def test_a_point_is_measured_with_the_least_ram() -> None:
         found["firmware_ram_bytes"] + found["planned_arena_bytes"] < found["ram_bytes"] < 64 * KIB
     )
     assert found["step_ticks"] > 0
+    one_grain_less = found["ram_bytes"] - keyword_boards.GRAIN_BYTES - found["firmware_ram_bytes"]
+    artifact, state = TINY.compile(0)
+    with pytest.raises(ArenaError):
+        fit_on_board(artifact, state.encode(), 1, one_grain_less, 1)
 
 
 def test_boards_have_a_speaker_each_and_linux_devices_the_others() -> None:
@@ -254,3 +259,15 @@ def test_training_wants_the_data(tmp_path: Path) -> None:
     arguments = ["--date", "2026-11-21", "--out", str(tmp_path), "--steps", "tune"]
     with pytest.raises(ConfigurationError, match="got no --data"):
         study_keywords.main(arguments)
+
+
+def test_a_command_that_is_kept_names_no_folder_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_keywords, "measure", lambda _figures, _say: None)
+    data = write_clips(tmp_path / "clips.npz")
+    arguments = ["--date", "2026-11-21", "--data", str(data), f"--out={tmp_path}", "--steps"]
+    assert study_keywords.main([*arguments, "measure"]) == 0
+    commands = Figures(tmp_path / "keywords.json").content["commands"]
+    assert str(tmp_path) not in commands["measure"]
+    assert "--data clips.npz" in commands["measure"]

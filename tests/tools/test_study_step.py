@@ -103,7 +103,7 @@ def result() -> dict[str, Any]:
                 "batch_size": 16,
                 "sparsity": 0.95,
                 "memory": "fast",
-                "dense": sides,
+                "dense": {"processes": 3, **sides},
                 "session": {**session, **arena, "transient_bytes": 40 * 2**20},
                 "smaller_with_model": 8.0,
                 "smaller_step": 4.9,
@@ -171,6 +171,7 @@ def test_the_page_has_every_section_and_whole_tables(result: dict[str, Any]) -> 
         assert len({line.count("|") for line in lines}) <= 1
     assert "| 64->128 3x3 @32x32 stride 2 \\* |" in page
     assert "--date 2026-11-21" in page
+    assert page.split("## Memory")[1].count("| 3 |") == 1  # processes of dense
     assert "## Notes" not in markdown(result, [], None)
 
 

@@ -82,10 +82,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget",
         type=_budget,
-        default="global",
         help="global (one ranking), erk (shares of layers), or LAYER=COUNT,... (default: global)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the initial state (default: 0)")
+    parser.add_argument("--seed", type=int, help="of the initial state (default: 0)")
     parser.add_argument("--json", action="store_true", help="print the manifest")
     parser.set_defaults(run=run)
 
@@ -119,6 +118,9 @@ def run(arguments: argparse.Namespace) -> int:
     from sparsyfed.tools.bundle import BundleSettings, write_bundle
     from sparsyfed.tools.bundle_report import bundle_text
 
+    for option in ("seed", "budget"):
+        if arguments.state is not None and getattr(arguments, option) is not None:
+            raise ConfigurationError(f"--{option} is of the initial state, --state takes its place")
     device = arguments.device
     settings = BundleSettings(
         model=arguments.model,
@@ -136,8 +138,8 @@ def run(arguments: argparse.Namespace) -> int:
         beta=arguments.beta,
         loss=arguments.loss,
         sparsity=arguments.sparsity if arguments.density is None else 1 - arguments.density,
-        budget=arguments.budget,
-        seed=arguments.seed,
+        budget=arguments.budget or "global",
+        seed=arguments.seed or 0,
     )
     bundle = write_bundle(settings, say)
     print(json.dumps(bundle.manifest, indent=2) if arguments.json else bundle_text(bundle))
