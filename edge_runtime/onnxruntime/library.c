@@ -133,7 +133,7 @@ static void ORT_CALL destroy(void *destroyed)
               .outputs = outputs, .destroy = destroy, .input_kind = optional,                     \
               .output_kind = optional, .input_memory = memory, .create = create,                  \
               .compute = compute, .first_version = first_version}
-#define OPERATION(function, ...) {BASE, #function, function, __VA_ARGS__}
+#define OPERATION(function, ...) {BASE, #function, sfd_ort_##function, __VA_ARGS__}
 /* clang-format on */
 
 /* Inputs, outputs; the input of counts, that of winners, the output of winners. */
