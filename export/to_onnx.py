@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsyfed.edge_runtime import _native
 from sparsyfed.edge_runtime.errors import BackendError, InputError
 from sparsyfed.edge_runtime.files import write_atomic
 from sparsyfed.edge_runtime.state import State
@@ -66,8 +65,7 @@ def to_onnx(
     `kernels` "stock" uses ONNX Runtime's own operators alone: any ONNX Runtime runs the files. "sparsyfed" calls the
     core's (`edge_runtime/onnxruntime`), several times faster on sparse states; a session must have loaded them with
     `SessionOptions.register_custom_ops_library`, the training artifacts can't. What it must have loaded is the field
-    `needs` of the manifest: the operators and their domain, the library, and the hash of the one that the export was
-    verified with.
+    `needs` of the manifest: the operators, their domain and the library.
 
     x is float32 (batch, ...), y int64 labels or float32 targets, `keep` int64 with one count for each prunable weight,
     the rates float32 without dimensions. Any batch size will do.
@@ -170,8 +168,6 @@ def _verified(
             "or export with verify=False and verify elsewhere"
         ) from error
     record["engine"]["onnxruntime"] = onnxruntime.__version__
-    if "needs" in record:
-        record["needs"]["sha256"] = file_record(_native.onnxruntime_operators())["sha256"]
     train, gradients, evaluate = (
         runner(onnx_engine.session(files[name], kernels=record["kernels"]))
         for name in ("train.onnx", "gradients.onnx", "evaluate.onnx")
