@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsyfed.edge_runtime import _native
+from sparsyfed.edge_runtime import onnxruntime_library
 
 ROOT = Path(__file__).parents[2] / "edge_runtime"
 PLACES = {"create_status": 0, "create": 26, "add_operator": 27, "add": 28, "release": 101}
@@ -70,7 +70,7 @@ class Runtime:
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """The library under a path of its own, so that it is not the one that sessions have loaded."""
-    return Path(shutil.copy(_native.onnxruntime_operators(), tmp_path))
+    return Path(shutil.copy(onnxruntime_library.path(), tmp_path))
 
 
 def test_sessions_share_one_domain_which_goes_with_the_library(copy: Path) -> None:
