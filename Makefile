@@ -39,7 +39,7 @@ check: $(NATIVE) ## style, types, layers, and the C core under the project's war
 	$(BIN)/cmake -S . -B build/developer -D SFD_DEVELOPER=ON > build/developer.log
 	$(BIN)/cmake --build build/developer
 	@if command -v clang-format > /dev/null; then clang-format --dry-run --Werror $(C_SOURCES) $(BOARD_SOURCES) tests/c/*.[ch] tools/c/*.c \
-	    docs/examples/*/*.c edge_runtime/executorch/*.cpp; \
+	    docs/examples/*/*.c edge_runtime/executorch/*.cpp edge_runtime/executorch/*.h; \
 	else echo "clang-format is not installed: the layout of the C sources was not checked"; fi
 
 bench: $(NATIVE) ## time training steps here (BENCH_ARGS="memory --models resnet18" for more)

@@ -8,7 +8,6 @@ import functools
 import importlib.resources
 import mmap
 import os
-from pathlib import Path
 from typing import Any, NoReturn
 
 from sparsyfed.edge_runtime.errors import (
@@ -20,7 +19,6 @@ from sparsyfed.edge_runtime.errors import (
     MismatchError,
     UnsupportedOperationError,
 )
-from sparsyfed.edge_runtime.graph_names import ONNXRUNTIME_OPERATORS
 
 BUILD_ADVICE = (
     "install the package with `pip install .` where a C compiler is, or set SPARSYFED_LIBRARY to "
@@ -273,20 +271,6 @@ def library() -> ctypes.CDLL:
     except (OSError, AttributeError) as error:
         raise BackendError(f"the native library does not load: {error}; {BUILD_ADVICE}") from error
     return loaded
-
-
-def onnxruntime_operators() -> Path:
-    """The library with the core's operators for ONNX Runtime. Raises BackendError when it is not there.
-
-    It finds the core by its name, which is loaded first.
-    """
-    path = Path(library()._name).with_name(ONNXRUNTIME_OPERATORS)  # noqa: SLF001 - where ctypes found it
-    if not path.exists():
-        raise BackendError(
-            f"the export calls the core's operators for ONNX Runtime, and {path} is not there: install the "
-            "package again, it belongs beside libsfd.so; or export with kernels 'stock'"
-        )
-    return path
 
 
 def raise_error(code: int, subject: str, problem: Problem | None = None) -> NoReturn:

@@ -10,8 +10,9 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
+from sparsyfed.edge_runtime import onnxruntime_library
 from sparsyfed.edge_runtime.errors import UnsupportedOperationError
-from sparsyfed.edge_runtime.graph_names import ONNXRUNTIME_OPERATORS, STATE
+from sparsyfed.edge_runtime.graph_names import STATE
 from sparsyfed.export.joint_graph import JointGraph
 from sparsyfed.export.onnx_graph import CORE, IR_VERSION, OPSET, Lowering, OnnxGraph, value_info
 from sparsyfed.export.onnx_operations import RULES
@@ -68,7 +69,7 @@ def needs(files: Mapping[str, bytes]) -> dict[str, Any]:
     """What a session must have loaded for files that call the core's operators."""
     models = [onnx.load_from_string(data) for data in files.values()]
     called = {node.op_type for m in models for node in m.graph.node if node.domain == CORE}
-    return {"domain": CORE, "operators": sorted(called), "library": ONNXRUNTIME_OPERATORS}
+    return {"domain": CORE, "operators": sorted(called), "library": onnxruntime_library.NAME}
 
 
 def parameter_files(values: Mapping[str, Tensor]) -> dict[str, bytes]:

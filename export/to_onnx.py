@@ -65,8 +65,7 @@ def to_onnx(
     `kernels` "stock" uses ONNX Runtime's own operators alone: any ONNX Runtime runs the files. "sparsyfed" calls the
     core's (`edge_runtime/onnxruntime`), several times faster on sparse states; a session must have loaded them with
     `SessionOptions.register_custom_ops_library`, the training artifacts can't. What it must have loaded is the field
-    `needs` of the manifest: the operators and their domain, the library, and the hash of the one that the export was
-    verified with.
+    `needs` of the manifest: the operators, their domain and the library.
 
     x is float32 (batch, ...), y int64 labels or float32 targets, `keep` int64 with one count for each prunable weight,
     the rates float32 without dimensions. Any batch size will do.

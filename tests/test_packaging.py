@@ -77,6 +77,7 @@ def test_the_wheel_holds_the_package_and_its_library_alone(wheel: Path) -> None:
     headers = {f"sparsyfed/edge_runtime/include/{name}" for name in PUBLIC_HEADERS}
     assert {name for name in names if name.endswith(".h")} == headers
     assert "sparsyfed/edge_runtime/executorch/operators.cpp" in names
+    assert "sparsyfed/edge_runtime/executorch/arguments.h" in names
 
 
 def test_every_module_and_data_file_of_the_folders_is_in_the_wheel(wheel: Path) -> None:

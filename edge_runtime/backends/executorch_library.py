@@ -79,7 +79,8 @@ def _key(command: list[str], core: Path) -> str:
     digest.update("\0".join(command).encode())
     answer = _run([command[0], "--version"])
     digest.update(answer.stdout.encode())
-    for path in (_SOURCE, *sorted((core.parent / "include").glob("*.h"))):
+    headers = (*_SOURCE.parent.glob("*.h"), *(core.parent / "include").glob("*.h"))
+    for path in (_SOURCE, *sorted(headers)):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:32]
 

@@ -30,10 +30,15 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def without_runtime_lines() -> Iterator[None]:
-    """Leave out RUNTIME_LINES, which come from C++; all else goes to standard error, afterwards."""
-    sys.stderr.flush()
+    """Leave out RUNTIME_LINES, which come from C++; all else goes to standard error, afterwards.
+
+    Where standard error is closed nothing is left out. A process that crashes inside loses what it said.
+    """
+    standard_error = _standard_error()
+    if standard_error is None:
+        yield
+        return
     with tempfile.TemporaryFile() as said:
-        standard_error = os.dup(2)
         os.dup2(said.fileno(), 2)
         try:
             yield
@@ -44,3 +49,13 @@ def without_runtime_lines() -> Iterator[None]:
             for line in said:
                 if not RUNTIME_LINES.match(line):
                     os.write(2, line)
+
+
+def _standard_error() -> int | None:
+    """A copy of the descriptor, with nothing left to write to it; None in a process without one."""
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+        return os.dup(2)
+    except (OSError, ValueError):  # closed, by the system or by Python
+        return None

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from sparsyfed.edge_runtime import _native
+from sparsyfed.edge_runtime import onnxruntime_library
 from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.backends.export_folder import ExportFolder
 from sparsyfed.edge_runtime.errors import BackendError
@@ -32,7 +32,7 @@ def session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     if kernels == "sparsyfed":
-        options.register_custom_ops_library(str(_native.onnxruntime_operators()))
+        options.register_custom_ops_library(str(onnxruntime_library.path()))
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 

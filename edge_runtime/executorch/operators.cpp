@@ -3,129 +3,20 @@
 //
 // Activations are in the core's order; export/core_operators.py has the schemas, in the order
 // of which the arguments lie on the stack, results last.
-#include <algorithm>
-#include <array>
-#include <cmath>
 #include <cstdint>
 
-#include <executorch/runtime/core/exec_aten/util/tensor_util.h>
-#include <executorch/runtime/kernel/kernel_runtime_context.h>
 #include <executorch/runtime/kernel/operator_registry.h>
 
+#include "arguments.h"
 #include "sfd_operators.h"
 
 namespace
 {
 
-using executorch::aten::ArrayRef;
-using executorch::aten::ScalarType;
-using executorch::aten::SizesType;
-using executorch::aten::Tensor;
-using executorch::runtime::Error;
-using executorch::runtime::EValue;
 using executorch::runtime::Kernel;
-using executorch::runtime::KernelRuntimeContext;
 using executorch::runtime::Span;
+using namespace sparsyfed;
 using Stack = Span<EValue *>;
-
-const float *floats(const Tensor &tensor)
-{
-    return tensor.const_data_ptr<float>();
-}
-
-float *floats_of(Tensor &tensor)
-{
-    return tensor.mutable_data_ptr<float>();
-}
-
-// NULL where the argument is None.
-const float *optional_floats(EValue *value)
-{
-    return value->isNone() ? nullptr : floats(value->toTensor());
-}
-
-// NULL for a result that is not wanted, which has no elements.
-float *wanted(Tensor &tensor)
-{
-    return tensor.numel() == 0 ? nullptr : floats_of(tensor);
-}
-
-uint32_t images(const Tensor &x)
-{
-    return static_cast<uint32_t>(x.size(0));
-}
-
-uint32_t example_size(const Tensor &x)
-{
-    return static_cast<uint32_t>(x.numel() / x.size(0));
-}
-
-// Dimension 1 are the channels; a signal has height 1, a vector width 1 as well.
-uint32_t height(const Tensor &x)
-{
-    return x.dim() == 4 ? static_cast<uint32_t>(x.size(2)) : 1u;
-}
-
-uint32_t width(const Tensor &x)
-{
-    return x.dim() > 2 ? static_cast<uint32_t>(x.size(x.dim() - 1)) : 1u;
-}
-
-uint32_t channels(const Tensor &x)
-{
-    return static_cast<uint32_t>(x.size(1));
-}
-
-// The core counts elements in 32 bits, and divides by the number of examples.
-bool is_countable(KernelRuntimeContext &context, const Tensor &x)
-{
-    if (x.numel() > 0 && static_cast<uint64_t>(x.numel()) <= UINT32_MAX)
-        return true;
-    context.fail(Error::InvalidArgument);
-    return false;
-}
-
-bool resize_like(KernelRuntimeContext &context, Tensor &out, const Tensor &like)
-{
-    if (!is_countable(context, like))
-        return false;
-    if (executorch::runtime::resize_tensor(out, like.sizes()) == Error::Ok)
-        return true;
-    context.fail(Error::InvalidArgument);
-    return false;
-}
-
-// The planned sizes, with as many examples as `like`.
-bool resize_batch(KernelRuntimeContext &context, Tensor &out, const Tensor &like)
-{
-    std::array<SizesType, 8> sizes{};
-    const auto rank = static_cast<size_t>(out.dim());
-
-    if (!is_countable(context, like))
-        return false;
-    if (rank == 0 || rank > sizes.size()) {
-        context.fail(Error::InvalidArgument);
-        return false;
-    }
-    for (size_t i = 0; i < rank; ++i)
-        sizes[i] = static_cast<SizesType>(out.size(static_cast<ssize_t>(i)));
-    sizes[0] = static_cast<SizesType>(like.size(0));
-    if (executorch::runtime::resize_tensor(out, ArrayRef<SizesType>(sizes.data(), rank)) ==
-        Error::Ok)
-        return true;
-    context.fail(Error::InvalidArgument);
-    return false;
-}
-
-void *scratch(KernelRuntimeContext &context, uint64_t bytes)
-{
-    auto memory = context.allocate_temp(static_cast<size_t>(bytes), SFD_ALIGNMENT);
-
-    if (memory.ok())
-        return memory.get();
-    context.fail(memory.error());
-    return nullptr;
-}
 
 void to_blocks(KernelRuntimeContext &context, Stack stack)
 {
@@ -179,13 +70,13 @@ void layer_backward(KernelRuntimeContext &context, Stack stack)
     const Tensor &dy = stack[0]->toTensor();
     const Tensor &x = stack[1]->toTensor();
     const float *v = floats(stack[2]->toTensor());
-    const int64_t keep = stack[3]->toTensor().const_data_ptr<int64_t>()[stack[4]->toInt()];
     const auto beta = static_cast<float>(stack[6]->toDouble());
     const sfd_layer_geometry geometry = layer_geometry(x, dy, stack[5]);
     Tensor &dx = stack[9]->toTensor();
-    const auto kept = static_cast<uint32_t>(std::clamp<int64_t>(keep, 0, UINT32_MAX));
+    uint32_t kept;
 
-    if (!is_countable(context, x) || (stack[7]->toBool() && !resize_like(context, dx, x)))
+    if (!kept_inputs(context, stack[3]->toTensor(), stack[4]->toInt(), kept) ||
+        !is_countable(context, x) || (stack[7]->toBool() && !resize_like(context, dx, x)))
         return;
     void *memory = scratch(context, sfd_layer_backward_bytes(&geometry, v, images(x), kept));
     if (memory != nullptr)

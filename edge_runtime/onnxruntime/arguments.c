@@ -4,7 +4,7 @@
 
 #include "sfd.h"
 
-bool require(struct call *call, bool holds, const char *fault)
+bool sfd_ort_require(struct call *call, bool holds, const char *fault)
 {
     if (call->status == NULL && !holds)
         call->status = call->kernel->api->create_status(ORT_INVALID_ARGUMENT, fault);
@@ -26,16 +26,16 @@ static void read_shape(struct call *call, const struct ort_value *value, struct 
     if (!succeeded(call, api->shape(value, &info)))
         return;
     if (succeeded(call, api->rank(info, &tensor->rank)) &&
-        require(call, tensor->rank <= RANK_LIMIT, "an input has more than 8 dimensions") &&
+        sfd_ort_require(call, tensor->rank <= RANK_LIMIT, "an input has more than 8 dimensions") &&
         succeeded(call, api->dimensions(info, tensor->shape, tensor->rank)) &&
         succeeded(call, api->count(info, &tensor->count)))
         /* The core counts elements in 32 bits, and divides by the number of examples. */
-        require(call, tensor->count > 0u && tensor->count <= UINT32_MAX,
-                "an input is without elements, or has 2^32 of them or more");
+        sfd_ort_require(call, tensor->count > 0u && tensor->count <= UINT32_MAX,
+                        "an input is without elements, or has 2^32 of them or more");
     api->release_shape(info);
 }
 
-struct tensor optional_input(struct call *call, size_t index)
+struct tensor sfd_ort_optional_input(struct call *call, size_t index)
 {
     const struct ort_api *api = call->kernel->api;
     struct tensor tensor = {0};
@@ -50,30 +50,30 @@ struct tensor optional_input(struct call *call, size_t index)
     return tensor;
 }
 
-struct tensor input(struct call *call, size_t index)
+struct tensor sfd_ort_input(struct call *call, size_t index)
 {
-    const struct tensor tensor = optional_input(call, index);
+    const struct tensor tensor = sfd_ort_optional_input(call, index);
 
-    require(call, tensor.data != NULL, "an input is missing");
+    sfd_ort_require(call, tensor.data != NULL, "an input is missing");
     return tensor;
 }
 
 static void require_examples(struct call *call, const struct tensor *x)
 {
     if (call->status == NULL)
-        require(call, x->rank >= 2u && example_size(x) <= EXAMPLE_LIMIT,
-                "an input or output is no batch of examples of up to 2^26 elements");
+        sfd_ort_require(call, x->rank >= 2u && sfd_ort_example_size(x) <= EXAMPLE_LIMIT,
+                        "an input or output is no batch of examples of up to 2^26 elements");
 }
 
-struct tensor activation(struct call *call, size_t index)
+struct tensor sfd_ort_activation(struct call *call, size_t index)
 {
-    const struct tensor x = input(call, index);
+    const struct tensor x = sfd_ort_input(call, index);
 
     require_examples(call, &x);
     return x;
 }
 
-void *optional_output(struct call *call, size_t index, const int64_t *shape, size_t rank)
+void *sfd_ort_optional_output(struct call *call, size_t index, const int64_t *shape, size_t rank)
 {
     const struct ort_api *api = call->kernel->api;
     struct ort_value *value = NULL;
@@ -85,35 +85,35 @@ void *optional_output(struct call *call, size_t index, const int64_t *shape, siz
     return data;
 }
 
-void *output(struct call *call, size_t index, const int64_t *shape, size_t rank)
+void *sfd_ort_output(struct call *call, size_t index, const int64_t *shape, size_t rank)
 {
-    void *data = optional_output(call, index, shape, rank);
+    void *data = sfd_ort_optional_output(call, index, shape, rank);
 
-    require(call, data != NULL, "the graph leaves out an output");
+    sfd_ort_require(call, data != NULL, "the graph leaves out an output");
     return data;
 }
 
-void *output_like(struct call *call, size_t index, const struct tensor *like)
+void *sfd_ort_output_like(struct call *call, size_t index, const struct tensor *like)
 {
-    return output(call, index, like->shape, like->rank);
+    return sfd_ort_output(call, index, like->shape, like->rank);
 }
 
-void *vector(struct call *call, size_t index, uint32_t size)
+void *sfd_ort_vector(struct call *call, size_t index, uint32_t size)
 {
     const int64_t shape = size;
 
-    return output(call, index, &shape, 1u);
+    return sfd_ort_output(call, index, &shape, 1u);
 }
 
-void *optional_vector(struct call *call, size_t index, uint32_t size)
+void *sfd_ort_optional_vector(struct call *call, size_t index, uint32_t size)
 {
     const int64_t shape = size;
-    void *data = optional_output(call, index, &shape, 1u);
+    void *data = sfd_ort_optional_output(call, index, &shape, 1u);
 
     return size == 0u ? NULL : data;
 }
 
-struct tensor shaped_output(struct call *call, const struct tensor *like)
+struct tensor sfd_ort_shaped_output(struct call *call, const struct tensor *like)
 {
     struct tensor tensor = {.rank = call->kernel->rank, .count = 1u};
     size_t i;
@@ -121,22 +121,23 @@ struct tensor shaped_output(struct call *call, const struct tensor *like)
     memcpy(tensor.shape, call->kernel->shape, sizeof tensor.shape);
     tensor.shape[0] = like->shape[0];
     for (i = 0u; i < tensor.rank && call->status == NULL; ++i)
-        if (require(call,
-                    tensor.shape[i] > 0 &&
-                        (uint64_t)tensor.shape[i] <= UINT32_MAX / (uint64_t)tensor.count,
-                    "the attribute shape has a size below 1, or 2^32 elements or more"))
+        if (sfd_ort_require(call,
+                            tensor.shape[i] > 0 &&
+                                (uint64_t)tensor.shape[i] <= UINT32_MAX / (uint64_t)tensor.count,
+                            "the attribute shape has a size below 1, or 2^32 elements or more"))
             tensor.count *= (size_t)tensor.shape[i];
     require_examples(call, &tensor);
-    tensor.data = output(call, 0u, tensor.shape, tensor.rank);
+    tensor.data = sfd_ort_output(call, 0u, tensor.shape, tensor.rank);
     return tensor;
 }
 
-struct scratch take_scratch(struct call *call, uint64_t bytes)
+struct scratch sfd_ort_take_scratch(struct call *call, uint64_t bytes)
 {
     const struct ort_api *api = call->kernel->api;
     struct scratch scratch = {0};
 
-    if (!require(call, bytes <= SIZE_MAX - SFD_ALIGNMENT, "a layer takes too much memory") ||
+    if (!sfd_ort_require(call, bytes <= SIZE_MAX - SFD_ALIGNMENT,
+                         "a layer takes too much memory") ||
         !succeeded(call, api->allocator(call->context, call->kernel->memory, &scratch.allocator)))
         return scratch;
     scratch.block = scratch.allocator->allocate(scratch.allocator, (size_t)bytes + SFD_ALIGNMENT);
@@ -148,7 +149,7 @@ struct scratch take_scratch(struct call *call, uint64_t bytes)
     return scratch;
 }
 
-void give_back(struct call *call, const struct scratch *scratch)
+void sfd_ort_give_back(struct call *call, const struct scratch *scratch)
 {
     if (scratch->block != NULL)
         scratch->allocator->free(scratch->allocator, scratch->block);
@@ -156,37 +157,37 @@ void give_back(struct call *call, const struct scratch *scratch)
         call->kernel->api->release_allocator(scratch->allocator);
 }
 
-uint32_t images(const struct tensor *x)
+uint32_t sfd_ort_images(const struct tensor *x)
 {
     return (uint32_t)x->shape[0];
 }
 
-uint32_t example_size(const struct tensor *x)
+uint32_t sfd_ort_example_size(const struct tensor *x)
 {
     return (uint32_t)(x->count / (size_t)x->shape[0]);
 }
 
-uint32_t channels(const struct tensor *x)
+uint32_t sfd_ort_channels(const struct tensor *x)
 {
     return (uint32_t)x->shape[1];
 }
 
-uint32_t height(const struct tensor *x)
+uint32_t sfd_ort_height(const struct tensor *x)
 {
     return x->rank == 4u ? (uint32_t)x->shape[2] : 1u;
 }
 
-uint32_t width(const struct tensor *x)
+uint32_t sfd_ort_width(const struct tensor *x)
 {
     return x->rank > 2u ? (uint32_t)x->shape[x->rank - 1u] : 1u;
 }
 
-uint32_t integer(const struct call *call, size_t index)
+uint32_t sfd_ort_integer(const struct call *call, size_t index)
 {
     return (uint32_t)call->kernel->integers[index];
 }
 
-float number(const struct call *call, size_t index)
+float sfd_ort_number(const struct call *call, size_t index)
 {
     return call->kernel->numbers[index];
 }

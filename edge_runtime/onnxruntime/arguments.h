@@ -43,23 +43,23 @@ struct tensor {
 };
 
 /* Notes a fault unless it holds; true while there is none. */
-bool require(struct call *call, bool holds, const char *fault);
+bool sfd_ort_require(struct call *call, bool holds, const char *fault);
 
-struct tensor input(struct call *call, size_t index);
-struct tensor optional_input(struct call *call, size_t index);
+struct tensor sfd_ort_input(struct call *call, size_t index);
+struct tensor sfd_ort_optional_input(struct call *call, size_t index);
 
 /* Examples along the first dimension. */
-struct tensor activation(struct call *call, size_t index);
+struct tensor sfd_ort_activation(struct call *call, size_t index);
 
 /* Optional ones are NULL where the graph does not use them; a vector also where it has no elements. */
-void *output(struct call *call, size_t index, const int64_t *shape, size_t rank);
-void *output_like(struct call *call, size_t index, const struct tensor *like);
-void *vector(struct call *call, size_t index, uint32_t size);
-void *optional_output(struct call *call, size_t index, const int64_t *shape, size_t rank);
-void *optional_vector(struct call *call, size_t index, uint32_t size);
+void *sfd_ort_output(struct call *call, size_t index, const int64_t *shape, size_t rank);
+void *sfd_ort_output_like(struct call *call, size_t index, const struct tensor *like);
+void *sfd_ort_vector(struct call *call, size_t index, uint32_t size);
+void *sfd_ort_optional_output(struct call *call, size_t index, const int64_t *shape, size_t rank);
+void *sfd_ort_optional_vector(struct call *call, size_t index, uint32_t size);
 
 /* The first output, of the attribute's shape, with as many examples as `like`. */
-struct tensor shaped_output(struct call *call, const struct tensor *like);
+struct tensor sfd_ort_shaped_output(struct call *call, const struct tensor *like);
 
 /* Memory for the length of a call. */
 struct scratch {
@@ -67,18 +67,18 @@ struct scratch {
     void *block, *aligned;
 };
 
-struct scratch take_scratch(struct call *call, uint64_t bytes);
-void give_back(struct call *call, const struct scratch *scratch);
+struct scratch sfd_ort_take_scratch(struct call *call, uint64_t bytes);
+void sfd_ort_give_back(struct call *call, const struct scratch *scratch);
 
-uint32_t integer(const struct call *call, size_t index);
-float number(const struct call *call, size_t index);
+uint32_t sfd_ort_integer(const struct call *call, size_t index);
+float sfd_ort_number(const struct call *call, size_t index);
 
-uint32_t images(const struct tensor *x);
-uint32_t example_size(const struct tensor *x);
+uint32_t sfd_ort_images(const struct tensor *x);
+uint32_t sfd_ort_example_size(const struct tensor *x);
 
 /* Dimension 1 are the channels; a signal has height 1, a vector width 1 as well. */
-uint32_t channels(const struct tensor *x);
-uint32_t height(const struct tensor *x);
-uint32_t width(const struct tensor *x);
+uint32_t sfd_ort_channels(const struct tensor *x);
+uint32_t sfd_ort_height(const struct tensor *x);
+uint32_t sfd_ort_width(const struct tensor *x);
 
 #endif

@@ -6,21 +6,21 @@
 #define PLACES_LIMIT 65536u  /* a winner is a place in its window, in 16 bits */
 #define BLOCK 16u            /* images: the core's order, see sfd_operators.h */
 
-void require_count(struct call *call, const struct tensor *tensor, uint64_t count)
+void sfd_ort_require_count(struct call *call, const struct tensor *tensor, uint64_t count)
 {
-    require(call, tensor->count == count, "an input has another size than the others want");
+    sfd_ort_require(call, tensor->count == count, "an input has another size than the others want");
 }
 
-void require_optional_count(struct call *call, const struct tensor *tensor, uint64_t count)
+void sfd_ort_require_optional_count(struct call *call, const struct tensor *tensor, uint64_t count)
 {
     if (tensor->data != NULL)
-        require_count(call, tensor, count);
+        sfd_ort_require_count(call, tensor, count);
 }
 
-void require_image(struct call *call, const struct tensor *x, const struct tensor *like)
+void sfd_ort_require_image(struct call *call, const struct tensor *x, const struct tensor *like)
 {
-    require(call, x->rank <= 4u && x->rank == like->rank && x->shape[0] == like->shape[0],
-            "inputs and output are no batches of as many images each");
+    sfd_ort_require(call, x->rank <= 4u && x->rank == like->rank && x->shape[0] == like->shape[0],
+                    "inputs and output are no batches of as many images each");
 }
 
 struct window {
@@ -39,8 +39,8 @@ static bool is_window(const struct window *window)
            w.padding <= WINDOW_LIMIT && span <= padded && (padded - span) / w.stride + 1u == w.out;
 }
 
-void require_layer(struct call *call, const struct sfd_layer_geometry *geometry,
-                   const struct tensor *v)
+void sfd_ort_require_layer(struct call *call, const struct sfd_layer_geometry *geometry,
+                           const struct tensor *v)
 {
     const struct sfd_layer_geometry g = *geometry;
     const struct window down = {g.in_height, g.out_height, g.kernel_h,
@@ -49,30 +49,30 @@ void require_layer(struct call *call, const struct sfd_layer_geometry *geometry,
                                   g.stride_w, g.padding_w, g.dilation_w};
     uint64_t columns;
 
-    if (!require(call, is_window(&down) && is_window(&across),
-                 "the output of a layer has not the size that its windows give") ||
-        !require(call,
-                 g.groups >= 1u && g.in_channels % g.groups == 0u &&
-                     g.out_channels % g.groups == 0u,
-                 "the groups of a layer do not divide its channels"))
+    if (!sfd_ort_require(call, is_window(&down) && is_window(&across),
+                         "the output of a layer has not the size that its windows give") ||
+        !sfd_ort_require(call,
+                         g.groups >= 1u && g.in_channels % g.groups == 0u &&
+                             g.out_channels % g.groups == 0u,
+                         "the groups of a layer do not divide its channels"))
         return;
     columns = (uint64_t)(g.in_channels / g.groups) * g.kernel_h * g.kernel_w;
-    require(call, v->count % g.out_channels == 0u && v->count / g.out_channels == columns,
-            "the weight of a layer has not the size that its geometry gives");
+    sfd_ort_require(call, v->count % g.out_channels == 0u && v->count / g.out_channels == columns,
+                    "the weight of a layer has not the size that its geometry gives");
 }
 
-void require_norm(struct call *call, const struct sfd_norm_geometry *geometry,
-                  const struct tensor *x)
+void sfd_ort_require_norm(struct call *call, const struct sfd_norm_geometry *geometry,
+                          const struct tensor *x)
 {
     const struct sfd_norm_geometry g = *geometry;
 
     if (call->status != NULL)
         return;
-    require(call,
-            (uint64_t)g.sets * g.elements == example_size(x) && g.span >= 1u &&
-                g.elements % g.span == 0u &&
-                (g.affine_step == 0u || g.affine_step == g.elements / g.span),
-            "a norm does not divide its examples");
+    sfd_ort_require(call,
+                    (uint64_t)g.sets * g.elements == sfd_ort_example_size(x) && g.span >= 1u &&
+                        g.elements % g.span == 0u &&
+                        (g.affine_step == 0u || g.affine_step == g.elements / g.span),
+                    "a norm does not divide its examples");
 }
 
 static struct window pool_window(const struct sfd_pool_geometry *g, bool is_down)
@@ -85,20 +85,21 @@ static struct window pool_window(const struct sfd_pool_geometry *g, bool is_down
     return is_down ? down : across;
 }
 
-void require_pool(struct call *call, const struct sfd_pool_geometry *geometry)
+void sfd_ort_require_pool(struct call *call, const struct sfd_pool_geometry *geometry)
 {
     const struct window down = pool_window(geometry, true), across = pool_window(geometry, false);
     const bool is_max = geometry->kind == SFD_OPERATION_MAX_POOL;
 
     if (geometry->kind == SFD_OPERATION_ADAPTIVE_AVERAGE_POOL)
         return;
-    require(call, is_max || geometry->kind == SFD_OPERATION_AVERAGE_POOL, "a pool of no kind");
-    require(call,
-            is_window(&down) && is_window(&across) && down.padding <= down.kernel / 2u &&
-                across.padding <= across.kernel / 2u,
-            "the output of a pool has not the size that its windows give");
-    require(call, !is_max || (uint64_t)down.kernel * across.kernel <= PLACES_LIMIT,
-            "the window of a max pool is too large");
+    sfd_ort_require(call, is_max || geometry->kind == SFD_OPERATION_AVERAGE_POOL,
+                    "a pool of no kind");
+    sfd_ort_require(call,
+                    is_window(&down) && is_window(&across) && down.padding <= down.kernel / 2u &&
+                        across.padding <= across.kernel / 2u,
+                    "the output of a pool has not the size that its windows give");
+    sfd_ort_require(call, !is_max || (uint64_t)down.kernel * across.kernel <= PLACES_LIMIT,
+                    "the window of a max pool is too large");
 }
 
 /* How much of a window lies on the image. */
@@ -110,8 +111,8 @@ static uint32_t extent(const struct window *window, uint32_t index)
     return (uint32_t)((end < window->in ? end : window->in) - (start > 0 ? start : 0));
 }
 
-void require_winners(struct call *call, const struct sfd_pool_geometry *geometry,
-                     const struct tensor *winners, uint32_t n)
+void sfd_ort_require_winners(struct call *call, const struct sfd_pool_geometry *geometry,
+                             const struct tensor *winners, uint32_t n)
 {
     const struct window down = pool_window(geometry, true), across = pool_window(geometry, false);
     const uint16_t *winner = winners->data;
@@ -129,5 +130,5 @@ void require_winners(struct call *call, const struct sfd_pool_geometry *geometry
                     holds &= winner[j] < y * extent(&across, x);
         }
     }
-    require(call, holds, "a winner of a max pool lies outside of its window");
+    sfd_ort_require(call, holds, "a winner of a max pool lies outside of its window");
 }

@@ -133,7 +133,7 @@ static void ORT_CALL destroy(void *destroyed)
               .outputs = outputs, .destroy = destroy, .input_kind = optional,                     \
               .output_kind = optional, .input_memory = memory, .create = create,                  \
               .compute = compute, .first_version = first_version}
-#define OPERATION(function, ...) {BASE, #function, function, __VA_ARGS__}
+#define OPERATION(function, ...) {BASE, #function, sfd_ort_##function, __VA_ARGS__}
 /* clang-format on */
 
 /* Inputs, outputs; the input of counts, that of winners, the output of winners. */
@@ -156,25 +156,64 @@ static const struct operation operations[] = {
     OPERATION(descend, 4u, 1u, 0u, 0u, 0u),
 };
 
+/* One domain for all sessions. The runtime reads it as long as there is a session with it, which nothing
+ * tells: it lives as long as the library, as the operators in it do. */
+static char is_busy;
+static const struct ort_api *maker;
+static struct ort_domain *domain;
+
+static struct ort_status *make_domain(const struct ort_api *api)
+{
+    struct ort_status *status = api->create_domain("sparsyfed", &domain);
+    size_t i;
+
+    if (status != NULL)
+        return status;
+    for (i = 0u; status == NULL && i < sizeof operations / sizeof *operations; ++i)
+        status = api->add_operator(domain, &operations[i].base);
+    if (status == NULL)
+        maker = api;
+    else
+        api->release_domain(domain);
+    return status;
+}
+
+static struct ort_status *add_domain(const struct ort_api *api, struct ort_options *options)
+{
+    struct ort_status *status = maker == NULL ? make_domain(api) : NULL;
+
+    if (status != NULL)
+        return status;
+    if (maker != api) /* its domain is none of this runtime's objects */
+        return api->create_status(
+            ORT_FAIL, "another ONNX Runtime of this process has the operators of sparsyfed");
+    return api->add_domain(options, domain);
+}
+
 /* The name that ONNX Runtime looks for. */
 SFD_API struct ort_status *ORT_CALL RegisterCustomOps(struct ort_options *options,
                                                       const struct ort_api_base *runtime);
 
-/* The runtime reads the domain as long as there is a session with it, and nothing says how long that
- * is: each registration makes one that stays. */
 struct ort_status *ORT_CALL RegisterCustomOps(struct ort_options *options,
                                               const struct ort_api_base *runtime)
 {
     const struct ort_api *api = runtime->api(ORT_VERSION);
-    struct ort_domain *domain = NULL;
     struct ort_status *status;
-    size_t i;
 
     if (api == NULL) /* the first version has had what makes a status */
         return runtime->api(1u)->create_status(
             ORT_FAIL, "the operators of sparsyfed need ONNX Runtime 1.17 or newer");
-    status = api->create_domain("sparsyfed", &domain);
-    for (i = 0u; status == NULL && i < sizeof operations / sizeof *operations; ++i)
-        status = api->add_operator(domain, &operations[i].base);
-    return status != NULL ? status : api->add_domain(options, domain);
+    while (__atomic_test_and_set(&is_busy, __ATOMIC_ACQUIRE)) {
+        /* another thread registers, which takes microseconds */
+    }
+    status = add_domain(api, options);
+    __atomic_clear(&is_busy, __ATOMIC_RELEASE);
+    return status;
+}
+
+/* When the library is unloaded: the runtime does so after the last session with it. */
+__attribute__((destructor)) static void release_domain(void)
+{
+    if (maker != NULL)
+        maker->release_domain(domain);
 }

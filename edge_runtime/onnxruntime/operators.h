@@ -4,21 +4,21 @@
 
 struct call;
 
-void to_blocks(struct call *call);
-void to_rows(struct call *call);
-void layer(struct call *call);
-void layer_backward(struct call *call);
-void batch_norm(struct call *call);
-void batch_norm_evaluated(struct call *call);
-void batch_norm_backward(struct call *call);
-void norm(struct call *call);
-void norm_backward(struct call *call);
-void rectifier(struct call *call);
-void rectifier_backward(struct call *call);
-void smooth(struct call *call);
-void smooth_backward(struct call *call);
-void pool(struct call *call);
-void pool_backward(struct call *call);
-void descend(struct call *call);
+void sfd_ort_to_blocks(struct call *call);
+void sfd_ort_to_rows(struct call *call);
+void sfd_ort_layer(struct call *call);
+void sfd_ort_layer_backward(struct call *call);
+void sfd_ort_batch_norm(struct call *call);
+void sfd_ort_batch_norm_evaluated(struct call *call);
+void sfd_ort_batch_norm_backward(struct call *call);
+void sfd_ort_norm(struct call *call);
+void sfd_ort_norm_backward(struct call *call);
+void sfd_ort_rectifier(struct call *call);
+void sfd_ort_rectifier_backward(struct call *call);
+void sfd_ort_smooth(struct call *call);
+void sfd_ort_smooth_backward(struct call *call);
+void sfd_ort_pool(struct call *call);
+void sfd_ort_pool_backward(struct call *call);
+void sfd_ort_descend(struct call *call);
 
 #endif

@@ -70,7 +70,9 @@ struct ort_api {
     void(ORT_CALL *release_memory)(struct ort_memory *memory);
     ort_unused unused_95[4];
     void(ORT_CALL *release_shape)(struct ort_shape *shape);
-    ort_unused unused_100[32];
+    ort_unused unused_100[1];
+    void(ORT_CALL *release_domain)(struct ort_domain *domain);
+    ort_unused unused_102[30];
     void(ORT_CALL *release_allocator)(struct ort_allocator *allocator);
     ort_unused unused_133[29];
     struct ort_status *(ORT_CALL *floats)(const struct ort_info *info, const char *name, float *out,

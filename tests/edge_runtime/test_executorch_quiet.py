@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -24,3 +26,16 @@ def test_an_error_leaves_standard_error_as_it_was(capfd: pytest.CaptureFixture[s
         fail()
     os.write(2, b"after\n")
     assert capfd.readouterr().err == "before\nafter\n"
+
+
+@pytest.mark.parametrize(
+    "ending", ["import os; os.close(2)", "sys.stderr.close()", "sys.stderr = None"]
+)
+def test_a_process_without_standard_error_goes_on(ending: str) -> None:
+    program = (
+        f"import sys; {ending}\n"
+        "from sparsyfed.edge_runtime.backends.executorch_quiet import without_runtime_lines\n"
+        "with without_runtime_lines():\n    print('inside')"
+    )
+    result = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE)
+    assert result.stdout == b"inside\n"

@@ -20,7 +20,7 @@ from engine_cases import (
 )
 
 from sparsyfed import export
-from sparsyfed.edge_runtime import Session, _native
+from sparsyfed.edge_runtime import Session, onnxruntime_library
 from sparsyfed.edge_runtime.backends import onnx_engine
 from sparsyfed.edge_runtime.errors import BackendError, InputError, VerificationError
 from sparsyfed.export import gate, onnx_kernels, onnx_operations
@@ -72,7 +72,7 @@ def test_without_the_library_one_line_says_what_to_do(
 ) -> None:
     artifact = compiled("mlp")
     export.to_onnx(artifact, tmp_path, kernels="sparsyfed", verify=False)
-    monkeypatch.setattr(_native, "ONNXRUNTIME_OPERATORS", "absent.so")
+    monkeypatch.setattr(onnxruntime_library, "NAME", "absent.so")
     message = r"absent\.so is not there: install the package again.*kernels 'stock'$"
     with pytest.raises(BackendError, match=message):
         Session.open(tmp_path, state_at(artifact, 0.5), backend="onnxruntime")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from engine_cases import (
@@ -30,6 +31,7 @@ from sparsyfed.edge_runtime.errors import (
     UnsupportedOperationError,
     VerificationError,
 )
+from sparsyfed.edge_runtime.kept_inputs import kept_inputs
 from sparsyfed.export import (
     core_kernels,
     core_rules,
@@ -280,3 +282,14 @@ def test_a_batch_without_examples_is_refused(executorch_file: Files) -> None:
     assert engine.evaluate(x, y)[0] > 0
     with pytest.raises(RuntimeError, match="0x12"):  # InvalidArgument
         engine.evaluate(x[:0], y[:0])
+
+
+def test_a_count_below_0_is_refused(executorch_file: Files) -> None:
+    artifact = compiled("mlp")
+    engine = executorch_engine.load(executorch_file("mlp"), 1)
+    x, y = (tensor.numpy() for tensor in batch(artifact, 3, seed=0))
+    keep = np.array(kept_inputs(artifact.native, state_at(artifact, 0.5), len(x)))
+    engine.gradients(x, y, keep)
+    keep[-1] = -1
+    with pytest.raises(RuntimeError, match="0x12"):  # InvalidArgument
+        engine.gradients(x, y, keep)
