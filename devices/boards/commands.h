@@ -50,6 +50,15 @@ static inline void answer_u64(struct trainer_answer *answer, uint64_t value)
     answer_u32(answer, (uint32_t)(value >> 32));
 }
 
+static inline void answer_multiply_adds(struct trainer_answer *answer,
+                                        const struct sfd_multiply_adds *work)
+{
+    answer_u64(answer, work->forward);
+    answer_u64(answer, work->d_input);
+    answer_u64(answer, work->d_weight);
+    answer_u64(answer, work->recomputed);
+}
+
 static inline void answer_f32(struct trainer_answer *answer, float value)
 {
     sfd_store_f32(answer->payload + answer->size, value);

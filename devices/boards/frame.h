@@ -14,12 +14,12 @@ enum frame_event {
 
 /* Takes a line byte by byte. Zeros are its state at the beginning. */
 struct frame_receiver {
-    uint8_t bytes[SERIAL_MAX_FRAME];
     uint32_t size;
     uint8_t left;       /* bytes of the group until the next code byte */
     uint8_t owes_zero;  /* the group stands for a zero byte after it, unless the frame ends there */
     uint8_t is_started; /* a byte has come since the last zero */
     uint8_t is_damaged; /* the rest of the frame is skipped */
+    uint8_t bytes[SERIAL_MAX_FRAME];
 };
 
 enum frame_event frame_receive(struct frame_receiver *receiver, uint8_t byte);

@@ -28,16 +28,14 @@ void trainer_forget(struct trainer *trainer, uint32_t object)
 /* Forget an object, what was made of it, and what may lie in its way. */
 static void forget_all_of(struct trainer *trainer, uint32_t object)
 {
-    const int keeps_session = object == SERIAL_OBJECT_EXAMPLES && trainer->session != NULL;
-
+    if (object != SERIAL_OBJECT_EXAMPLES || trainer->session == NULL) {
+        trainer_forget(trainer, SERIAL_OBJECT_STATE);
+        trainer->session = NULL;
+    }
     trainer_forget(trainer, object);
     trainer_forget(trainer, SERIAL_OBJECT_UPDATE);
     if (object == SERIAL_OBJECT_ARTIFACT)
         trainer_forget(trainer, SERIAL_OBJECT_EXAMPLES);
-    if (keeps_session)
-        return;
-    trainer_forget(trainer, SERIAL_OBJECT_STATE);
-    trainer->session = NULL;
 }
 
 static int may_begin(const struct trainer *trainer, uint32_t object)

@@ -65,7 +65,7 @@ static int plan(struct trainer *trainer, uint32_t batch, const struct sfd_option
     board_start_ticks();
     error = sfd_plan(artifact->data, artifact->bytes, state->data, state->bytes, batch, options,
                      trainer->memory, state->offset, &trainer->plan, problem);
-    trainer->ticks.plan = board_ticks();
+    trainer->ticks[TRAINER_PLAN] = board_ticks();
     if (error != SFD_OK)
         return error;
     persistent = trainer->plan.arena_bytes - trainer->plan.transient_bytes;
@@ -86,7 +86,7 @@ static int start_session(struct trainer *trainer, struct sfd_problem *problem)
     board_start_ticks();
     error = sfd_open(trainer->memory, state.data, state.bytes, trainer->memory, trainer->arena_end,
                      &session, problem);
-    trainer->ticks.open = board_ticks();
+    trainer->ticks[TRAINER_OPEN] = board_ticks();
     trainer_forget(trainer, SERIAL_OBJECT_STATE);
     trainer_forget(trainer, SERIAL_OBJECT_UPDATE);
     trainer->session = session;
@@ -104,10 +104,7 @@ static void put_plan(const struct trainer *trainer, struct trainer_answer *answe
     answer_u32(answer, (uint32_t)planned->transient_bytes);
     answer_u32(answer, trainer->input_bytes);
     answer_u32(answer, trainer->target_bytes);
-    answer_u64(answer, planned->step.forward);
-    answer_u64(answer, planned->step.d_input);
-    answer_u64(answer, planned->step.d_weight);
-    answer_u64(answer, planned->step.recomputed);
+    answer_multiply_adds(answer, &planned->step);
 }
 
 /* batch u32, memory u32 (enum sfd_memory), examples u32 and gathered u32 to have room for -> the plan;

@@ -5,12 +5,16 @@
 
 #include "board.h"
 
-static uint32_t arena_touched(const struct trainer *trainer)
+/* How much of the arena was touched, unless an update lies there. */
+static void note_touched(struct trainer *trainer)
 {
     const uint8_t *transient = trainer->memory + trainer->persistent_bytes;
 
-    return trainer->persistent_bytes +
-           (uint32_t)sfd_arena_touched(transient, trainer->arena_end - trainer->persistent_bytes);
+    if (trainer->object[SERIAL_OBJECT_UPDATE].is_whole)
+        return;
+    trainer->touched_bytes =
+        trainer->persistent_bytes +
+        (uint32_t)sfd_arena_touched(transient, trainer->arena_end - trainer->persistent_bytes);
 }
 
 /* Encode behind the counts, in memory up to `end`. */
@@ -35,17 +39,16 @@ void trainer_encode(struct trainer *trainer, const uint8_t *request, uint32_t by
     uint32_t *keep = (uint32_t *)(void *)(trainer->memory + trainer->persistent_bytes), i;
     size_t size = 0u;
 
-    if (trainer->session == NULL || bytes % 4u != 0u) {
-        answer->status = bytes % 4u != 0u ? SERIAL_STATUS_LENGTH : SERIAL_STATUS_MISSING;
-        return;
-    }
-    if (!update->is_whole)
-        trainer->touched_bytes = arena_touched(trainer);
-    trainer_forget(trainer, SERIAL_OBJECT_UPDATE);
-    if (counts * 4u > trainer->arena_end - trainer->persistent_bytes) {
+    if (bytes % 4u != 0u)
+        answer->status = SERIAL_STATUS_LENGTH;
+    else if (trainer->session == NULL)
+        answer->status = SERIAL_STATUS_MISSING;
+    else if (counts * 4u > trainer->arena_end - trainer->persistent_bytes)
         answer->status = SERIAL_STATUS_MEMORY;
+    if (answer->status != SERIAL_STATUS_OK)
         return;
-    }
+    note_touched(trainer);
+    trainer_forget(trainer, SERIAL_OBJECT_UPDATE);
     for (i = 0u; i < counts; ++i)
         keep[i] = sfd_load_u32(request + 4u + 4u * i);
     board_start_ticks();
@@ -56,7 +59,7 @@ void trainer_encode(struct trainer *trainer, const uint8_t *request, uint32_t by
         answer->status =
             encode_below(trainer, keep, counts, round, trainer_artifact_offset(trainer), &size);
     }
-    trainer->ticks.encode = board_ticks();
+    trainer->ticks[TRAINER_ENCODE] = board_ticks();
     if (answer->status != SFD_OK)
         return;
     update->offset = trainer->persistent_bytes + counts * 4u;
@@ -108,7 +111,7 @@ void trainer_profile(struct trainer *trainer, const uint8_t *request, uint32_t b
                      struct trainer_answer *answer)
 {
     struct sfd_counters counters;
-    uint32_t part;
+    uint32_t i;
 
     (void)request;
     (void)bytes;
@@ -116,21 +119,12 @@ void trainer_profile(struct trainer *trainer, const uint8_t *request, uint32_t b
         answer->status = SERIAL_STATUS_MISSING;
         return;
     }
-    if (!trainer->object[SERIAL_OBJECT_UPDATE].is_whole)
-        trainer->touched_bytes = arena_touched(trainer);
+    note_touched(trainer);
     answer_u32(answer, (uint32_t)counters.steps);
     answer_u32(answer, (uint32_t)trainer->plan.arena_bytes);
     answer_u32(answer, trainer->touched_bytes);
     answer_u32(answer, board_stack_touched());
-    answer_u64(answer, trainer->ticks.plan);
-    answer_u64(answer, trainer->ticks.open);
-    answer_u64(answer, trainer->ticks.step);
-    answer_u64(answer, trainer->ticks.evaluate);
-    answer_u64(answer, trainer->ticks.encode);
-    for (part = 0u; part < SFD_PART_COUNT; ++part)
-        answer_u64(answer, trainer->ticks.part[part]);
-    answer_u64(answer, counters.done.forward);
-    answer_u64(answer, counters.done.d_input);
-    answer_u64(answer, counters.done.d_weight);
-    answer_u64(answer, counters.done.recomputed);
+    for (i = 0u; i < TRAINER_MEASURED_COUNT; ++i)
+        answer_u64(answer, trainer->ticks[i]);
+    answer_multiply_adds(answer, &counters.done);
 }

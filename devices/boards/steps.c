@@ -97,7 +97,7 @@ static void begin_part(void *context, enum sfd_part part)
     struct trainer *trainer = context;
     const uint64_t now = board_ticks();
 
-    trainer->ticks.part[trainer->part] += now - trainer->part_began;
+    trainer->ticks[TRAINER_PARTS + trainer->part] += now - trainer->part_began;
     trainer->part = part;
     trainer->part_began = now;
 }
@@ -108,15 +108,15 @@ static int measured_step(struct trainer *trainer, const struct batch *batch, uin
     const struct sfd_watcher watcher = {begin_part, trainer};
     int error;
 
-    memset(trainer->ticks.part, 0, sizeof trainer->ticks.part);
+    memset(&trainer->ticks[TRAINER_PARTS], 0, SFD_PART_COUNT * sizeof trainer->ticks[0]);
     trainer->part = SFD_PART_FORWARD;
     trainer->part_began = 0u;
     sfd_watch(trainer->session, &watcher);
     board_start_ticks();
     error = sfd_step(trainer->session, batch->x, batch->y, trainer->target, count, learning_rate,
                      weight_decay, loss);
-    trainer->ticks.step = board_ticks();
-    trainer->ticks.part[trainer->part] += trainer->ticks.step - trainer->part_began;
+    begin_part(trainer, SFD_PART_FORWARD);
+    trainer->ticks[TRAINER_STEP] = trainer->part_began;
     sfd_watch(trainer->session, NULL);
     return error;
 }
@@ -128,15 +128,16 @@ void trainer_train(struct trainer *trainer, const uint8_t *request, uint32_t byt
                    struct trainer_answer *answer)
 {
     const uint32_t most = sfd_load_u32(request + 12u), places = (bytes - 16u) / 2u;
+    const uint32_t done = steps_done(trainer);
     uint32_t first, count;
     struct batch batch;
     float loss = 0.0f;
 
     trainer_forget(trainer, SERIAL_OBJECT_UPDATE);
-    answer_u32(answer, steps_done(trainer));
+    answer_u32(answer, done);
     if (trainer->session == NULL)
         answer->status = SERIAL_STATUS_MISSING;
-    else if (steps_done(trainer) != sfd_load_u32(request))
+    else if (done != sfd_load_u32(request))
         answer->status = SERIAL_STATUS_ORDER;
     else if (most == 0u || (places + most - 1u) / most > (SERIAL_MAX_PAYLOAD - 4u) / 4u)
         answer->status = SERIAL_STATUS_RANGE;
@@ -168,9 +169,9 @@ void trainer_evaluate(struct trainer *trainer, const uint8_t *request, uint32_t 
     if (answer->status != SERIAL_STATUS_OK)
         return;
     board_start_ticks();
-    answer->status = sfd_evaluate(trainer->session, batch.x, batch.y, trainer->target, count, &loss,
-                                  &correct);
-    trainer->ticks.evaluate = board_ticks();
+    answer->status =
+        sfd_evaluate(trainer->session, batch.x, batch.y, trainer->target, count, &loss, &correct);
+    trainer->ticks[TRAINER_EVALUATE] = board_ticks();
     answer_f32(answer, loss);
     answer_u32(answer, correct);
 }

@@ -40,21 +40,24 @@ struct trainer_ring {
     uint32_t wanted;    /* to be collected still */
 };
 
-/* Ticks of the board's counter that the last of each took. */
-struct trainer_ticks {
-    uint64_t plan, open, step, evaluate, encode;
-    uint64_t part[SFD_PART_COUNT]; /* of the step */
+/* What is measured in ticks of the board's counter, in the order of PROFILE: the last of each, and then
+ * the parts of that step. */
+enum trainer_measured {
+    TRAINER_PLAN,
+    TRAINER_OPEN,
+    TRAINER_STEP,
+    TRAINER_EVALUATE,
+    TRAINER_ENCODE,
+    TRAINER_PARTS,
+    TRAINER_MEASURED_COUNT = TRAINER_PARTS + SFD_PART_COUNT
 };
 
+/* What is used most lies where short instructions reach. */
 struct trainer {
-    uint8_t *memory; /* aligned to SFD_ALIGNMENT */
-    uint32_t memory_bytes;
-    struct trainer_object object[SERIAL_OBJECT_UPDATE + 1u];
-    struct trainer_constant flash[SERIAL_OBJECT_STATE + 1u]; /* artifact and state */
-    struct trainer_ring ring;
-    struct trainer_object *incoming; /* NULL: none */
     struct sfd_session *session;     /* NULL: none */
-    struct sfd_plan plan;
+    uint8_t *memory;                 /* aligned to SFD_ALIGNMENT */
+    struct trainer_object *incoming; /* NULL: none */
+    uint32_t memory_bytes;
     uint32_t persistent_bytes;          /* of the arena: what is written before the first step */
     uint32_t arena_end;                 /* where the arena may end, and what is painted does */
     uint32_t reserved_from;             /* where room for examples begins */
@@ -63,9 +66,13 @@ struct trainer {
     uint32_t input_bytes, target_bytes; /* of one example */
     enum sfd_target target;
     uint32_t touched_bytes; /* of the arena, when it was last asked for or became an update */
-    struct trainer_ticks ticks;
-    enum sfd_part part;  /* of a step, that runs now */
-    uint64_t part_began; /* in ticks */
+    enum sfd_part part;     /* of a step, that runs now */
+    struct trainer_object object[SERIAL_OBJECT_UPDATE + 1u];
+    struct trainer_ring ring;
+    struct trainer_constant flash[SERIAL_OBJECT_STATE + 1u]; /* artifact and state */
+    uint64_t part_began;                                     /* in ticks */
+    uint64_t ticks[TRAINER_MEASURED_COUNT];
+    struct sfd_plan plan;
 };
 
 /* What a command answers. */

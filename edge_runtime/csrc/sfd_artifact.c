@@ -62,45 +62,33 @@ void sfd_artifact_tensor(const struct sfd_artifact_view *view, uint32_t index,
     tensor->size = tensor->channels * tensor->height * tensor->width;
 }
 
+/* An operation begins with the half-words of its record, in their order. */
+#define HALF_WORDS (SFD_AT_EPSILON / 2u)
+typedef char
+    half_words_fit[offsetof(struct sfd_operation, dilation_w) == 4u * (HALF_WORDS - 1u) ? 1 : -1];
+
 void sfd_artifact_operation(const struct sfd_artifact_view *view, uint32_t index,
                             struct sfd_operation *operation)
 {
     const uint8_t *record = view->bytes + sfd_operation_position(view, index);
+    uint32_t fields[HALF_WORDS];
 
-    operation->kind = sfd_load_u16(record);
-    operation->flags = sfd_load_u16(record + SFD_AT_FLAGS);
-    operation->input0 = sfd_load_u16(record + SFD_AT_INPUT0);
-    operation->input1 = sfd_load_u16(record + SFD_AT_INPUT1);
-    operation->output = sfd_load_u16(record + SFD_AT_OUTPUT);
-    operation->weight = sfd_load_u16(record + SFD_AT_WEIGHT);
-    operation->bias = sfd_load_u16(record + SFD_AT_BIAS);
-    operation->mean = sfd_load_u16(record + SFD_AT_MEAN);
-    operation->variance = sfd_load_u16(record + SFD_AT_VARIANCE);
-    operation->groups = sfd_load_u16(record + SFD_AT_GROUPS);
-    operation->kernel_h = sfd_load_u16(record + SFD_AT_KERNEL);
-    operation->kernel_w = sfd_load_u16(record + SFD_AT_KERNEL + 2);
-    operation->stride_h = sfd_load_u16(record + SFD_AT_STRIDE);
-    operation->stride_w = sfd_load_u16(record + SFD_AT_STRIDE + 2);
-    operation->padding_h = sfd_load_u16(record + SFD_AT_PADDING);
-    operation->padding_w = sfd_load_u16(record + SFD_AT_PADDING + 2);
-    operation->dilation_h = sfd_load_u16(record + SFD_AT_DILATION);
-    operation->dilation_w = sfd_load_u16(record + SFD_AT_DILATION + 2);
+    for (uint32_t i = 0; i < HALF_WORDS; ++i)
+        fields[i] = sfd_load_u16(record + 2u * i);
+    memcpy(operation, fields, sizeof fields);
     operation->epsilon = sfd_load_f32(record + SFD_AT_EPSILON);
     operation->momentum = sfd_load_f32(record + SFD_AT_MOMENTUM);
     operation->normalized = sfd_load_u32(record + SFD_AT_NORMALIZED);
 }
 
-/* Product of `count` numbers, each at least 1, or limit + 1 if it is over the limit. */
-static uint64_t bounded_product(const uint8_t *numbers, uint32_t count, uint64_t limit)
+/* Whether the product of `count` numbers, each at least 1, is over a limit. */
+static int is_over(const uint8_t *numbers, uint32_t count, uint32_t limit)
 {
     uint64_t product = 1;
 
-    for (uint32_t i = 0; i < count; ++i) {
+    for (uint32_t i = 0; i < count && product <= limit; ++i)
         product *= sfd_load_u32(numbers + 4u * i);
-        if (product > limit)
-            return limit + 1u;
-    }
-    return product;
+    return product > limit;
 }
 
 /* Numbers of one record that must be at least 1, and exactly 1 from number `rank` on. */
@@ -143,8 +131,7 @@ static int check_parameter(const uint8_t *bytes, size_t at, struct sfd_problem *
         const uint32_t used = kind != SFD_PARAMETER_WEIGHT ? 1u : rank == 2u ? 2u : 4u;
         error = check_extents(bytes, at + PARAMETER_DIMENSIONS, 4, used, problem);
     }
-    if (error == SFD_OK && bounded_product(bytes + at + PARAMETER_DIMENSIONS, 4,
-                                           SFD_MAX_PARAMETER_SIZE) > SFD_MAX_PARAMETER_SIZE) {
+    if (error == SFD_OK && is_over(bytes + at + PARAMETER_DIMENSIONS, 4, SFD_MAX_PARAMETER_SIZE)) {
         error = sfd_fail(problem, SFD_ERR_LIMIT, at + PARAMETER_DIMENSIONS,
                          sfd_load_u32(bytes + at + PARAMETER_DIMENSIONS), SFD_MAX_PARAMETER_SIZE);
     }
@@ -185,8 +172,7 @@ static int check_tensors(const struct sfd_artifact_view *view, struct sfd_proble
             error = sfd_fail(problem, SFD_ERR_STRUCTURE, at + 4u, sfd_load_u32(record + 4), 1);
         if (error == SFD_OK)
             error = check_zero(view->bytes, at + 13u, 3, problem);
-        if (error == SFD_OK &&
-            bounded_product(record, 3, SFD_MAX_TENSOR_SIZE) > SFD_MAX_TENSOR_SIZE)
+        if (error == SFD_OK && is_over(record, 3, SFD_MAX_TENSOR_SIZE))
             error = sfd_fail(problem, SFD_ERR_LIMIT, at, sfd_load_u32(record), SFD_MAX_TENSOR_SIZE);
         if (error != SFD_OK)
             return error;

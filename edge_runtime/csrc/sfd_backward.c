@@ -34,7 +34,7 @@ static void sparse_backward(struct sfd_session *session, const struct sfd_step *
 {
     const struct sfd_node *node = &session->nodes[step->node];
     const struct sfd_operation *operation = &node->operation;
-    const struct sfd_kernels *kernels = session->kernels;
+    const struct sfd_kernels *kernels = sfd_kernels_of(session);
     const struct sfd_slot *slot = &session->slots[operation->weight];
     const struct sfd_channels out = sfd_channels_of(&session->values[operation->output]);
     struct sfd_saved_input saved =
@@ -69,8 +69,8 @@ static void batch_norm_backward(const struct sfd_session *session, const struct 
         gradient.mask = sfd_region_data(session, node[node->fused].mask);
     if (node->delivery1 != SFD_DELIVER_NOTHING)
         gradient.addend = gradient_data(session, sfd_second_input(session, step->node));
-    session->kernels->tensors->batch_norm_backward(&norm, sfd_tensor_data(session, step->input0), n,
-                                                   &gradient);
+    sfd_kernels_of(session)->tensors->batch_norm_backward(
+        &norm, sfd_tensor_data(session, step->input0), n, &gradient);
 }
 
 /* Group and layer norm. */
@@ -81,7 +81,7 @@ static void norm_backward(const struct sfd_session *session, const struct sfd_st
     const struct sfd_operation *operation = &node->operation;
     struct sfd_norm norm = sfd_norm_shape(operation, &session->values[operation->input0]);
 
-    session->kernels->tensors->norm_backward(
+    sfd_kernels_of(session)->tensors->norm_backward(
         &norm, sfd_tensor_data(session, step->input0), n, sfd_region_data(session, node->moments),
         sfd_parameter_data(session, operation->weight), dy, dx,
         node->delivery0 == SFD_DELIVER_ACCUMULATE, parameter_gradient(session, operation->weight),
@@ -118,7 +118,7 @@ static void pass_gradient(const struct sfd_session *session, uint32_t tensor,
     if (delivery == SFD_DELIVER_WRITE)
         memcpy(gradient_data(session, tensor), dy, (size_t)count * sizeof *dy);
     else if (delivery == SFD_DELIVER_ACCUMULATE)
-        session->kernels->tensors->add_into(dy, count, gradient_data(session, tensor));
+        sfd_kernels_of(session)->tensors->add_into(dy, count, gradient_data(session, tensor));
 }
 
 /* The kernel works in place, or adds. */
@@ -130,8 +130,8 @@ static void rectifier_backward(const struct sfd_session *session, const struct s
 
     if (node->delivery0 == SFD_DELIVER_WRITE)
         memcpy(dx, dy, (size_t)count * sizeof *dy);
-    session->kernels->tensors->rectifier_backward(mask, accumulate ? dy : dx, count, dx,
-                                                  accumulate);
+    sfd_kernels_of(session)->tensors->rectifier_backward(mask, accumulate ? dy : dx, count, dx,
+                                                         accumulate);
 }
 
 static void step_backward(struct sfd_session *session, const struct sfd_step *step, uint32_t n)
@@ -165,7 +165,7 @@ static void step_backward(struct sfd_session *session, const struct sfd_step *st
     case SFD_OPERATION_GELU:
     case SFD_OPERATION_SILU:
         if (SFD_HAS_SMOOTH)
-            session->kernels->tensors->smooth_backward(
+            sfd_kernels_of(session)->tensors->smooth_backward(
                 operation, sfd_tensor_data(session, step->input0), dy, count, dx,
                 node->delivery0 == SFD_DELIVER_ACCUMULATE);
         break;

@@ -54,8 +54,8 @@ struct check {
     struct sfd_problem *problem;
     size_t at; /* of the operation's record */
     uint32_t uses;
-    struct sfd_operation operation;
     struct sfd_tensor input, output;
+    struct sfd_operation operation;
     uint8_t seen[SFD_MAX_RECORDS / 8u]; /* bit set: parameters used so far */
 };
 

@@ -48,9 +48,9 @@ static int ends_at(const struct sfd_session *session, uint32_t region, uint32_t 
     return region != SFD_NONE && session->lifetimes[region].last_step == step;
 }
 
-uint64_t sfd_batch_elements(const struct sfd_session *session, uint32_t tensor)
+uint32_t sfd_batch_elements(const struct sfd_session *session, uint32_t tensor)
 {
-    return (uint64_t)session->batch * session->values[tensor].size;
+    return session->batch * session->values[tensor].size;
 }
 
 /* Whether the two inputs of an addition can have one gradient in one place. The producer that comes
@@ -133,7 +133,7 @@ static void plan_kept(struct sfd_session *session, uint32_t index, uint32_t step
 {
     struct sfd_node *node = &session->nodes[index];
     uint64_t packed = session->plans[index].packed_bytes;
-    uint64_t out = sfd_batch_elements(session, node->operation.output);
+    uint32_t out = sfd_batch_elements(session, node->operation.output);
 
     switch (node->operation.kind) {
     case SFD_OPERATION_CONVOLUTION:
@@ -406,14 +406,13 @@ void sfd_lifetimes_sum(struct sfd_session *session, uint32_t unit)
         live = session->steps[i].live += live;
 }
 
-uint64_t sfd_lifetimes_peak(struct sfd_session *session)
+uint32_t sfd_lifetimes_peak(struct sfd_session *session)
 {
-    uint64_t peak = 0u;
-    uint32_t i;
+    uint32_t i, peak = 0u;
 
     sfd_lifetimes_sum(session, SFD_ALIGNMENT);
     for (i = 0u; i < session->step_count; ++i)
         if (session->steps[i].live > peak)
             peak = session->steps[i].live;
-    return peak * SFD_ALIGNMENT;
+    return peak;
 }

@@ -15,12 +15,13 @@
 #define WEIGHTS_WORK 1u
 
 /* That the searches of one descent may look at: a second or two of work. */
-#define SEARCH_STEPS (UINT64_C(1) << 25)
+#define SEARCH_STEPS (UINT32_C(1) << 25)
 
 /* The best plan so far: where it ends, the work of what it computes again, and where it has its
  * working copies. */
 struct best {
-    uint64_t limit, work;
+    uint64_t work;
+    uint32_t limit;
     uint32_t end; /* UINT32_MAX: there is none */
     uint8_t working;
 };
@@ -92,8 +93,10 @@ static int is_settled(const struct best *best)
 static void descend(struct sfd_session *session, uint8_t working, uint64_t work_limit,
                     struct best *best)
 {
-    uint64_t target = SFD_ARENA_LIMIT, live = 0u, less = 0u, work;
+    /* the memory alive and its target in units of SFD_ALIGNMENT, the difference in bytes */
+    uint32_t target = SFD_ARENA_LIMIT / SFD_ALIGNMENT, live = 0u, less = 0u;
     uint32_t base, end;
+    uint64_t work;
 
     if (is_settled(best) || begin_with(session, working, &base) != SFD_OK)
         return;
@@ -104,7 +107,7 @@ static void descend(struct sfd_session *session, uint8_t working, uint64_t work_
         } else {
             live = sfd_lifetimes_peak(session);
             if (less == 0u) /* the first time all fits, and everything is kept */
-                less = live / FIRST_PART;
+                less = live * (SFD_ALIGNMENT / FIRST_PART);
             work += working == SFD_WORKING_RESTORED ? WEIGHTS_WORK : 0u;
             if (place(session, base, &end) == SFD_OK && is_better(best, end, work)) {
                 best->end = end;
@@ -112,8 +115,9 @@ static void descend(struct sfd_session *session, uint8_t working, uint64_t work_
                 remember_choices(session, best);
             }
         }
-        target = live - less;
-    } while (less > live / LAST_PART && session->search_left > 0u && !is_settled(best));
+        target = live - (less + SFD_ALIGNMENT - 1u) / SFD_ALIGNMENT;
+    } while (less > live / (LAST_PART / SFD_ALIGNMENT) && session->search_left > 0u &&
+             !is_settled(best));
 }
 
 /* The tables begin the arena, all else follows them. */
@@ -134,7 +138,9 @@ static int place_best(struct sfd_session *session, const struct sfd_options *opt
     const int is_small = options->memory == SFD_MEMORY_SMALL;
     const uint64_t element_work = sfd_search_element_work(session) / FAST_WHOLE * FAST_PARTS;
     const uint64_t forward_work = sfd_search_forward_work(session);
-    struct best best = {is_small ? 0u : options->arena_bytes, UINT64_MAX, UINT32_MAX, 0u};
+    const uint64_t limit = is_small ? 0u : options->arena_bytes;
+    struct best best = {UINT64_MAX, limit < UINT32_MAX ? (uint32_t)limit : UINT32_MAX, UINT32_MAX,
+                        0u};
     int error;
 
     if (options->memory == SFD_MEMORY_LAYERWISE) {
@@ -191,7 +197,7 @@ int sfd_memory_plan(struct sfd_session *session, const struct sfd_options *optio
 
     memset(plan, 0, sizeof *plan);
     for (i = 0u; i < session->tensor_count; ++i)
-        if (sfd_batch_elements(session, i) * 4u > SFD_ARENA_LIMIT)
+        if ((uint64_t)session->batch * session->values[i].size * 4u > SFD_ARENA_LIMIT)
             return SFD_ERR_LIMIT;
     sfd_tables_measure(session);
     sfd_fusion_plan(session);

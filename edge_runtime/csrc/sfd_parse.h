@@ -168,12 +168,19 @@ static inline int sfd_fail_for_memory(struct sfd_problem *problem, int error, ui
     return error;
 }
 
-static inline uint32_t sfd_load_u16(const uint8_t *from)
+/* Where a word may lie at any address, to load or store it is one instruction: less than a call. */
+#if defined(__ARM_FEATURE_UNALIGNED)
+#define SFD_WORD_ACCESS static inline __attribute__((always_inline))
+#else
+#define SFD_WORD_ACCESS static inline
+#endif
+
+SFD_WORD_ACCESS uint32_t sfd_load_u16(const uint8_t *from)
 {
     return (uint32_t)from[0] | (uint32_t)from[1] << 8;
 }
 
-static inline uint32_t sfd_load_u32(const uint8_t *from)
+SFD_WORD_ACCESS uint32_t sfd_load_u32(const uint8_t *from)
 {
     return (uint32_t)from[0] | (uint32_t)from[1] << 8 | (uint32_t)from[2] << 16 |
            (uint32_t)from[3] << 24;
@@ -186,7 +193,7 @@ static inline int sfd_same_support(const uint8_t *one, const uint8_t *other)
            sfd_load_u32(one + 4) == sfd_load_u32(other + 4);
 }
 
-static inline float sfd_load_f32(const uint8_t *from)
+SFD_WORD_ACCESS float sfd_load_f32(const uint8_t *from)
 {
     const uint32_t bits = sfd_load_u32(from);
     float value;
@@ -203,13 +210,13 @@ static inline uint32_t sfd_container_column(const uint8_t *container, const stru
                                     : sfd_load_u32(columns + (size_t)k * 4u);
 }
 
-static inline void sfd_store_u16(uint8_t *to, uint32_t value)
+SFD_WORD_ACCESS void sfd_store_u16(uint8_t *to, uint32_t value)
 {
     to[0] = (uint8_t)(value & 0xffu);
     to[1] = (uint8_t)(value >> 8 & 0xffu);
 }
 
-static inline void sfd_store_u32(uint8_t *to, uint32_t value)
+SFD_WORD_ACCESS void sfd_store_u32(uint8_t *to, uint32_t value)
 {
     to[0] = (uint8_t)(value & 0xffu);
     to[1] = (uint8_t)(value >> 8 & 0xffu);
@@ -217,7 +224,7 @@ static inline void sfd_store_u32(uint8_t *to, uint32_t value)
     to[3] = (uint8_t)(value >> 24);
 }
 
-static inline void sfd_store_f32(uint8_t *to, float value)
+SFD_WORD_ACCESS void sfd_store_f32(uint8_t *to, float value)
 {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);

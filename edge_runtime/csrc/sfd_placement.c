@@ -134,7 +134,7 @@ static void keep_offsets(struct sfd_session *session)
  * attempt that ends lowest is taken; none ends below the most that is alive. */
 int sfd_place_transient(struct sfd_session *session, uint32_t base, uint32_t *end)
 {
-    const uint64_t least = base + sfd_lifetimes_peak(session);
+    const uint64_t least = base + (uint64_t)sfd_lifetimes_peak(session) * SFD_ALIGNMENT;
     uint32_t count = attempts(session), order, attempt, i, highest, best = UINT32_MAX;
 
     *end = base;

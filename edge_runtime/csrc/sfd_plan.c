@@ -20,7 +20,7 @@ int sfd_workspace_bytes(const uint8_t *artifact, size_t artifact_bytes, uint64_t
 static int check_options(const struct sfd_options *options, uint32_t batch,
                          struct sfd_problem *problem)
 {
-    if (sfd_kernels_find(options->kernels) == NULL)
+    if (!sfd_kernels_available(options->kernels))
         return sfd_fail(problem, SFD_ERR_KERNELS, 0u, (uint32_t)options->kernels, 0u);
     if (options->threads > sfd_threads_limit())
         return sfd_fail(problem, SFD_ERR_THREADS, 0u, options->threads, sfd_threads_limit());
@@ -60,8 +60,9 @@ int sfd_plan(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *stat
     tables = sfd_tables_bytes(&artifact_view);
     if (tables > workspace_bytes)
         return sfd_fail_for_memory(problem, SFD_ERR_ARENA, (uint32_t)workspace_bytes, tables);
-    session = sfd_tables_build(&artifact_view, &state_view, batch,
-                               sfd_kernels_find(chosen->kernels), workspace);
+    session =
+        sfd_tables_build(&artifact_view, &state_view, batch,
+                         SFD_PORTABLE_ALONE ? NULL : sfd_kernels_find(chosen->kernels), workspace);
     session->threads = chosen->threads == 0u ? 1u : chosen->threads;
     error = sfd_memory_plan(session, chosen, plan);
     if (error != SFD_OK)

@@ -20,13 +20,13 @@ void sfd_lifetimes_transient(struct sfd_session *session);
 /* Add up what is alive in each step, beside what is persistent. A region counts in whole units. */
 void sfd_lifetimes_sum(struct sfd_session *session, uint32_t unit);
 
-/* The most of it in one step, in bytes; regions count in units of SFD_ALIGNMENT. */
-uint64_t sfd_lifetimes_peak(struct sfd_session *session);
+/* The most of it in one step, in units of SFD_ALIGNMENT. */
+uint32_t sfd_lifetimes_peak(struct sfd_session *session);
 
 /* sfd_search.c: choose what is kept and what is computed again: the least work, up to a limit, with
- * at most so many bytes alive in each step. Leaves schedule and lifetimes behind, and the work of
- * what is computed again. 0: nothing was found. */
-int sfd_search(struct sfd_session *session, uint64_t bytes, uint64_t work_limit, uint64_t *work);
+ * at most so much alive in each step, in units of SFD_ALIGNMENT. Leaves schedule and lifetimes
+ * behind, and the work of what is computed again. 0: nothing was found. */
+int sfd_search(struct sfd_session *session, uint32_t target, uint64_t work_limit, uint64_t *work);
 
 /* The schedule and the lifetimes of the choices as they are. 0: there are too many steps. */
 int sfd_search_build(struct sfd_session *session);

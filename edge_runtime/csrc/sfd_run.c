@@ -73,8 +73,9 @@ static void pack_input(struct sfd_session *session, const struct sfd_step *step,
     if (node->saved == SFD_NONE)
         return;
     sfd_begin_part(session, SFD_PART_TOP_K);
-    session->kernels->tensors->pack(x, size, n, sfd_keep_count(slot, (uint64_t)size * n), histogram,
-                                    sfd_region_data(session, node->saved), session->team);
+    sfd_kernels_of(session)->tensors->pack(x, size, n, sfd_keep_count(slot, (uint64_t)size * n),
+                                           histogram, sfd_region_data(session, node->saved),
+                                           session->team);
     sfd_begin_part(session,
                    step->action == SFD_ACTION_FORWARD ? SFD_PART_FORWARD : SFD_PART_BACKWARD);
 }
@@ -119,9 +120,10 @@ static void sparse_forward(struct sfd_session *session, const struct sfd_step *s
 
     sfd_slot_support(session, slot, &layer.support);
     if (step->action == SFD_ACTION_FORWARD || session->working != SFD_WORKING_KEPT)
-        sfd_powerprop_slot(session, slot, w, session->kernels->tensors->powerprop_forward);
-    done = session->kernels->forward(&layer, w, bias, x, sfd_tensor_data(session, step->output), n,
-                                     sfd_working_data(session, step->scratch));
+        sfd_powerprop_slot(session, slot, w, sfd_kernels_of(session)->tensors->powerprop_forward);
+    done =
+        sfd_kernels_of(session)->forward(&layer, w, bias, x, sfd_tensor_data(session, step->output),
+                                         n, sfd_working_data(session, step->scratch));
     if (!training)
         session->counters.evaluation += done;
     else if (step->action == SFD_ACTION_FORWARD)
@@ -198,8 +200,9 @@ static void batch_norm_forward(const struct sfd_session *session, const struct s
         after.ceiling = rectifier_ceiling(&last->operation);
         after.mask = training && step->keeps ? sfd_working_data(session, last->mask) : NULL;
     }
-    session->kernels->tensors->batch_norm_forward(&norm, sfd_tensor_data(session, step->input0), n,
-                                                  &after, sfd_tensor_data(session, step->output));
+    sfd_kernels_of(session)->tensors->batch_norm_forward(
+        &norm, sfd_tensor_data(session, step->input0), n, &after,
+        sfd_tensor_data(session, step->output));
 }
 
 /* Group and layer norm. */
@@ -209,7 +212,7 @@ static void norm_forward(const struct sfd_session *session, const struct sfd_ste
     const struct sfd_operation *operation = &node->operation;
     struct sfd_norm norm = sfd_norm_shape(operation, &session->values[operation->input0]);
 
-    session->kernels->tensors->norm_forward(
+    sfd_kernels_of(session)->tensors->norm_forward(
         &norm, sfd_tensor_data(session, step->input0), n, operation->epsilon,
         sfd_parameter_data(session, operation->weight),
         sfd_parameter_data(session, operation->bias), sfd_region_data(session, node->moments),
@@ -241,7 +244,7 @@ static void pool_forward(const struct sfd_session *session, const struct sfd_ste
 static void run_operation(struct sfd_session *session, const struct sfd_step *step, uint32_t n,
                           int training)
 {
-    const struct sfd_tensor_kernels *tensors = session->kernels->tensors;
+    const struct sfd_tensor_kernels *tensors = sfd_kernels_of(session)->tensors;
     const struct sfd_node *node = &session->nodes[step->node];
     const struct sfd_operation *operation = &node->operation;
     const float *x = sfd_tensor_data(session, step->input0);

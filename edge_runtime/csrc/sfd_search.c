@@ -35,7 +35,7 @@ struct search {
 /* Of one image: writing the result of an operation. */
 static uint64_t element_work(const struct sfd_session *session, uint32_t node)
 {
-    return session->kernels->element_work *
+    return sfd_kernels_of(session)->element_work *
            (uint64_t)session->values[sfd_result(session, node)].size;
 }
 
@@ -81,7 +81,7 @@ int sfd_search_build(struct sfd_session *session)
     return 1;
 }
 
-static void spend(struct sfd_session *session, uint64_t steps)
+static void spend(struct sfd_session *session, uint32_t steps)
 {
     session->search_left -= steps < session->search_left ? steps : session->search_left;
 }
@@ -283,10 +283,9 @@ static void reset_choices(struct sfd_session *session)
     }
 }
 
-int sfd_search(struct sfd_session *session, uint64_t bytes, uint64_t work_limit, uint64_t *work)
+int sfd_search(struct sfd_session *session, uint32_t target, uint64_t work_limit, uint64_t *work)
 {
-    struct search search = {
-        .session = session, .target = (uint32_t)(bytes / SFD_ALIGNMENT), .work_limit = work_limit};
+    struct search search = {.session = session, .target = target, .work_limit = work_limit};
     struct change best;
     struct measure after;
     struct score score;

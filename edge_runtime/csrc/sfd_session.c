@@ -84,7 +84,7 @@ static int check_labels(const void *y, enum sfd_target target, uint32_t n, uint3
     for (i = 0u; i < n; ++i) {
         int64_t label =
             target == SFD_TARGET_INT64 ? ((const int64_t *)y)[i] : ((const int32_t *)y)[i];
-        if (label < 0 || label >= (int64_t)classes)
+        if ((uint64_t)label >= classes) /* a negative one is a large number */
             return SFD_ERR_LABEL;
     }
     return SFD_OK;
@@ -183,14 +183,18 @@ int sfd_gradients(struct sfd_session *session, const float *x, const void *y,
     return gradients_are_finite(session) ? SFD_OK : SFD_ERR_DIVERGED;
 }
 
+static int is_rate(float number)
+{
+    return number >= 0.0f && number < SFD_INFINITY;
+}
+
 int sfd_step(struct sfd_session *session, const float *x, const void *y, enum sfd_target target,
              uint32_t n, float learning_rate, float weight_decay, float *loss)
 {
     const struct sfd_rates rates = {learning_rate, weight_decay};
     int is_layerwise, error;
 
-    if (session == NULL || !(learning_rate >= 0.0f && learning_rate < SFD_INFINITY) ||
-        !(weight_decay >= 0.0f && weight_decay < SFD_INFINITY))
+    if (session == NULL || !is_rate(learning_rate) || !is_rate(weight_decay))
         return SFD_ERR_ARGUMENT;
     is_layerwise = session->working == SFD_WORKING_LAYERWISE;
     error = compute_gradients(session, x, y, target, n, is_layerwise ? &rates : NULL, loss);

@@ -6,6 +6,10 @@
 
 #include "sfd_kernels.h"
 
+#if !defined(SFD_PORTABLE_ALONE)
+#define SFD_PORTABLE_ALONE 0
+#endif
+
 /* More than this no offset can say. */
 #define SFD_ARENA_LIMIT UINT32_C(0xffffffc0)
 
@@ -125,8 +129,8 @@ struct sfd_session {
     struct sfd_region *regions;
     struct sfd_step *steps;
     uint8_t *arena;
-    const struct sfd_kernels *kernels;
-    uint8_t working;                /* enum sfd_working_copies */
+    const struct sfd_kernels *kernels; /* NULL in a build with the portable ones alone */
+    uint8_t working;                   /* enum sfd_working_copies */
     uint8_t has_failed;             /* layerwise: a step failed when layers were updated already */
     struct sfd_node_plan *plans;    /* NULL in an open session, as is the next one */
     struct sfd_lifetime *lifetimes; /* of the regions */
@@ -140,12 +144,18 @@ struct sfd_session {
     uint32_t threads;
     uint64_t arena_bytes;             /* of the plan; 0: it failed */
     struct sfd_multiply_adds planned; /* of one training step with a full batch */
-    uint64_t search_left;             /* steps that the search for a plan may still look at */
-    uint64_t scanned; /* while the schedule is made: operations looked at to restore others */
+    uint32_t search_left;             /* steps that the search for a plan may still look at */
+    uint32_t scanned; /* while the schedule is made: operations looked at to restore others */
     struct sfd_counters counters;
     const float *input;                /* the caller's image, during a call with a batch of one */
     const struct sfd_watcher *watcher; /* NULL: nobody watches */
 };
+
+/* The kernels of a session. Firmware has the portable ones alone, and calls them directly. */
+static inline const struct sfd_kernels *sfd_kernels_of(const struct sfd_session *session)
+{
+    return SFD_PORTABLE_ALONE ? &sfd_kernels_portable : session->kernels;
+}
 
 /* sfd_tables.c: lay the tables into `memory` and fill them from the artifact and the state. */
 uint32_t sfd_tables_bytes(const struct sfd_artifact_view *artifact);
@@ -189,8 +199,8 @@ static inline int sfd_wants_gradient(const struct sfd_session *session, uint32_t
     return tensor != 0u && session->nodes[tensor - 1u].has_backward;
 }
 
-/* Elements of a tensor over a full batch. */
-uint64_t sfd_batch_elements(const struct sfd_session *session, uint32_t tensor);
+/* Elements of a tensor over a full batch: of those that do not pass SFD_ARENA_LIMIT. */
+uint32_t sfd_batch_elements(const struct sfd_session *session, uint32_t tensor);
 
 /* Entries of a layer's input that are kept for the weight gradient: ceil(size * support /
  * positions). */

@@ -80,6 +80,13 @@ static void lay_out_plans(struct sfd_session *session, uint32_t regions, uint8_t
     session->lifetimes = take(&cursor, (size_t)regions * sizeof *session->lifetimes);
 }
 
+/* An operation has the numbers of a convolution in the same order. */
+#define SHAPE_AT offsetof(struct sfd_operation, groups)
+typedef char shape_fits[SHAPE_AT + sizeof(struct sfd_convolution) ==
+                                offsetof(struct sfd_operation, normalized)
+                            ? 1
+                            : -1];
+
 struct sfd_layer sfd_layer_sizes(const struct sfd_session *session, const struct sfd_node *node)
 {
     const struct sfd_operation *operation = &node->operation;
@@ -101,15 +108,7 @@ struct sfd_layer sfd_layer_sizes(const struct sfd_session *session, const struct
 
     if (operation->kind == SFD_OPERATION_LINEAR)
         return layer;
-    layer.shape.groups = operation->groups;
-    layer.shape.kernel_h = operation->kernel_h;
-    layer.shape.kernel_w = operation->kernel_w;
-    layer.shape.stride_h = operation->stride_h;
-    layer.shape.stride_w = operation->stride_w;
-    layer.shape.padding_h = operation->padding_h;
-    layer.shape.padding_w = operation->padding_w;
-    layer.shape.dilation_h = operation->dilation_h;
-    layer.shape.dilation_w = operation->dilation_w;
+    memcpy(&layer.shape, (const uint8_t *)operation + SHAPE_AT, sizeof layer.shape);
     layer.in_channels = in->channels;
     layer.in_height = in->height;
     layer.in_width = in->width;
@@ -210,11 +209,13 @@ static void measure_layer(const struct sfd_session *session, uint32_t index)
     const struct sfd_node *node = &session->nodes[index];
     struct sfd_node_plan *plan = &session->plans[index];
     struct sfd_layer layer = sfd_layer_sizes(session, node);
-    uint64_t elements = sfd_batch_elements(session, node->operation.input0);
+    uint32_t elements = sfd_batch_elements(session, node->operation.input0);
     uint32_t keep = sfd_keep_count(&session->slots[node->operation.weight], elements);
 
-    plan->forward_scratch_bytes = session->kernels->forward_scratch_bytes(&layer, session->batch);
-    plan->backward_scratch_bytes = session->kernels->backward_scratch_bytes(&layer, session->batch);
+    plan->forward_scratch_bytes =
+        sfd_kernels_of(session)->forward_scratch_bytes(&layer, session->batch);
+    plan->backward_scratch_bytes =
+        sfd_kernels_of(session)->backward_scratch_bytes(&layer, session->batch);
     plan->reads_input = keep == elements; /* packing all of it would only add bits */
     if (keep > 0u && keep < elements)
         plan->packed_bytes = sfd_packed_bytes(keep, elements);
@@ -249,12 +250,14 @@ void sfd_tables_measure(struct sfd_session *session)
 static void plan_work(struct sfd_session *session, const struct sfd_operation *operation,
                       const struct sfd_layer *layer, uint64_t work)
 {
-    uint64_t elements = sfd_batch_elements(session, operation->input0), kept = elements;
+    uint64_t elements = (uint64_t)session->batch * session->values[operation->input0].size;
+    uint64_t kept = elements, quotient;
 
-    if (session->kernels->skips_zeros(layer))
+    if (sfd_kernels_of(session)->skips_zeros(layer))
         kept = sfd_keep_count(&session->slots[operation->weight], elements);
+    quotient = work / elements;
     session->planned.forward += work;
-    session->planned.d_weight += work / elements * kept + work % elements * kept / elements;
+    session->planned.d_weight += quotient * kept + (work - quotient * elements) * kept / elements;
     if (operation->input0 != 0u && session->nodes[operation->input0 - 1u].has_backward)
         session->planned.d_input += work;
 }
