@@ -25,7 +25,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from sparsyfed.edge_runtime.errors import BackendError
+from sparsyfed.edge_runtime.errors import BackendError, StoppedError
 
 logger = logging.getLogger(__name__)
 
@@ -91,15 +91,14 @@ class BrokerLink:
     def open(self, timeout_s: float, stop: threading.Event | None = None) -> None:
         """Connect.
 
-        Raises BackendError if the broker does not answer within `timeout_s` seconds, KeyboardInterrupt once `stop` is
-        set.
+        Raises BackendError if the broker does not answer within `timeout_s` seconds, StoppedError once `stop` is set.
         """
         self._client.loop_start()
         end = time.monotonic() + timeout_s
         while not self._was_connected.wait(min(STOP_POLL_S, timeout_s)):
             if stop is not None and stop.is_set():
                 self.close()
-                raise KeyboardInterrupt
+                raise StoppedError("stopped before the broker answered")
             if time.monotonic() >= end:
                 self.close()
                 raise BackendError(

@@ -28,6 +28,7 @@ from sparsyfed.coordinator.rounds import RoundMachine
 from sparsyfed.coordinator.store import Spent, Store
 from sparsyfed.coordinator.uploads import Uploads
 from sparsyfed.edge_runtime import Artifact, State
+from sparsyfed.edge_runtime.errors import StoppedError
 from sparsyfed.edge_runtime.messages import COORDINATOR_FILTER
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def run(
     Whenever it is stopped, by SIGINT, SIGTERM, `stop` or a loss of power, the same call goes on where it was. A job
     that is done already gives its result at once. `boot` names this start of the coordinator to the devices.
 
-    Raises KeyboardInterrupt when stopped, ConfigurationError for settings that don't fit, BackendError without a
+    Raises StoppedError when stopped, ConfigurationError for settings that don't fit, BackendError without a
     broker, JobFailedError when too few devices take part.
     """
     with ExitStack() as stack:
@@ -141,13 +142,13 @@ class Service:
         self._inbox.begin_round(self._uploads, self._machine)
 
     def serve(self, on_round: OnRound | None, stop: threading.Event) -> None:
-        """Run the remaining rounds. Raises KeyboardInterrupt once `stop` is set, JobFailedError."""
+        """Run the remaining rounds. Raises StoppedError once `stop` is set, JobFailedError."""
         self._on_round = on_round
         next_tick = self._clock()
         while self._machine.phase is not Phase.FINISHED:
             if stop.is_set():
                 self._journal_spent()
-                raise KeyboardInterrupt
+                raise StoppedError("stopped before the last round")
             for event in self._inbox.receive(POLL_S):
                 self._feed(event)
             now = self._clock()

@@ -322,7 +322,9 @@ class Board:
                 f"{what}: got {got} bytes of memory left, wanted {wanted}", got=got, wanted=wanted
             )
         if answer.status == Status.COMMAND:
-            raise FormatError(f"{what}: the board answers COMMAND: its firmware was built without it")
+            raise FormatError(
+                f"{what}: the board answers COMMAND: its firmware was built without it"
+            )
         known = Status(answer.status).name if answer.status in set(Status) else answer.status
         raise FormatError(f"{what}: the board answers {known}")
 

@@ -13,6 +13,7 @@ from sparsyfed.edge_runtime.errors import (
     InputError,
     MismatchError,
     SparsyFedError,
+    StoppedError,
     UnsupportedOperationError,
     VerificationError,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "SparseUpdate",
     "SparsyFedError",
     "State",
+    "StoppedError",
     "UnsupportedOperationError",
     "VerificationError",
     "plan",

@@ -46,3 +46,7 @@ class ConfigurationError(SparsyFedError, ValueError):
 
 class BackendError(SparsyFedError):
     """A backend, or the library that it needs, is not there or does not work."""
+
+
+class StoppedError(SparsyFedError):
+    """The caller, or a signal, has asked for the end of a job before it was done; it can go on later."""

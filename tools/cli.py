@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import sparsyfed
-from sparsyfed.edge_runtime.errors import BackendError, DivergedError, SparsyFedError
+from sparsyfed.edge_runtime.errors import BackendError, DivergedError, SparsyFedError, StoppedError
 from sparsyfed.tools.commands import bench, broker, coordinator, demo, device, export, profile
 
 Configure = Callable[[argparse.ArgumentParser], None]
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = build_parser().parse_args(arguments)
     try:
         return _run(parsed)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, StoppedError):
         return _complain(parsed.command, "interrupted", EXIT_INTERRUPTED)
     except (BackendError, DivergedError) as error:
         return _complain(parsed.command, str(error), EXIT_FAILED)

@@ -21,7 +21,7 @@ from sparsyfed.coordinator import Configuration, JobResult, RoundFinished
 from sparsyfed.coordinator.bundle import NATIVE
 from sparsyfed.devices.profiles import DeviceProfile, find_profile
 from sparsyfed.edge_runtime import State
-from sparsyfed.edge_runtime.errors import BackendError, ConfigurationError
+from sparsyfed.edge_runtime.errors import BackendError, ConfigurationError, StoppedError
 from sparsyfed.export.targets import TARGETS, Target
 from sparsyfed.tools import watch_job
 from sparsyfed.tools.board_fleet import RunningBoards
@@ -70,7 +70,7 @@ def run_demo(settings: DemoSettings, *, quiet: bool = False) -> dict[str, Any]:
     """Trains over MQTT, then dense FedAvg for comparison; writes and returns the report.
 
     Nothing that it starts outlives it. Raises ConfigurationError without mosquitto or the data,
-    BackendError if a device or the broker fails, KeyboardInterrupt on Ctrl-C and SIGTERM.
+    BackendError if a device or the broker fails, KeyboardInterrupt or StoppedError on Ctrl-C and SIGTERM.
     """
     find_mosquitto()
     started = time.monotonic()
@@ -290,7 +290,7 @@ def coordinate(
     watcher.start()
     try:
         return coordinator.run(config, show, stop=stop)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, StoppedError):
         problem = fleet.failed()
         if problem is not None:
             raise BackendError(problem) from None

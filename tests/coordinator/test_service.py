@@ -18,6 +18,7 @@ from sparsyfed.devices.client import run_device
 from sparsyfed.devices.profiles import find_profile
 from sparsyfed.devices.settings import DeviceSettings
 from sparsyfed.edge_runtime import Artifact, BackendError, State
+from sparsyfed.edge_runtime.errors import StoppedError
 from sparsyfed.edge_runtime.messages import Control, device_topic
 from sparsyfed.tools.broker import PrivateBroker
 
@@ -178,7 +179,7 @@ def test_stop_ends_the_run_and_frees_the_store(
     config = configuration(tmp_path, artifact, dense_state, broker.port)
     stop = threading.Event()
     threading.Timer(0.3, stop.set).start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(StoppedError):
         coordinator.run(config, stop=stop)
     with Store(config.store.directory) as store:
         assert store.progress().round == 1
@@ -190,7 +191,7 @@ def test_stop_ends_the_wait_for_a_broker(
     stop = threading.Event()
     threading.Timer(0.3, stop.set).start()
     began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(StoppedError):
         coordinator.run(configuration(tmp_path, artifact, dense_state, port=9), stop=stop)
     assert time.monotonic() - began < service.CONNECT_TIMEOUT_S / 2
 
@@ -224,7 +225,7 @@ def test_what_a_round_takes_is_journalled_while_it_runs(
     stop = threading.Event()
     reader = threading.Thread(target=read_and_stop)
     reader.start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(StoppedError):
         coordinator.run(config, stop=stop)
     reader.join()
     ((down, seconds),) = spent  # as a loss of power would have left it

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -339,12 +338,6 @@ def test_so_does_one_that_took_the_work_before_its_data_changed(
     raise_labels(settings)
     with pytest.raises(ConfigurationError, match="got label 3, the model takes 0 to 2"):
         run_device(settings)
-
-
-@pytest.mark.parametrize("change", [{"device": "a/b"}, {"device": ""}, {"memory_bytes": 0}])
-def test_wrong_settings_are_refused(settings: DeviceSettings, change: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError, match="got"):
-        replace(settings, **change)
 
 
 PROGRAM = """
