@@ -87,7 +87,7 @@ def _check_modules(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if isinstance(module, (nn.RNNBase, nn.MultiheadAttention, nn.Transformer)):
             raise UnsupportedOperationError(
-                f"{path or 'the model'} is {type(module).__name__}, which devices cannot run; "
+                f"{path or 'the model'} is {type(module).__name__}, which no target runs; "
                 "use convolutions over time (Conv1d)"
             )
         if isinstance(module, _BatchNorm) and module.momentum is None:

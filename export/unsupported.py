@@ -103,4 +103,4 @@ def unsupported(node: Node, reason: str, instead: str) -> UnsupportedOperationEr
 def unknown_operation(node: Node) -> UnsupportedOperationError:
     """Return the error for an operation that has no lowering at all."""
     instead = INSTEAD.get(operation_name(node), _OTHERWISE)
-    return unsupported(node, "devices cannot run this operation", instead)
+    return unsupported(node, "no target runs this operation", instead)
