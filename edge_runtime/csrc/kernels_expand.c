@@ -3,7 +3,7 @@
 
 /* What scratch has room for, by the images of a block: little on a board, whose batches are small,
  * and enough that making lists and finding nonzeros costs little beside multiplying them. */
-#define LIST_BYTES(images) (2048u * (images))
+#define LIST_BYTES(images) (1024u + 1024u * (images))
 #define LIST_COLUMNS(images) (128u + 32u * (images))
 #define NONZEROS(images) (64u + 64u * (images))
 
