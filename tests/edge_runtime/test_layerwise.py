@@ -43,8 +43,9 @@ def test_steps_of_odd_models_have_the_same_bits(seed: int) -> None:
     assert trained(model, 3, steps=1, kernels="portable", **LAYERWISE) == wanted
 
 
-def test_no_gradient_outlives_its_layer() -> None:
-    model = states_of(residual_chain(3), 0.5)(0)
+@pytest.mark.parametrize("blocks", [1, 2, 4])
+def test_no_gradient_outlives_its_layer(blocks: int) -> None:
+    model = states_of(residual_chain(blocks), 0.5)(0)
     small, layerwise = (
         plan(model.artifact, model.state, 1, kernels="portable", **choice)
         for choice in (SMALL, LAYERWISE)
