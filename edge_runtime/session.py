@@ -129,7 +129,7 @@ class Session:
 
         `memory` says which activations are kept for the backward, and which are computed again:
         "fast" computes again what costs little, "small" takes the least memory that is found for
-        about one more forward. Gradients are the same to the bit. "layerwise" takes less still: a
+        about one more forward. Gradients are the same to the bit. "layerwise" mostly takes less still: a
         step changes each layer, to the same bits, as soon as its gradients are there, which then go.
         So there are none to ask for.
 
