@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
-from sparsyfed.coordinator.schedule import learning_rate
+from sparsyfed.coordinator.schedule import learning_rate, update_sparsity
 from sparsyfed.edge_runtime.errors import ConfigurationError, FormatError
 from sparsyfed.edge_runtime.json_message import (
     choice,
@@ -68,6 +68,8 @@ class JobConfig:
     sparsity: Annotated[float, number(0, 1, below=True)] = 0.95  # share of prunable weights at zero
     budget: Budget = "global"  # global ranking, "erk" shares, or counts by layer name
     first_round: Annotated[str, choice("dense", "presparsified")] = "dense"
+    # Rounds that train everything and send it; then the coordinator prunes.
+    dense_rounds: Annotated[int, integer(0, 2**31 - 1)] = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +184,10 @@ class Configuration:
         initial, final = self.training.learning_rate, self.training.final_learning_rate
         return learning_rate(round_number, self.job.rounds, initial, final or initial)
 
+    def sparsity(self, round_number: int) -> float:
+        """Sparsity of the updates of this round of the job."""
+        return update_sparsity(round_number, self.job.dense_rounds, self.job.sparsity)
+
 
 def _parse_section(section: Any, name: str, data: object, source: str, folder: Path) -> Any:
     if not isinstance(data, Mapping):
@@ -223,6 +229,16 @@ def _check_combinations(configuration: Configuration, source: str) -> None:
     if (job.artifact is None) != (job.state is None):
         raise ConfigurationError(
             f"{source}: [job] state: an artifact holds no weights: wanted artifact and state together"
+        )
+    if job.dense_rounds >= job.rounds:
+        raise ConfigurationError(
+            f"{source}: [job] dense_rounds: got {job.dense_rounds} of {job.rounds} rounds, "
+            "wanted fewer: what comes after them is sparse"
+        )
+    if job.dense_rounds > 0 and job.first_round != "dense":
+        raise ConfigurationError(
+            f"{source}: [job] dense_rounds: got {job.dense_rounds} with first_round = "
+            f'"{job.first_round}", wanted "dense"'
         )
     if (evaluation.x is None) != (evaluation.y is None):
         raise ConfigurationError(

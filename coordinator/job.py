@@ -11,6 +11,7 @@ from sparsyfed.coordinator.bundle import MANIFEST_NAME, Bundle
 from sparsyfed.coordinator.compile import compile_job
 from sparsyfed.coordinator.config import Configuration
 from sparsyfed.coordinator.evaluation import HeldOutData
+from sparsyfed.coordinator.pruning import pruned
 from sparsyfed.coordinator.store import Store
 from sparsyfed.edge_runtime import Artifact, Session, State
 from sparsyfed.edge_runtime.errors import (
@@ -79,11 +80,12 @@ def _load(config: Configuration, bundle: Bundle | None) -> tuple[Artifact, State
     job = config.job
     artifact, state = _named(config, bundle)
     try:
-        # Opening a session checks that the two belong together; its Top-K is the one that devices use.
-        with Session.open(artifact, state, batch_size=1) as session:
-            if job.first_round == "presparsified":
-                state = State(session.update(job.sparsity, job.budget).tensors)
-            return artifact, State(state.tensors, round=1)
+        # Opening a session checks that the two belong together.
+        if job.first_round == "presparsified":
+            state = pruned(artifact, state, job.sparsity, job.budget)
+        else:
+            Session.open(artifact, state, batch_size=1).close()
+        return artifact, State(state.tensors, round=1)
     except (FormatError, InputError, MismatchError) as error:
         message = f"[job] {_source(config)}: {error}"
         raise ConfigurationError(message) from error

@@ -128,7 +128,7 @@ class Outbox:
             epochs=training.epochs,
             learning_rate=self._config.learning_rate(action.round),
             weight_decay=training.weight_decay,
-            sparsity=job.sparsity,
+            sparsity=self._config.sparsity(action.round),
             budget=job.budget,
             seed=job.seed,
             deadline_s=action.deadline_s,

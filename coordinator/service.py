@@ -18,6 +18,7 @@ from sparsyfed.coordinator.inbox import Inbox
 from sparsyfed.coordinator.job import bundle_of, engines_of, prepare
 from sparsyfed.coordinator.mqtt import BrokerLink
 from sparsyfed.coordinator.outbox import Outbox
+from sparsyfed.coordinator.pruning import pruned
 from sparsyfed.coordinator.results import (
     JobFailedError,
     JobResult,
@@ -113,9 +114,6 @@ class Service:
         self._clock = clock
         self._on_round: OnRound | None = None
         self._held_out = HeldOutData.load(config.evaluation, artifact)
-        self._rules = UpdateRules.of_job(
-            artifact, config.job.sparsity, config.job.budget, config.round.norm_bound
-        )
         progress = store.progress()
         self._started = self._spent_at = self._waiting_since = clock()
         self._before = store.spent(progress.round)
@@ -137,6 +135,13 @@ class Service:
     def _begin_round(self, state: State) -> None:
         encoded = self._store.state(state.round)
         self._state = state
+        config = self._config
+        self._rules = UpdateRules.of_job(
+            self._artifact,
+            config.sparsity(state.round),
+            config.job.budget,
+            config.round.norm_bound,
+        )
         self._uploads = Uploads(self._store, self._rules, state, len(encoded))
         self._outbox.begin_round(state.round, encoded)
         self._inbox.begin_round(self._uploads, self._machine)
@@ -244,6 +249,9 @@ class Service:
             average.add(self._rules.read(data, self._state), examples)
             largest, count = max(largest, len(data)), count + 1
         state = average.state()
+        job = self._config.job
+        if action.round == job.dense_rounds:
+            state = pruned(self._artifact, state, job.sparsity, job.budget)
         loss, accuracy = None, None
         batch_size = self._config.training.batch_size
         if self._held_out is not None:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from sparsyfed.coordinator.aggregation import FederatedAverage, UpdateRules
-from sparsyfed.coordinator.schedule import learning_rate
+from sparsyfed.coordinator.pruning import pruned
+from sparsyfed.coordinator.schedule import learning_rate, update_sparsity
 from sparsyfed.coordinator.selection import draw_order
 from sparsyfed.devices.dataset import Dataset
 from sparsyfed.devices.training import LocalResult, LocalRound
@@ -34,6 +35,11 @@ class FederatedJob:
     norm_bound: float = 10.0
     budget: str = "global"
     devices_per_round: int | None = None  # None: all
+    dense_rounds: int = 0
+
+    def update_sparsity(self, number: int) -> float:
+        """Sparsity of the updates of this round."""
+        return update_sparsity(number, self.dense_rounds, self.sparsity)
 
     def local_round(self, number: int) -> LocalRound:
         """The work of every device in this round; its seed is the job's."""
@@ -44,7 +50,7 @@ class FederatedJob:
             epochs=self.epochs,
             learning_rate=rate,
             weight_decay=self.weight_decay,
-            sparsity=self.sparsity,
+            sparsity=self.update_sparsity(number),
             budget=self.budget,
             seed=self.seed,
         )
@@ -83,9 +89,11 @@ def run_federation(
     Of the devices whose first round has come `job.devices_per_round` take part, drawn as the coordinator draws them.
     `workers` devices train at a time; their number does not change the result.
     """
-    rules = UpdateRules.of_job(artifact, job.sparsity, job.budget, job.norm_bound)
     for number in range(1, job.rounds + 1):
         started = clock()
+        rules = UpdateRules.of_job(
+            artifact, job.update_sparsity(number), job.budget, job.norm_bound
+        )
         average = FederatedAverage(state)
         encoded = state.encode()
         density = state.density
@@ -103,6 +111,8 @@ def run_federation(
             average.add(update, result.examples)
             updates.append((update, result))
         state = average.state()
+        if number == job.dense_rounds:
+            state = pruned(artifact, state, job.sparsity, job.budget)
         yield FinishedRound(
             round=number,
             accuracy=held_out_accuracy(artifact, state, held_out),

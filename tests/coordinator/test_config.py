@@ -67,6 +67,7 @@ def test_the_example_names_every_key_with_its_default(tmp_path: Path) -> None:
         ("job", "budget", "even", r"\[job\] budget: got 'even', wanted one of global, erk"),
         ("job", "budget", {"a": -1}, r"\[job\] budget\['a'\]: got -1"),
         ("job", "first_round", "sparse", r"\[job\] first_round: got 'sparse'"),
+        ("job", "dense_rounds", 4, r"\[job\] dense_rounds: got 4 of 4 rounds, wanted fewer"),
         ("job", "speed", 3, r"\[job\] speed: got an unknown key, wanted one of name, rounds"),
         ("job", "artifact", "a.sfd", "got model and artifact, wanted exactly one"),
         ("job", "bundle", "out", "got model and bundle, wanted exactly one"),
@@ -113,3 +114,17 @@ def test_learning_rate_falls_to_its_final_value() -> None:
     rates = [config.learning_rate(t) for t in range(1, 5)]
     assert rates == pytest.approx([0.1 * (0.01 ** (t / 4)) for t in range(1, 5)])
     assert rates[-1] == pytest.approx(0.001)
+
+
+def test_updates_are_sparse_after_the_dense_rounds() -> None:
+    config = Configuration.from_mapping(with_value("job", "dense_rounds", 2))
+    assert [config.sparsity(t) for t in range(1, 5)] == [0.0, 0.0, 0.95, 0.95]
+
+
+def test_dense_rounds_begin_with_a_dense_state() -> None:
+    data = with_value("job", "dense_rounds", 2)
+    data["job"]["first_round"] = "presparsified"
+    with pytest.raises(
+        ConfigurationError, match='got 2 with first_round = "presparsified", wanted'
+    ):
+        Configuration.from_mapping(data)

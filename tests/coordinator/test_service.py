@@ -13,11 +13,12 @@ import pytest
 from sparsyfed import coordinator
 from sparsyfed.coordinator import Configuration, JobFailedError, RoundFinished, service
 from sparsyfed.coordinator.mqtt import BrokerLink
+from sparsyfed.coordinator.pruning import pruned
 from sparsyfed.coordinator.store import Store
 from sparsyfed.devices.client import run_device
 from sparsyfed.devices.profiles import find_profile
 from sparsyfed.devices.settings import DeviceSettings
-from sparsyfed.edge_runtime import Artifact, BackendError, State
+from sparsyfed.edge_runtime import Artifact, BackendError, State, plan
 from sparsyfed.edge_runtime.errors import StoppedError
 from sparsyfed.edge_runtime.messages import Control, device_topic
 from sparsyfed.tools.broker import PrivateBroker
@@ -36,7 +37,13 @@ def save_data(folder: Path, count: int, seed: int) -> None:
 
 
 def configuration(
-    folder: Path, artifact: Artifact, state: State, port: int, **rounds: Any
+    folder: Path,
+    artifact: Artifact,
+    state: State,
+    port: int,
+    *,
+    dense_rounds: int = 0,
+    **rounds: Any,
 ) -> Configuration:
     artifact.save(folder / "a.sfd")
     state.save(folder / "a.sfs")
@@ -44,6 +51,7 @@ def configuration(
     data = {
         "job": {
             "name": "j", "rounds": ROUNDS, "artifact": "a.sfd", "state": "a.sfs", "sparsity": 0.7,
+            "dense_rounds": dense_rounds,
         },
         "training": {"learning_rate": 0.1},
         "round": {"minimum_devices": 2, "deadline_s": 60} | rounds,
@@ -55,7 +63,12 @@ def configuration(
 
 
 def start_devices(
-    folder: Path, broker: PrivateBroker, stop: threading.Event, memory_bytes: int = 2**20
+    folder: Path,
+    broker: PrivateBroker,
+    stop: threading.Event,
+    memory_bytes: int = 2**20,
+    *,
+    of_b: int | None = None,
 ) -> list[threading.Thread]:
     threads = []
     for seed, (device, count) in enumerate(EXAMPLES.items()):
@@ -67,7 +80,7 @@ def start_devices(
             data=folder / device,
             directory=folder / f"{device}-kept",
             profile=find_profile("linux_host", None),
-            memory_bytes=memory_bytes,
+            memory_bytes=of_b if of_b is not None and device == "b" else memory_bytes,
             macs_per_second=None,
             exit_on_finish=True,
         )
@@ -141,6 +154,31 @@ def test_a_job_from_its_first_offer_to_its_result(
     # Done is done: without any device or broker.
     broker.stop()
     assert coordinator.run(config) == result
+
+
+def test_after_the_dense_rounds_the_model_is_pruned_and_a_small_device_joins(
+    tmp_path: Path, broker: PrivateBroker, artifact: Artifact, dense_state: State
+) -> None:
+    sparse = pruned(artifact, dense_state, 0.7, "global")
+    needed = [
+        plan(artifact, state, 16, memory="small").arena_bytes for state in (dense_state, sparse)
+    ]
+    config = configuration(
+        tmp_path, artifact, dense_state, broker.port, dense_rounds=1, minimum_devices=1
+    )
+    stop = threading.Event()
+    devices = start_devices(tmp_path, broker, stop, of_b=sum(needed) // 2)
+    try:
+        result = coordinator.run(config)
+    finally:
+        stop.set()
+        for device in devices:
+            device.join(20.0)
+    first, second = result.rounds
+    assert (first.density_down, second.density_down) == (1.0, 0.3)
+    assert first.update_bytes > 1.5 * second.update_bytes
+    assert (first.examples, second.examples) == (EXAMPLES["a"], sum(EXAMPLES.values()))
+    assert result.state.nonzeros == 27
 
 
 def test_devices_without_the_memory_end_the_job_with_a_clear_error(  # noqa: PLR0917 - fixtures

@@ -52,6 +52,7 @@ def federate(
     memory_bytes: int = 1 << 20,
     *,
     first_rounds: Mapping[str, int] = MappingProxyType({}),
+    job: FederatedJob = JOB,
 ) -> list[FinishedRound]:
     devices = [
         VirtualDevice(name, Dataset(folders[name]), memory_bytes, first_rounds.get(name, 1))
@@ -59,7 +60,7 @@ def federate(
     ]
     held_out = Dataset(folders["held-out"])
     rounds = list(
-        run_federation(*model, JOB, devices, held_out, workers=workers, clock=lambda: 0.0)
+        run_federation(*model, job, devices, held_out, workers=workers, clock=lambda: 0.0)
     )
     for dataset in (held_out, *(device.dataset for device in devices)):
         dataset.close()
@@ -84,6 +85,17 @@ def test_a_device_that_joins_later_trains_since_its_first_round(
     rounds = federate(model, folders, first_rounds={"c": 3})
     assert [len(entry.update_bytes) for entry in rounds] == [2, 2, 3, 3, 3, 3, 3, 3]
     assert rounds[:2] == federate(model, folders, "ab")[:2]
+
+
+def test_dense_rounds_end_with_a_pruned_model(
+    model: tuple[Artifact, State], folders: dict[str, Path]
+) -> None:
+    rounds = federate(model, folders, job=replace(JOB, dense_rounds=3))
+    assert [entry.density_down for entry in rounds[:3]] == [1.0] * 3
+    assert all(entry.density_up > 0.99 for entry in rounds[:3])
+    for entry in rounds[3:]:
+        assert entry.density_down == entry.density_up == pytest.approx(0.1, abs=0.001)
+    assert rounds[-1].accuracy > 0.8
 
 
 def test_so_many_devices_as_asked_are_drawn_for_each_round(
