@@ -41,7 +41,7 @@ class MixedRun:
     rate: float
 
     def job(self) -> FederatedJob:
-        """The rounds: every device is in each."""
+        """The rounds: every device is in each, boards in those that are not dense."""
         return self.point.job(0, self.rate, ROUNDS)
 
     def settings(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class MixedRun:
         }
 
     def _train(self, data: Mapping[str, Path], work: Path, say: Callable[[str], None]) -> JobResult:
-        artifact, state = self.point.compile(0)
+        artifact, state = self.point.beginning(0)
         artifact.save(work / "model.sfd")
         state.save(work / "initial.sfs")
 
@@ -94,7 +94,8 @@ class MixedRun:
     def _configuration(
         self, broker: PrivateBroker, data: Mapping[str, Path], work: Path
     ) -> Configuration:
-        job, devices = self.job(), len(BOARDS.names) + LINUX_DEVICES
+        job = self.job()
+        first = LINUX_DEVICES + (0 if job.dense_rounds else len(BOARDS.names))
         return Configuration.from_mapping(
             {
                 "job": {
@@ -105,6 +106,7 @@ class MixedRun:
                     "state": work / "initial.sfs",
                     "sparsity": job.sparsity,
                     "budget": job.budget,
+                    "dense_rounds": job.dense_rounds,
                 },
                 "training": {
                     "learning_rate": job.learning_rate,
@@ -113,7 +115,7 @@ class MixedRun:
                     "epochs": job.epochs,
                     "weight_decay": job.weight_decay,
                 },
-                "round": {"minimum_devices": devices, "quorum": 1.0, "deadline_s": DEADLINE_S},
+                "round": {"minimum_devices": first, "quorum": 1.0, "deadline_s": DEADLINE_S},
                 "broker": {"host": broker.host, "port": broker.port},
                 "evaluation": {"x": data[HELD_OUT] / "x.npy", "y": data[HELD_OUT] / "y.npy"},
                 "store": {"directory": work / "store"},

@@ -1,8 +1,8 @@
 """The page on keywords, from the figures of the study alone."""
 
-from collections.abc import Callable, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 
+from sparsyfed.tools.keyword_answer import answer, longer
 from sparsyfed.tools.keyword_boards import BOARD, board_settings
 from sparsyfed.tools.keyword_figures import Figure, Figures
 from sparsyfed.tools.keyword_fleet import MixedRun
@@ -15,7 +15,6 @@ from sparsyfed.tools.keyword_points import (
     FINAL_SHARE,
     LARGER_BATCH,
     LAST_ROUNDS,
-    LONGER_ROUNDS,
     RATES,
     ROUNDS,
     SEEDS,
@@ -23,36 +22,27 @@ from sparsyfed.tools.keyword_points import (
     SPOTTER_DENSE,
     WEIGHT_DECAY,
     WIDER,
-    Point,
 )
 from sparsyfed.tools.keyword_results import (
     FAMILIES,
-    LEAST_DIFFERENCE,
-    RAM_LIMIT,
-    Comparison,
     PointResult,
     chosen_rate,
-    compare,
-    longer_tasks,
     mixed_points,
     point_results,
-    recommended,
     training_tasks,
     tuning_tasks,
 )
+from sparsyfed.tools.keyword_tables import KIB, described, joined, kibibytes, strides, table
 from sparsyfed.tools.plot_files import PlotFile
-from sparsyfed.tools.quantities import byte_text, count_text
-
-KIB = 1024
-RAM_LIMITS = tuple(KIB * size for size in (64, 96, 128, 192, 256, 384))
-INSTRUCTION_LIMITS = tuple(1_000_000 * count for count in (4, 6, 8, 12, 16))
+from sparsyfed.tools.quantities import byte_text
 
 SOURCE = "http://download.tensorflow.org/data/speech_commands_test_set_v0.02.tar.gz"
 INTRODUCTION = (
     "# Keyword spotting: what trains best on a microboard?\n\n"
     "With this much RAM, and this many instructions a step: is a narrow net that keeps all its "
     "weights better, or a wide one of which few are stored? Both are trained in federated rounds by "
-    "the native runtime, and measured on an emulated Cortex-M4F.\n\n"
+    "the native runtime, and measured on an emulated Cortex-M4F. The wide ones start sparse, or are "
+    "pruned when other devices than boards have trained them for a while.\n\n"
     "Data: log-mel features of the *test set* of Speech Commands v0.02 (P. Warden, "
     "[arXiv 1804.03209](https://arxiv.org/abs/1804.03209); Google, "
     "[CC BY 4.0](https://creativecommons.org/licenses/by/4.0/)): 4,890 clips of 239 speakers, 12 "
@@ -70,14 +60,14 @@ def markdown(figures: Figures, plots: Sequence[PlotFile]) -> str:
     sections = [
         INTRODUCTION,
         "## Answer",
-        _answer(results),
+        answer(results),
         "## Points",
         _points(results),
         "## As many weights in wider nets",
         _wider(results),
         "\n\n".join(f"![{plot.caption}]({plot.file_name})\n\n{plot.caption}" for plot in plots),
         "## Three times as many rounds",
-        _longer(figures, results),
+        longer(figures, results),
         "## A spotter with 110,464 weights on a board",
         _spotter(figures),
         "## Boards and Linux devices in one fleet",
@@ -86,81 +76,6 @@ def markdown(figures: Figures, plots: Sequence[PlotFile]) -> str:
         _how(figures),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
-
-
-def _answer(results: Sequence[PointResult]) -> str:
-    by_ram = [compare(results, limit, lambda r: r.ram_bytes) for limit in RAM_LIMITS]
-    by_work = [compare(results, limit, lambda r: r.instructions) for limit in INSTRUCTION_LIMITS]
-    rule = (
-        "The tables have the most accurate point of each family within a limit. A family is called "
-        f"better where its mean is ahead by {100 * LEAST_DIFFERENCE:.0f} points at least, and by "
-        "twice the standard error over the seeds; else it is not decided."
-    )
-    return "\n\n".join(
-        [
-            _verdicts(by_ram, "RAM", _kibibytes),
-            _verdicts(by_work, "instructions a step", count_text),
-            _recommendation(recommended(results)),
-            rule,
-            _comparison_table("RAM at most", by_ram, _kibibytes),
-            _comparison_table("instructions at most", by_work, count_text),
-        ]
-    )
-
-
-def _recommendation(best: PointResult | None) -> str:
-    if best is None:
-        return f"No point trains in {_kibibytes(RAM_LIMIT)}."
-    return (
-        f"Recommended for a board with {_kibibytes(RAM_LIMIT)}, as the most accurate point within "
-        f"it: **{best.point.name}**, {_described(best.point)}, learning rate {best.rate:g} → "
-        f"{FINAL_SHARE * best.rate:g}, batch {BATCH_SIZE}, {EPOCHS} local epochs. It reaches "
-        f"{best.accuracy:.1%} with {best.ram_bytes:,} bytes of RAM and "
-        f"{count_text(best.instructions)} instructions a step."
-    )
-
-
-def _kibibytes(count: int) -> str:
-    return f"{count // KIB} KiB"
-
-
-def _verdicts(comparisons: Sequence[Comparison], what: str, text: Callable[[int], str]) -> str:
-    """One sentence: which family is better up to which limits."""
-    parts = []
-    for verdict, group in groupby(comparisons, key=lambda comparison: comparison.verdict):
-        limits = [text(comparison.limit) for comparison in group]
-        span = limits[0] if len(limits) == 1 else f"{limits[0]} to {limits[-1]}"
-        outcome = f"{verdict} is better" if verdict in FAMILIES else verdict
-        parts.append(f"{outcome} at {span}")
-    return f"By {what}: {'; '.join(parts)}."
-
-
-def _comparison_table(
-    heading: str, comparisons: Sequence[Comparison], text: Callable[[int], str]
-) -> str:
-    def best(result: PointResult | None) -> list[str]:
-        if result is None:
-            return ["none fits", "", ""]
-        name = result.point.name
-        return [name, f"{result.accuracy:.1%}", f"{count_text(result.instructions)}"]
-
-    rows = [[text(c.limit), *best(c.dense), *best(c.sparse), c.verdict] for c in comparisons]
-    columns = [heading, "dense-narrow", "accuracy", "instructions"]
-    return _table([*columns, "sparse-wide", "accuracy", "instructions", "better"], rows)
-
-
-def _described(point: Point) -> str:
-    how = f"{point.sparsity:.1%} sparse" if point.is_sparse else "dense, β = 1"
-    return f"widths {_joined(point.widths)}, strides {_strides(point)}, {how}"
-
-
-def _joined(numbers: Sequence[int]) -> str:
-    return "-".join(map(str, numbers))
-
-
-def _strides(point: Point) -> str:
-    """Those of the first convolution in time and bands, then those of the others."""
-    return " ".join(["x".join(map(str, point.stem_strides)), *map(str, point.strides)])
 
 
 def _points(results: Sequence[PointResult]) -> str:
@@ -172,14 +87,14 @@ def _points(results: Sequence[PointResult]) -> str:
         "and stack, model structure, one example, and the arena. Instructions: of one step there. "
         "Bytes: the state down and the update up, of one device, as plain CSR."
     )
-    return f"{text}\n\n{_table(heading, [_point(result) for result in results])}"
+    return f"{text}\n\n{table(heading, [_point(result) for result in results])}"
 
 
 def _point(result: PointResult) -> list[str]:
     point, board = result.point, result.board
     missing = len(SEEDS) - len(result.accuracies)
     return [
-        *(point.name, _joined(point.widths), _strides(point)),
+        *(point.name, joined(point.widths), strides(point)),
         *(f"{point.sparsity:.1%}", f"{board['positions']:,}", f"{board['stored']:,}"),
         f"{result.rate:g}",
         *(f"{accuracy:.1%}" for accuracy in result.accuracies),
@@ -195,7 +110,7 @@ def _wider(results: Sequence[PointResult]) -> str:
     rows = [
         [
             name,
-            _described(named[name].point),
+            described(named[name].point),
             f"{named[name].board['stored']:,}",
             f"{named[name].board['stored'] / named[name].board['positions']:.1%}",
             f"{named[name].accuracy:.1%}",
@@ -204,32 +119,7 @@ def _wider(results: Sequence[PointResult]) -> str:
         for name in series
         if name in named
     ]
-    return _table(["point", "", "weights stored", "density", "accuracy"], rows)
-
-
-def _longer(figures: Figures, results: Sequence[PointResult]) -> str:
-    """Whether what was said above is but a matter of time."""
-    longer = point_results(figures, longer_tasks(figures))
-    if not longer:
-        return "Not run yet."
-    usual = {result.point: result for result in results}
-    rows = []
-    for result in longer:
-        cells = [result.point.name, _described(result.point), f"{result.ram_bytes:,}"]
-        seeds = [f"{accuracy:.1%}" for accuracy in result.accuracies]
-        seeds += ["-"] * (len(SEEDS) - len(seeds))
-        rows.append(
-            [*cells, f"{usual[result.point].accuracy:.1%}", *seeds, f"{result.accuracy:.1%}"]
-        )
-    by_ram = [compare(longer, limit, lambda r: r.ram_bytes) for limit in RAM_LIMITS]
-    text = (
-        f"The same with {LONGER_ROUNDS} rounds instead of {ROUNDS}, at the learning rates that were "
-        f"chosen for {ROUNDS}. {_verdicts(by_ram, 'RAM', _kibibytes)}"
-    )
-    heading = ["point", "", "RAM, bytes", f"{ROUNDS} rounds"]
-    heading += [*(f"seed {seed}" for seed in SEEDS), f"{LONGER_ROUNDS} rounds"]
-    table = _comparison_table("RAM at most", by_ram, _kibibytes)
-    return f"{text}\n\n{table}\n\n{_table(heading, rows)}"
+    return table(["point", "", "weights stored", "density", "accuracy"], rows)
 
 
 def _spotter(figures: Figures) -> str:
@@ -257,7 +147,7 @@ def _spotter(figures: Figures) -> str:
         f"update has {'the' if exact else 'NOT always the'} bits of the portable kernels on the host, "
         f"and the arena touched is {'the' if exact else 'NOT always the'} planned one to the byte."
     )
-    return f"{text}\n\n{_table(['', 'measured', 'limit', '', 'goal', ''], rows)}"
+    return f"{text}\n\n{table(['', 'measured', 'limit', '', 'goal', ''], rows)}"
 
 
 def _bound(name: str, measured: int, limit: int, goal: int | None = None) -> list[str]:
@@ -279,12 +169,12 @@ def _mixed(figures: Figures, results: Sequence[PointResult]) -> str:
     settings = runs[-1]["settings"]
     job, boards = settings["job"], settings["boards"]
     how = (
-        f"{len(boards['boards'])} emulated boards of {_kibibytes(boards['ram_bytes'])}, "
+        f"{len(boards['boards'])} emulated boards of {kibibytes(boards['ram_bytes'])}, "
         f"{boards['boards'][0]}, behind a gateway, and {settings['linux_devices']} Linux processes, "
-        f"over MQTT (mosquitto), {job['rounds']} rounds, every device in each, the other settings as "
-        "above. A board has the clips of one speaker; the Linux devices share the other speakers, as "
-        "hubs do, so a round has many more steps on a device than above. Accuracy on the speakers "
-        "held out; one seed."
+        f"over MQTT (mosquitto), {job['rounds']} rounds, every device in each, but boards not in dense "
+        "ones; the other settings as above. A board has the clips of one speaker; the Linux devices "
+        "share the other speakers, as hubs do, so a round has many more steps on a device than above. "
+        "Accuracy on the speakers held out; one seed."
     )
     return "\n\n".join([how, *map(_mixed_run, runs)])
 
@@ -292,16 +182,18 @@ def _mixed(figures: Figures, results: Sequence[PointResult]) -> str:
 def _mixed_run(run: Figure) -> str:
     point, rounds = run["settings"]["point"], run["rounds"]
     last = rounds[-1]
+    count = run["settings"]["job"]["dense_rounds"]
+    dense = f" after {count} dense rounds" if count else ""
     by_round = ", ".join(f"{entry['accuracy']:.1%}" for entry in rounds)
     text = (
-        f"Widths {_joined(point['widths'])}, sparsity {point['sparsity']:.1%}: round by "
+        f"Widths {joined(point['widths'])}, sparsity {point['sparsity']:.1%}{dense}: round by "
         f"round {by_round}. The last round took {last['bytes_down']:,} bytes down and "
         f"{last['bytes_up']:,} up, of all devices, messages included."
     )
     heading = ["device", "", "rounds", "clips", "kernels", "arena planned", "arena touched"]
     heading += ["RAM or process at most", "seconds, last round"]
     rows = [_device(device, run["settings"]) for device in run["devices"]]
-    return f"{text}\n\n{_table(heading, rows)}"
+    return f"{text}\n\n{table(heading, rows)}"
 
 
 def _device(device: Figure, settings: Figure) -> list[str]:
@@ -324,9 +216,11 @@ def _how(figures: Figures) -> str:
         f"{DEVICES_PER_ROUND} devices drawn for each, {EPOCHS} local epochs, batches of {BATCH_SIZE}, "
         f"SGD with weight decay {WEIGHT_DECAY:g}, a learning rate that falls exponentially to "
         f"{FINAL_SHARE:g} of itself, no clipping. Dense: FedAvg, β = 1. Sparse: SparsyFed, β = "
-        f"{BETA}, layer budgets `{BUDGET}`, sparse from the first round on, so that boards can train "
-        "from the start: the support is that of the largest initial values and never grows. Saved "
-        "inputs are pruned as the method says: a layer of which 3 % is stored keeps 3 % of its "
+        f"{BETA}, layer budgets `{BUDGET}`. Sparse-wide: sparse from the first round on, so that boards can "
+        "train from the start: the support is that of the largest initial values and never grows. "
+        "Pruned-wide: the support is that of the largest values after the dense rounds; RAM and "
+        "instructions of a board are those of the sparse-wide point with as many weights in each layer. "
+        "Saved inputs are pruned as the method says: a layer of which 3 % is stored keeps 3 % of its "
         f"inputs for the weight gradient. Accuracy: mean of the last {LAST_ROUNDS} rounds, "
         "on the test speakers: the recommended point, and the best of a family within a limit, are chosen "
         "by it, too, so that theirs is somewhat flattered. A seed is "
@@ -363,15 +257,10 @@ def _rates(figures: Figures) -> str:
         [family, name, *(_rate_cell(row.get(rate), rate == chosen[family]) for rate in columns)]
         for (family, name), row in found.items()
     ]
-    return _table(["family", "point", *(f"{rate:g}" for rate in columns)], rows)
+    return table(["family", "point", *(f"{rate:g}" for rate in columns)], rows)
 
 
 def _rate_cell(accuracy: float | None, is_chosen: bool) -> str:
     if accuracy is None:
         return ""
     return f"**{accuracy:.1%}**" if is_chosen else f"{accuracy:.1%}"
-
-
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heading, ["---", *["---:"] * (len(heading) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -10,7 +10,9 @@ from sparsyfed.tools.keyword_results import FAMILIES, PointResult
 from sparsyfed.tools.plot_files import PlotFile, plot_file
 from sparsyfed.tools.quantities import byte_text, count_text
 
-LOOKS = dict(zip(FAMILIES, ((drawing.DENSE, "o"), (drawing.SPARSE, "s")), strict=True))
+LOOKS = dict(
+    zip(FAMILIES, ((drawing.DENSE, "o"), (drawing.SPARSE, "s"), (drawing.THIRD, "D")), strict=True)
+)
 READING = (
     "Mean accuracy of three seeds on held-out speakers, whiskers from the worst to the best seed; the line is the "
     "best that a family reaches up to there."

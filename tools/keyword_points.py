@@ -1,6 +1,6 @@
 """The points of the keyword study: nets, densities, and how they are trained."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ EPOCHS = 3
 ROUNDS = 60
 DEVICES_PER_ROUND = 10
 WEIGHT_DECAY = 1e-3
+DENSE_SHARE = 0.5
+"""Of the rounds of a pruned point."""
 FINAL_SHARE = 0.1
 """The learning rate of the last round, over that of the first."""
 LAST_ROUNDS = 5
@@ -25,13 +27,17 @@ LAST_ROUNDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """`export.models.kws_cnn` with these arguments, at a sparsity from the first round on; without one β is 1."""
+    """`export.models.kws_cnn` with these arguments, at a sparsity; without one β is 1.
+
+    It is sparse from the first round on, or after a share of the rounds in which all weights are trained.
+    """
 
     name: str
     widths: tuple[int, ...]
     strides: tuple[int, ...] = (2, 2, 1)
     stem_strides: tuple[int, int] = (4, 2)
     sparsity: float = 0.0
+    dense_share: float = 0.0
 
     @property
     def is_sparse(self) -> bool:
@@ -46,10 +52,12 @@ class Point:
     @property
     def family(self) -> str:
         """Points whose learning rates are compared."""
-        return "sparse-wide" if self.is_sparse else "dense-narrow"
+        if not self.is_sparse:
+            return "dense-narrow"
+        return "pruned-wide" if self.dense_share else "sparse-wide"
 
     def settings(self) -> dict[str, Any]:
-        """What the point is known by: plain values, without the name."""
+        """What the net of the point is known by: plain values, without the name."""
         return {
             "widths": list(self.widths),
             "strides": list(self.strides),
@@ -60,13 +68,20 @@ class Point:
 
     def compile(self, seed: int) -> tuple[Artifact, State]:
         """Artifact and initial state for round 1, of this sparsity already."""
+        return self._compile(seed, self.sparsity)
+
+    def beginning(self, seed: int) -> tuple[Artifact, State]:
+        """The same, dense where the first rounds are."""
+        return self._compile(seed, 0.0 if self.dense_share else self.sparsity)
+
+    def _compile(self, seed: int, sparsity: float) -> tuple[Artifact, State]:
         torch.manual_seed(seed)
         model = export.models.kws_cnn(
             widths=self.widths, strides=self.strides, stem_strides=self.stem_strides
         )
         artifact = export.compile(model, torch.zeros(1, *INPUT_SHAPE), beta=self.beta).native
         state = export.initial_state(
-            model, beta=self.beta, sparsity=self.sparsity, seed=seed, budget=BUDGET
+            model, beta=self.beta, sparsity=sparsity, seed=seed, budget=BUDGET
         )
         return artifact, State(state.tensors, round=1)
 
@@ -83,6 +98,7 @@ class Point:
             weight_decay=WEIGHT_DECAY,
             budget=BUDGET,
             devices_per_round=DEVICES_PER_ROUND,
+            dense_rounds=round(self.dense_share * rounds),
         )
 
 
@@ -91,13 +107,15 @@ SPOTTER = Point("S2", _WIDE, sparsity=0.95)
 """`kws_cnn` with its default arguments: too large for boards without sparsity."""
 SPOTTER_DENSE = Point("kws_cnn, dense", _WIDE)
 _MEDIUM = (16, 32, 48, 64)
-POINTS = (
+_DENSE = (
     Point("D1", (8, 8, 12, 16)),
     Point("D2", (8, 12, 16, 24)),
     Point("D3", (8, 16, 32), (2, 2)),
     Point("D4", (8, 12, 16, 24), stem_strides=(2, 2)),
     Point("D5", (12, 16, 24, 32)),
     Point("D6", (16, 24, 32, 48)),
+)
+_SPARSE = (
     Point("S1", _WIDE, sparsity=0.975),
     SPOTTER,
     Point("S3", _WIDE, sparsity=0.9),
@@ -107,20 +125,29 @@ POINTS = (
     Point("S7", (12, 24, 32, 48), sparsity=0.75),
     Point("S8", (12, 24, 32, 48), stem_strides=(2, 2), sparsity=0.75),
 )
-"""Dense-narrow points from few weights to many, sparse-wide ones that store about as many in wider nets."""
+_PRUNED = tuple(
+    replace(point, name=point.name.replace("S", "P"), dense_share=DENSE_SHARE) for point in _SPARSE
+)
+POINTS = (*_DENSE, *_SPARSE, *_PRUNED)
+"""Dense-narrow points from few weights to many, sparse-wide ones that store about as many in wider nets, and the same
+nets pruned after dense rounds."""
 
-RATES = {"dense-narrow": (0.03, 0.06, 0.12), "sparse-wide": (0.05, 0.1, 0.2)}
-TUNED = ("D2", "D5", "S2", "S5")
+RATES = {
+    "dense-narrow": (0.03, 0.06, 0.12),
+    "sparse-wide": (0.05, 0.1, 0.2),
+    "pruned-wide": (0.05, 0.1, 0.2),
+}
+TUNED = ("D2", "D5", "S2", "S5", "P2", "P5")
 """Points by which the learning rate of their family is chosen."""
 
 
 LARGER_BATCH = 8
 MEASURED = (
-    *((point, BATCH_SIZE) for point in POINTS),
+    *((point, BATCH_SIZE) for point in (*_DENSE, *_SPARSE)),
     (SPOTTER_DENSE, BATCH_SIZE),
     (SPOTTER, LARGER_BATCH),
 )
-"""Points and batch sizes that are measured on the board."""
+"""Points and batch sizes that are measured on the board; a pruned point is there what its sparse one is."""
 
 
 WIDER = (("D2", "S7", "S5", "S2"), ("D5", "S6", "S3"))

@@ -12,15 +12,17 @@ from sparsyfed.tools.keyword_points import (
     BATCH_SIZE,
     LONGER_ROUNDS,
     POINTS,
+    RATES,
     ROUNDS,
     SEEDS,
-    SPOTTER,
     Point,
     tuning_grid,
 )
 from sparsyfed.tools.keyword_training import Task
 
-FAMILIES = ("dense-narrow", "sparse-wide")
+DENSE, SPARSE, PRUNED = FAMILIES = tuple(RATES)
+ON_BOARDS_ALONE = (DENSE, SPARSE)
+"""Families that need no device with the memory for a wide net."""
 RAM_LIMIT = 128 * 1024
 """Bytes of the board that a recommendation is for."""
 LEAST_DIFFERENCE = 0.02
@@ -102,47 +104,48 @@ def point_results(figures: Figures, tasks: Sequence[Task]) -> list[PointResult]:
     return results
 
 
-def recommended(results: Sequence[PointResult]) -> PointResult | None:
-    """The most accurate point within RAM_LIMIT, if one is."""
-    fitting = [result for result in results if result.ram_bytes <= RAM_LIMIT]
+def recommended(results: Sequence[PointResult], *families: str) -> PointResult | None:
+    """The most accurate point of these families within RAM_LIMIT, if one is."""
+    fitting = [r for r in results if r.ram_bytes <= RAM_LIMIT and r.point.family in families]
     return max(fitting, key=lambda result: result.accuracy, default=None)
 
 
 def mixed_points(results: Sequence[PointResult]) -> list[PointResult]:
-    """What boards and Linux devices train together: the recommended point, and the spotter."""
-    best = recommended(results)
-    return [result for result in results if result is best or result.point == SPOTTER]
+    """What boards and Linux devices train together: what is recommended without dense rounds, and with them."""
+    best = [recommended(results, *ON_BOARDS_ALONE), recommended(results, PRUNED)]
+    return [result for result in best if result is not None]
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The best dense-narrow and the best sparse-wide point within a limit; None where no point is."""
+    """The best dense-narrow point within a limit, and the best one of a family of wide nets; None where no point is."""
 
     limit: int
     dense: PointResult | None
-    sparse: PointResult | None
+    family: str
+    wide: PointResult | None
 
     @property
     def verdict(self) -> str:
         """Which family trains better, if the seeds let one say so."""
-        if self.dense is None or self.sparse is None:
-            return "only one fits" if self.dense or self.sparse else "none fits"
-        difference = self.sparse.accuracy - self.dense.accuracy
-        if abs(difference) < max(LEAST_DIFFERENCE, 2 * _error(self.dense, self.sparse)):
+        if self.dense is None or self.wide is None:
+            return "only one fits" if self.dense or self.wide else "none fits"
+        difference = self.wide.accuracy - self.dense.accuracy
+        if abs(difference) < max(LEAST_DIFFERENCE, 2 * _error(self.dense, self.wide)):
             return "not decided"
-        return FAMILIES[1] if difference > 0 else FAMILIES[0]
+        return self.family if difference > 0 else DENSE
 
 
 def compare(
-    results: Sequence[PointResult], limit: int, cost: Callable[[PointResult], int]
+    results: Sequence[PointResult], limit: int, cost: Callable[[PointResult], int], family: str
 ) -> Comparison:
-    """What each family reaches at no more than this cost."""
+    """What dense-narrow nets and those of a family of wide ones reach at no more than this cost."""
 
     def best(family: str) -> PointResult | None:
         own = [r for r in results if r.point.family == family and cost(r) <= limit]
         return max(own, key=lambda r: r.accuracy, default=None)
 
-    return Comparison(limit, *(best(family) for family in FAMILIES))
+    return Comparison(limit, best(DENSE), family, best(family))
 
 
 def _error(one: PointResult, other: PointResult) -> float:

@@ -47,7 +47,7 @@ class Task:
 def run(
     task: Task, model: tuple[Artifact, State], clips: Clips, speakers: Speakers
 ) -> dict[str, Any]:
-    """One run, on the calling thread, as plain values. `model` is what `Point.compile` gives for the seed.
+    """One run, on the calling thread, as plain values. `model` is what `Point.beginning` gives for the seed.
 
     `final_accuracy` is the mean over the last rounds; where training diverged it is 0, and `accuracy` has the rounds
     before.
@@ -56,7 +56,7 @@ def run(
     job = task.point.job(task.seed, task.rate, task.rounds)
     rounds: list[FinishedRound] = []
     diverged = False
-    with _opened(task.data(clips, speakers)) as (devices, held_out):
+    with _opened(task.data(clips, speakers), job.dense_rounds) as (devices, held_out):
         try:
             # One by one: the rounds before a divergence count.
             for finished in run_federation(*model, job, devices, held_out):
@@ -73,8 +73,11 @@ def run(
 
 
 @contextmanager
-def _opened(data: FleetData) -> Iterator[tuple[list[VirtualDevice], Dataset]]:
-    """Devices whose memory is not limited, and the data held out."""
+def _opened(data: FleetData, dense_rounds: int) -> Iterator[tuple[list[VirtualDevice], Dataset]]:
+    """The devices, and the data held out.
+
+    Every second device is a board, which joins when the dense rounds are over.
+    """
     with TemporaryDirectory(prefix="sparsyfed-keywords-") as temporary, ExitStack() as stack:
         opened = {
             name: stack.enter_context(closing(Dataset(path)))
@@ -82,6 +85,9 @@ def _opened(data: FleetData) -> Iterator[tuple[list[VirtualDevice], Dataset]]:
         }
         held_out = opened.pop(HELD_OUT)
         yield (
-            [VirtualDevice(name, own, DEFAULT_ARENA_LIMIT) for name, own in opened.items()],
+            [
+                VirtualDevice(name, own, DEFAULT_ARENA_LIMIT, 1 + dense_rounds * (place % 2))
+                for place, (name, own) in enumerate(sorted(opened.items()))
+            ],
             held_out,
         )

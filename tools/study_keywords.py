@@ -50,7 +50,7 @@ def train(tasks: Iterable[Task], figures: Figures, clips: Clips, workers: int, s
     with ThreadPoolExecutor(workers) as pool:
         # Models are compiled here: what captures them keeps state of its own for the process.
         running = {
-            pool.submit(run, task, task.point.compile(task.seed), clips, speakers): task
+            pool.submit(run, task, task.point.beginning(task.seed), clips, speakers): task
             for task in wanted
         }
         try:

@@ -15,8 +15,11 @@ from board_machines import require_tools
 from keyword_clips import write_clips
 
 from sparsyfed.devices.board_fit import fit_on_board
+from sparsyfed.devices.training import LocalRound
+from sparsyfed.devices.virtual import train_devices
+from sparsyfed.edge_runtime import State
 from sparsyfed.edge_runtime.errors import ArenaError, ConfigurationError, FormatError, InputError
-from sparsyfed.tools import keyword_boards, study_keywords
+from sparsyfed.tools import in_process, keyword_boards, study_keywords
 from sparsyfed.tools.keyword_boards import BOARD, board_settings, measure_point
 from sparsyfed.tools.keyword_data import Clips, load_clips, split_speakers
 from sparsyfed.tools.keyword_figures import Figures
@@ -31,6 +34,7 @@ from sparsyfed.tools.keyword_page import markdown
 from sparsyfed.tools.keyword_plots import draw_all
 from sparsyfed.tools.keyword_points import MEASURED, POINTS, ROUNDS, Point
 from sparsyfed.tools.keyword_results import (
+    FAMILIES,
     PointResult,
     chosen_rate,
     compare,
@@ -96,7 +100,7 @@ def test_the_best_rate_of_the_tuned_points_is_taken_for_the_family(figures: Figu
     assert chosen_rate(figures, "dense-narrow", ROUNDS) == 0.06
     assert chosen_rate(figures, "sparse-wide", ROUNDS) == 0.05
     rates = {task.point.family: task.rate for task in training_tasks(figures, ROUNDS)}
-    assert rates == {"dense-narrow": 0.06, "sparse-wide": 0.05}
+    assert rates == {"dense-narrow": 0.06, "sparse-wide": 0.05, "pruned-wide": 0.05}
 
 
 def test_no_rate_no_run(tmp_path: Path) -> None:
@@ -107,17 +111,20 @@ def test_no_rate_no_run(tmp_path: Path) -> None:
 def test_families_are_compared_within_a_limit(figures: Figures) -> None:
     results = results_of(figures)
     assert len(results) == len(POINTS)
-    within = compare(results, 300 * KIB, lambda result: result.ram_bytes)
+    within = compare(results, 300 * KIB, lambda result: result.ram_bytes, "sparse-wide")
     assert within.verdict == "sparse-wide"
-    assert within.sparse is not None
-    assert within.sparse.accuracy == pytest.approx(0.81)
+    assert within.wide is not None
+    assert within.wide.point.family == "sparse-wide"
+    assert within.wide.accuracy == pytest.approx(0.81)
     assert within.dense is not None
     assert within.dense.ram_bytes <= 300 * KIB
-    assert compare(results, KIB, lambda result: result.ram_bytes).verdict == "none fits"
-    best = recommended(results)
-    assert best is not None
-    assert best.point.is_sparse
-    assert recommended([]) is None
+    nothing = compare(results, KIB, lambda result: result.ram_bytes, "pruned-wide")
+    assert nothing.verdict == "none fits"
+    for family in FAMILIES[1:]:
+        best = recommended(results, "dense-narrow", family)
+        assert best is not None
+        assert best.point.family == family
+    assert recommended([], *FAMILIES) is None
 
 
 def test_what_the_seeds_do_not_show_is_not_decided(figures: Figures) -> None:
@@ -126,7 +133,8 @@ def test_what_the_seeds_do_not_show_is_not_decided(figures: Figures) -> None:
         figures.put("runs", task.settings(), {"final_accuracy": accuracy})
     results = results_of(figures)
     limit = 1 << 30
-    assert compare(results, limit, lambda result: result.ram_bytes).verdict == "not decided"
+    within = compare(results, limit, lambda result: result.ram_bytes, "sparse-wide")
+    assert within.verdict == "not decided"
 
 
 def test_the_page_is_made_of_the_figures_and_repeats(figures: Figures, tmp_path: Path) -> None:
@@ -135,6 +143,7 @@ def test_the_page_is_made_of_the_figures_and_repeats(figures: Figures, tmp_path:
     assert page == markdown(Figures(tmp_path / "keywords.json"), draw_all(results_of(figures)))
     assert "CC BY 4.0" in page
     assert "sparse-wide is better" in page
+    assert "pruned-wide is better" in page
     assert page.count("| S2 |") >= 1
     assert "| **" in page  # the rate that was taken
     assert page.count("Not run yet.") == 2  # no run of more rounds, no mixed one
@@ -227,6 +236,29 @@ def test_boards_have_a_speaker_each_and_linux_devices_the_others() -> None:
     everybody = [one for own in speakers.values() for one in own]
     assert len(everybody) == len(set(everybody))
     assert not set(everybody) & set(split_speakers(clips).test)
+
+
+def test_boards_join_a_pruned_point_after_its_dense_rounds(tmp_path: Path) -> None:
+    clips = load_clips(write_clips(tmp_path / "clips.npz"))
+    task = Task("runs", replace(TINY, dense_share=0.5), 0.1, 0, rounds=4)
+    figures = Figures(tmp_path / "keywords.json")
+    seen: list[tuple[int, float, set[str]]] = []
+
+    def watch(devices: Any, artifact: Any, state: Any, work: LocalRound, **options: Any) -> Any:
+        devices = list(devices)
+        density = State.decode(state).density
+        seen.append((work.round, density, {device.name for device in devices}))
+        return train_devices(devices, artifact, state, work, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(in_process, "train_devices", watch)
+        study_keywords.train([task], figures, clips, 1, lambda _: None)
+    assert [(number, density) for number, density, _ in seen[:2]] == [(1, 1.0), (2, 1.0)]
+    assert [density for _, density, _ in seen[2:]] == pytest.approx([0.5, 0.5], abs=0.01)
+    names = sorted(task.data(clips, split_speakers(clips)).devices)
+    for number, _, devices in seen:
+        assert devices <= set(names[::2] if number <= 2 else names)
+    assert any(devices - set(names[::2]) for _, _, devices in seen[2:])
 
 
 def test_a_mixed_run_is_known_by_what_it_trains() -> None:
