@@ -27,9 +27,11 @@ static inline const struct window *nonzero_window(const struct pass *pass, uint3
 /* y[0..count) = value */
 static void fill(float *y, size_t count, float value)
 {
-    for (; count >= 4u; count -= 4u, y += 4)
-        y[0] = y[1] = y[2] = y[3] = value;
-    for (; count > 0u; --count)
+    float *const end = y + count;
+
+    for (; count >= 8u; count -= 8u, y += 8)
+        y[0] = y[1] = y[2] = y[3] = y[4] = y[5] = y[6] = y[7] = value;
+    while (y < end)
         *y++ = value;
 }
 
@@ -117,8 +119,8 @@ static uint64_t block_d_weight(const struct pass *pass, const float *x, const fl
 
 /* Write what was kept of `count` elements from `at` on, and zeros between. Returns the values after
  * them. */
-static const float *unpack(const uint32_t *mask, size_t at, size_t count, const float *value,
-                           float *x)
+static SFD_HOT const float *unpack(const uint32_t *mask, size_t at, size_t count,
+                                   const float *value, float *x)
 {
     for (; count > 0u; --count, ++at)
         *x++ = mask[at / 32u] >> at % 32u & 1u ? *value++ : 0.0f;
@@ -167,7 +169,7 @@ static uint64_t d_input(const struct sfd_layer *layer, const float *w, const flo
     uint32_t first;
 
     if (!accumulate)
-        fill(dx, n * sfd_in_elements(layer), 0.0f);
+        memset(dx, 0, n * sfd_in_elements(layer) * sizeof *dx);
     if (sfd_is_linear(layer))
         return sfd_linear_d_input(layer, w, dy, dx, n);
     for (first = 0u; first < n; first += SFD_BLOCK) {
@@ -196,7 +198,7 @@ static uint64_t d_weight(const struct sfd_layer *layer, const struct sfd_saved_i
     uint64_t done = 0u;
     uint32_t first;
 
-    fill(gradient, layer->support.count, 0.0f);
+    memset(gradient, 0, layer->support.count * sizeof *gradient);
     if (x->dense == NULL && !is_unpacked(layer))
         return sfd_packed_d_weight(layer, x, dy, gradient, n, scratch);
     for (first = 0u; first < n; first += SFD_BLOCK) {

@@ -1,9 +1,14 @@
 /* The loops over what a nonzero of a convolution touches. A row of pixels of a block is one run of
- * floats, so that each nonzero does a long, plain loop whatever the image's size. */
+ * floats, so that each nonzero does long, plain loops: along the lines of a window, or where these are
+ * short, in strips across them. */
 #include "kernels_windows.h"
 
 /* Partial sums of a dot product: fixed, so that the order of additions is the same everywhere. */
 #define LANES 8u
+
+/* Floats of the longest line of a window that is taken in strips. Longer ones lie too far apart: the
+ * pixels of a strip would share few places in a cache. */
+#define SHORT 64u
 
 /* Outputs whose input lies before `end`, counted from that of output 0. */
 static uint32_t outputs_before(uint32_t end, uint32_t stride)
@@ -90,101 +95,118 @@ struct pass sfd_pass_begin(const struct sfd_layer *layer, uint32_t images, void 
     return pass;
 }
 
-/* y += w * x over a window whose pixels lie side by side, on both sides. */
+/* y += w * x for pixels that lie apart, one at least. */
+static void pixels_add(float *restrict y, size_t y_step, const float *restrict x, size_t x_step,
+                       uint32_t count, float w)
+{
+    do {
+        *y += w * *x;
+        y += y_step;
+        x += x_step;
+    } while (--count > 0u);
+}
+
+/* The same for fours. */
+static void fours_add(float *restrict y, size_t y_step, const float *restrict x, size_t x_step,
+                      uint32_t count, float w)
+{
+    do {
+        y[0] += w * x[0];
+        y[1] += w * x[1];
+        y[2] += w * x[2];
+        y[3] += w * x[3];
+        y += y_step;
+        x += x_step;
+    } while (--count > 0u);
+}
+
+/* The same for lines, one at least, of floats that lie side by side. */
 static void lines_add(float *restrict y, size_t y_line, const float *restrict x, size_t x_line,
                       uint32_t count, uint32_t lines, float w)
 {
-    const uint32_t fours = count / 4u, rest = count % 4u;
-    uint32_t i;
+    const uint32_t rest = count % 4u, whole = count - rest;
 
-    y_line -= count;
-    x_line -= count;
-    for (; lines > 0u; --lines, y += y_line, x += x_line) {
-        for (i = fours; i > 0u; --i, y += 4, x += 4) {
-            y[0] += w * x[0];
-            y[1] += w * x[1];
-            y[2] += w * x[2];
-            y[3] += w * x[3];
-        }
-        for (i = rest; i > 0u; --i)
-            *y++ += w * *x++;
+    if (lines > 1u && count <= SHORT) {
+        for (; count >= 4u; count -= 4u, y += 4, x += 4)
+            fours_add(y, y_line, x, x_line, lines, w);
+        for (; count > 0u; --count)
+            pixels_add(y++, y_line, x++, x_line, lines, w);
+        return;
     }
-}
-
-/* The same for pixels of one image that lie apart. */
-static void lines_add_apart(const struct window *window, float *restrict y, const struct side *to,
-                            const float *restrict x, const struct side *from, float w)
-{
-    const size_t y_step = to->step, y_line = to->line - window->count * y_step;
-    const size_t x_step = from->step, x_line = from->line - window->count * x_step;
-    const uint32_t count = window->count;
-    uint32_t i, lines;
-
-    for (lines = window->lines; lines > 0u; --lines, y += y_line, x += x_line)
-        for (i = count; i > 0u; --i, y += y_step, x += x_step)
-            *y += w * *x;
+    for (; lines > 0u; --lines, y += y_line, x += x_line) {
+        if (whole > 0u)
+            fours_add(y, 4u, x, 4u, whole / 4u, w);
+        if (rest > 0u)
+            pixels_add(y + whole, 1u, x + whole, 1u, rest, w);
+    }
 }
 
 void sfd_window_add(const struct window *window, uint32_t n, float *y, const struct side *to,
                     const float *x, const struct side *from, float w)
 {
-    uint32_t line;
+    const uint32_t count = window->count;
+    uint32_t lines = window->lines;
 
-    if (to->step == from->step)
-        lines_add(y, to->line, x, from->line, window->count, window->lines, w);
-    else if (n == 1u)
-        lines_add_apart(window, y, to, x, from, w);
-    else /* the pixels of a line are lines of n floats */
-        for (line = 0u; line < window->lines; ++line, y += to->line, x += from->line)
-            lines_add(y, to->step, x, from->step, n, window->count / n, w);
+    if (lines > 0u && to->step == from->step) {
+        lines_add(y, to->line, x, from->line, count, lines, w);
+        return;
+    }
+    for (; lines > 0u; --lines, y += to->line, x += from->line)
+        if (n == 1u)
+            pixels_add(y, to->step, x, from->step, count, w);
+        else /* the pixels of a line are lines of n floats */
+            lines_add(y, to->step, x, from->step, n, count / n, w);
+}
+
+/* The sum and the products of pixels that lie apart, one at least. */
+static float pixels_dot(const float *y, size_t y_step, const float *x, size_t x_step,
+                        uint32_t count, float sum)
+{
+    do {
+        sum += *y * *x;
+        y += y_step;
+        x += x_step;
+    } while (--count > 0u);
+    return sum;
+}
+
+/* The same for LANES side by side. */
+static void lanes_dot(const float *y, size_t y_step, const float *x, size_t x_step, uint32_t count,
+                      float *lane)
+{
+    float a = lane[0], b = lane[1], c = lane[2], d = lane[3];
+    float e = lane[4], f = lane[5], g = lane[6], h = lane[7];
+
+    do {
+        a += y[0] * x[0];
+        b += y[1] * x[1];
+        c += y[2] * x[2];
+        d += y[3] * x[3];
+        e += y[4] * x[4];
+        f += y[5] * x[5];
+        g += y[6] * x[6];
+        h += y[7] * x[7];
+        y += y_step;
+        x += x_step;
+    } while (--count > 0u);
+    lane[0] = a, lane[1] = b, lane[2] = c, lane[3] = d;
+    lane[4] = e, lane[5] = f, lane[6] = g, lane[7] = h;
 }
 
 /* Add the products of lines to the partial sums; element i of a line goes to sum i % LANES. */
-static void lines_dot(const float *restrict y, size_t y_line, const float *restrict x,
-                      size_t x_line, uint32_t count, uint32_t lines, float *restrict lane)
+static void lines_dot(const float *y, size_t y_line, const float *x, size_t x_line, uint32_t count,
+                      uint32_t lines, float *lane)
 {
-    const uint32_t rest = count % 4u;
-    float a = lane[0], b = lane[1], c = lane[2], d = lane[3];
-    float e = lane[4], f = lane[5], g = lane[6], h = lane[7];
+    const uint32_t rest = count % LANES, whole = count - rest;
+    const int is_long = lines == 1u || count > SHORT;
     uint32_t i;
 
-    y_line -= count - rest;
-    x_line -= count - rest;
-    for (; lines > 0u; --lines, y += y_line, x += x_line) {
-        for (i = count / LANES; i > 0u; --i, y += LANES, x += LANES) {
-            a += y[0] * x[0];
-            b += y[1] * x[1];
-            c += y[2] * x[2];
-            d += y[3] * x[3];
-            e += y[4] * x[4];
-            f += y[5] * x[5];
-            g += y[6] * x[6];
-            h += y[7] * x[7];
-        }
-        if (count % LANES >= 4u) {
-            a += y[0] * x[0];
-            b += y[1] * x[1];
-            c += y[2] * x[2];
-            d += y[3] * x[3];
-            y += 4;
-            x += 4;
-            if (rest > 0u)
-                e += y[0] * x[0];
-            if (rest > 1u)
-                f += y[1] * x[1];
-            if (rest > 2u)
-                g += y[2] * x[2];
-        } else {
-            if (rest > 0u)
-                a += y[0] * x[0];
-            if (rest > 1u)
-                b += y[1] * x[1];
-            if (rest > 2u)
-                c += y[2] * x[2];
-        }
-    }
-    lane[0] = a, lane[1] = b, lane[2] = c, lane[3] = d;
-    lane[4] = e, lane[5] = f, lane[6] = g, lane[7] = h;
+    for (i = 0u; i < whole && !is_long; i += LANES)
+        lanes_dot(y + i, y_line, x + i, x_line, lines, lane);
+    for (i = 0u; i < lines && whole > 0u && is_long; ++i)
+        lanes_dot(y + i * y_line, LANES, x + i * x_line, LANES, whole / LANES, lane);
+    for (i = 0u; i < rest; ++i)
+        lane[i] = pixels_dot(y + whole + i, y_line, x + whole + i, x_line, lines, lane[i]);
 }
 
 float sfd_window_dot(const struct pass *pass, const struct window *window, const float *y,
@@ -192,15 +214,14 @@ float sfd_window_dot(const struct pass *pass, const struct window *window, const
 {
     const uint32_t n = pass->images, count = window->count;
     float lane[LANES] = {0.0f};
-    uint32_t line, i;
+    uint32_t line;
 
-    if (pass->in.step == n)
+    if (pass->in.step == n && window->lines > 0u)
         lines_dot(y, pass->out.line, x, pass->in.line, count, window->lines, lane);
     else
         for (line = 0u; line < window->lines; ++line, y += pass->out.line, x += pass->in.line)
             if (n == 1u)
-                for (i = 0u; i < count; ++i)
-                    lane[i % LANES] += y[i] * x[i * pass->in.step];
+                lane[line % LANES] = pixels_dot(y, 1u, x, pass->in.step, count, lane[line % LANES]);
             else /* the pixels of a line are lines of n floats */
                 lines_dot(y, n, x, pass->in.step, n, count / n, lane);
     return ((lane[0] + lane[4]) + (lane[1] + lane[5])) +
