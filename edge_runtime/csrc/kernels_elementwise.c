@@ -1,18 +1,20 @@
 /* Activations and addition. dx may be dy itself unless it is added to. */
 #include "sfd_kernels.h"
 
-/* Up to 32 elements, by their bits, whose order is that of integers. A value below zero still has its
- * sign after the addition, a NaN, which passes through, has lost it: it lies beyond infinity. */
+/* Bits of the infinity below zero, as a number: those of what is below zero are not above, those of a
+ * NaN, which passes through, are. */
+#define BELOW_ALL (-8388608)
+
+/* One to 32 elements, by their bits, whose order is that of integers. */
 static inline uint32_t rectify(const float *x, uint32_t count, float *y)
 {
-    uint32_t positive = 0u, j;
+    uint32_t positive = 0u, j = 0u;
 
-    for (j = 0u; j < count; ++j) {
-        uint32_t value = sfd_float_bits(x[j]);
-        value &= ~sfd_sign_mask(value & (value + 0x007fffffu));
-        positive |= sfd_mask_bit[j] & sfd_sign_mask(0u - value);
-        y[j] = sfd_bits_float(value);
-    }
+    do {
+        const int32_t value = sfd_float_order(x[j]);
+        positive |= value > 0 ? sfd_mask_bit[j] : 0u;
+        y[j] = sfd_bits_float(value > BELOW_ALL ? (uint32_t)value : 0u);
+    } while (++j < count);
     return positive;
 }
 
@@ -46,21 +48,18 @@ void sfd_rectifier_forward(const float *x, uint32_t count, float ceiling, uint32
     }
 }
 
-static inline void mask_word(uint32_t bits, uint32_t count, float *dx)
+static SFD_HOT void zero_at(uint32_t bits, float *dx)
 {
-    uint32_t j;
-
-    for (j = 0u; j < count; ++j)
-        dx[j] = bits & sfd_mask_bit[j] ? dx[j] : 0.0f;
+    for (; bits != 0u; bits &= bits - 1u)
+        dx[sfd_lowest_bit(bits)] = 0.0f;
 }
 
-static inline void add_masked(uint32_t bits, const float *restrict dy, uint32_t count,
-                              float *restrict dx)
+static void add_at(uint32_t bits, const float *dy, float *dx)
 {
-    uint32_t j;
-
-    for (j = 0u; j < count; ++j)
-        dx[j] += bits & sfd_mask_bit[j] ? dy[j] : 0.0f;
+    for (; bits != 0u; bits &= bits - 1u) {
+        const uint32_t at = sfd_lowest_bit(bits);
+        dx[at] += dy[at];
+    }
 }
 
 /* dx is dy itself, or is added to. */
@@ -69,15 +68,13 @@ void sfd_rectifier_backward(const uint32_t *mask, const float *dy, uint32_t coun
 {
     uint32_t i;
 
-    for (i = 0u; i + 32u <= count; i += 32u)
+    for (i = 0u; i < count; i += 32u) {
+        const uint32_t bits = *mask++, all = count - i < 32u ? ~(~0u << (count - i)) : ~0u;
         if (accumulate)
-            add_masked(mask[i / 32u], dy + i, 32u, dx + i);
+            add_at(bits & all, dy + i, dx + i);
         else
-            mask_word(mask[i / 32u], 32u, dx + i);
-    if (i < count && accumulate)
-        add_masked(mask[i / 32u], dy + i, count - i, dx + i);
-    else if (i < count)
-        mask_word(mask[i / 32u], count - i, dx + i);
+            zero_at(~bits & all, dx + i);
+    }
 }
 
 static float smooth_value(const struct sfd_operation *operation, float x)

@@ -245,6 +245,12 @@ static uint32_t kept_before(const uint32_t *mask, const uint32_t *rank, uint32_t
     return rank[at / 32u] + sfd_count_bits(mask[at / 32u] & ((1u << at % 32u) - 1u));
 }
 
+/* To the right, by the lowest bits of `count`: processors have an instruction for it. */
+static inline uint32_t rotated(uint32_t bits, uint32_t count)
+{
+    return bits >> count % 32u | bits << (0u - count) % 32u;
+}
+
 /* Add the product of a nonzero with what was kept of its column: its images, from element `at` on. */
 static uint32_t column_look_up(const struct sfd_saved_input *x, const uint32_t *rank, uint32_t at,
                                uint32_t images, const float *dy, float *gradient)
@@ -266,21 +272,22 @@ static uint32_t column_look_up(const struct sfd_saved_input *x, const uint32_t *
     return count;
 }
 
-/* The same for a row and one image, of which few are kept. */
-static uint32_t row_look_up(const struct sfd_saved_input *x, const uint32_t *rank,
-                            const uint16_t *column, uint32_t count, uint32_t at, float dy,
-                            float *gradient)
+/* The same for a row, with one nonzero at least, and one image. */
+static SFD_HOT uint32_t row_look_up(const struct sfd_saved_input *x, const uint32_t *rank,
+                                    const uint16_t *column, uint32_t count, uint32_t at, float dy,
+                                    float *gradient)
 {
     const uint32_t *const mask = x->mask;
-    uint32_t done = 0u, i;
+    uint32_t done = 0u;
 
-    for (i = 0u; i < count; ++i) {
-        const uint32_t element = at + column[i];
-        if (mask[element / 32u] >> element % 32u & 1u) {
-            gradient[i] += x->values[kept_before(mask, rank, element)] * dy;
+    do {
+        const uint32_t element = at + *column++;
+        if (rotated(mask[element / 32u], element) & 1u) {
+            *gradient += x->values[kept_before(mask, rank, element)] * dy;
             ++done;
         }
-    }
+        ++gradient;
+    } while (--count > 0u);
     return done;
 }
 
@@ -298,7 +305,9 @@ static uint64_t linear_d_weight(const struct sfd_layer *layer, const struct sfd_
         const uint32_t at = first * layer->in_channels;
         images = sfd_block_images(n, first);
         for (row = 0u; row < support->rows; ++row, dy += images)
-            if (images == 1u && support->index_width == 2u)
+            if (row_pointer[row] == row_pointer[row + 1u])
+                continue;
+            else if (images == 1u && support->index_width == 2u)
                 done += row_look_up(x, rank, (const uint16_t *)support->column + row_pointer[row],
                                     row_pointer[row + 1u] - row_pointer[row], at, *dy,
                                     gradient + row_pointer[row]);

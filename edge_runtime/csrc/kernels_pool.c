@@ -25,22 +25,32 @@ static void axis_window(const struct sfd_operation *operation, int vertical, uin
 struct cell {
     uint32_t height, width;
     size_t in, out;
+    uint32_t row, column; /* of the next output */
+    size_t line;          /* where the rows of the corner begin */
 };
 
-static struct cell cell_find(const struct sfd_operation *operation, const struct sfd_view *in,
-                             const struct sfd_view *out, uint32_t pixel, uint32_t n)
+/* Go to the next output, or to the first one from zeros; returns 0 behind the last one. */
+static int cell_next(const struct sfd_operation *operation, const struct sfd_view *in,
+                     const struct sfd_view *out, uint32_t n, struct cell *cell)
 {
-    const uint32_t y = pixel / out->width, x = pixel % out->width;
-    uint32_t y_low, y_high, x_low, x_high;
-    struct cell cell;
+    uint32_t low, high;
 
-    axis_window(operation, 1, in->height, out->height, y, &y_low, &y_high);
-    axis_window(operation, 0, in->width, out->width, x, &x_low, &x_high);
-    cell.height = y_high - y_low;
-    cell.width = x_high - x_low;
-    cell.in = (size_t)y_low * in->row_stride + (size_t)x_low * n;
-    cell.out = (size_t)pixel * n;
-    return cell;
+    if (cell->column == 0u) {
+        if (cell->row == out->height)
+            return 0;
+        axis_window(operation, 1, in->height, out->height, cell->row, &low, &high);
+        cell->height = high - low;
+        cell->line = (size_t)low * in->row_stride;
+    }
+    axis_window(operation, 0, in->width, out->width, cell->column, &low, &high);
+    cell->width = high - low;
+    cell->in = cell->line + (size_t)low * n;
+    cell->out = (size_t)cell->row * out->row_stride + (size_t)cell->column * n;
+    if (++cell->column == out->width) {
+        cell->column = 0u;
+        ++cell->row;
+    }
+    return 1;
 }
 
 /* The winner is kept as its place inside the window; the first one wins a tie. */
@@ -70,10 +80,10 @@ static void cell_maximum(const struct cell *cell, const float *x, size_t row_str
 void sfd_max_pool_forward(const struct sfd_operation *operation, const struct sfd_view *x,
                           const struct sfd_view *y, uint32_t n, uint16_t *winner)
 {
-    uint32_t pixel, channel;
+    struct cell cell = {0};
+    uint32_t channel;
 
-    for (pixel = 0u; pixel < y->height * y->width; ++pixel) {
-        const struct cell cell = cell_find(operation, x, y, pixel, n);
+    while (cell_next(operation, x, y, n, &cell)) {
         for (channel = 0u; channel < y->channels; ++channel) {
             const size_t out = cell.out + (size_t)channel * y->channel_stride;
             cell_maximum(&cell, x->data + cell.in + (size_t)channel * x->channel_stride,
@@ -85,10 +95,10 @@ void sfd_max_pool_forward(const struct sfd_operation *operation, const struct sf
 void sfd_max_pool_backward(const struct sfd_operation *operation, const struct sfd_view *dy,
                            const struct sfd_view *dx, uint32_t n, const uint16_t *winner)
 {
-    uint32_t pixel, channel, j;
+    struct cell cell = {0};
+    uint32_t channel, j;
 
-    for (pixel = 0u; pixel < dy->height * dy->width; ++pixel) {
-        const struct cell cell = cell_find(operation, dx, dy, pixel, n);
+    while (cell_next(operation, dx, dy, n, &cell)) {
         for (channel = 0u; channel < dy->channels; ++channel) {
             const size_t out = cell.out + (size_t)channel * dy->channel_stride;
             float *in = dx->data + cell.in + (size_t)channel * dx->channel_stride;
@@ -126,47 +136,38 @@ static void cell_sum(const struct cell *cell, const float *x, size_t row_stride,
         y[j] *= weight;
 }
 
-/* What most pools have. */
-static int is_two_by_two(const struct cell *cell)
+/* What most pools have: two by two pixels, of one image in all channels. */
+static SFD_HOT void squares_sum(const float *x, size_t x_run, size_t line, float weight,
+                                uint32_t channels, float *y, size_t y_run)
 {
-    return cell->height == 2u && cell->width == 2u;
+    do {
+        *y = (0.0f + x[0] + x[1] + x[line] + x[line + 1u]) * weight;
+        x += x_run;
+        y += y_run;
+    } while (--channels > 0u);
 }
 
-/* The same of one image in all channels. */
-static void pixels_sum(const struct cell *cell, const struct sfd_view *x, const struct sfd_view *y,
-                       float weight)
+static int is_square(const struct cell *cell, uint32_t n)
 {
-    const size_t x_run = x->channel_stride, y_run = y->channel_stride, line = x->row_stride;
-    const float *in = x->data + cell->in;
-    float *out = y->data + cell->out;
-    uint32_t channel = y->channels, iy, ix;
-
-    if (is_two_by_two(cell))
-        for (; channel > 0u; --channel, in += x_run, out += y_run)
-            *out = (0.0f + in[0] + in[1] + in[line] + in[line + 1u]) * weight;
-    for (; channel > 0u; --channel, in += x_run, out += y_run) {
-        const float *row = in;
-        float sum = 0.0f;
-        for (iy = cell->height; iy > 0u; --iy, row += line)
-            for (ix = 0u; ix < cell->width; ++ix)
-                sum += row[ix];
-        *out = sum * weight;
-    }
+    return n == 1u && cell->height == 2u && cell->width == 2u;
 }
 
 void sfd_average_pool_forward(const struct sfd_operation *operation, const struct sfd_view *x,
                               const struct sfd_view *y, uint32_t n)
 {
-    uint32_t pixel, channel;
+    struct cell cell = {0};
+    uint32_t channel;
 
-    for (pixel = 0u; pixel < y->height * y->width; ++pixel) {
-        const struct cell cell = cell_find(operation, x, y, pixel, n);
+    while (cell_next(operation, x, y, n, &cell)) {
         const float weight = cell_weight(operation, &cell);
-        if (n == 1u)
-            pixels_sum(&cell, x, y, weight);
-        for (channel = 0u; channel < y->channels && n > 1u; ++channel)
-            cell_sum(&cell, x->data + cell.in + (size_t)channel * x->channel_stride, x->row_stride,
-                     n, weight, y->data + cell.out + (size_t)channel * y->channel_stride);
+        if (is_square(&cell, n))
+            squares_sum(x->data + cell.in, x->channel_stride, x->row_stride, weight, y->channels,
+                        y->data + cell.out, y->channel_stride);
+        else
+            for (channel = 0u; channel < y->channels; ++channel)
+                cell_sum(&cell, x->data + cell.in + (size_t)channel * x->channel_stride,
+                         x->row_stride, n, weight,
+                         y->data + cell.out + (size_t)channel * y->channel_stride);
     }
 }
 
@@ -182,46 +183,36 @@ static void cell_spread(const struct cell *cell, float *x, size_t row_stride, ui
                 x[iy * row_stride + (size_t)ix * n + j] += y[j] * weight;
 }
 
-/* The same of one image in all channels. */
-static void pixels_spread(const struct cell *cell, const struct sfd_view *dy,
-                          const struct sfd_view *dx, float weight)
+/* The same for two by two pixels of one image in all channels. */
+static SFD_HOT void squares_spread(const float *dy, size_t y_run, float weight, uint32_t channels,
+                                   float *dx, size_t x_run, size_t line)
 {
-    const size_t x_run = dx->channel_stride, y_run = dy->channel_stride, line = dx->row_stride;
-    const uint32_t height = cell->height, width = cell->width; /* no store changes them */
-    const float *out = dy->data + cell->out;
-    float *in = dx->data + cell->in;
-    uint32_t channel = dy->channels, iy, ix;
-
-    if (is_two_by_two(cell))
-        for (; channel > 0u; --channel, in += x_run, out += y_run) {
-            const float part = *out * weight;
-            in[0] += part;
-            in[1] += part;
-            in[line] += part;
-            in[line + 1u] += part;
-        }
-    for (; channel > 0u; --channel, in += x_run, out += y_run) {
-        const float part = *out * weight;
-        float *row = in;
-        for (iy = height; iy > 0u; --iy, row += line)
-            for (ix = 0u; ix < width; ++ix)
-                row[ix] += part;
-    }
+    do {
+        const float part = *dy * weight;
+        dx[0] += part;
+        dx[1] += part;
+        dx[line] += part;
+        dx[line + 1u] += part;
+        dx += x_run;
+        dy += y_run;
+    } while (--channels > 0u);
 }
 
 void sfd_average_pool_backward(const struct sfd_operation *operation, const struct sfd_view *dy,
                                const struct sfd_view *dx, uint32_t n)
 {
-    uint32_t pixel, channel;
+    struct cell cell = {0};
+    uint32_t channel;
 
-    for (pixel = 0u; pixel < dy->height * dy->width; ++pixel) {
-        const struct cell cell = cell_find(operation, dx, dy, pixel, n);
+    while (cell_next(operation, dx, dy, n, &cell)) {
         const float weight = cell_weight(operation, &cell);
-        if (n == 1u)
-            pixels_spread(&cell, dy, dx, weight);
-        for (channel = 0u; channel < dy->channels && n > 1u; ++channel)
-            cell_spread(&cell, dx->data + cell.in + (size_t)channel * dx->channel_stride,
-                        dx->row_stride, n, weight,
-                        dy->data + cell.out + (size_t)channel * dy->channel_stride);
+        if (is_square(&cell, n))
+            squares_spread(dy->data + cell.out, dy->channel_stride, weight, dy->channels,
+                           dx->data + cell.in, dx->channel_stride, dx->row_stride);
+        else
+            for (channel = 0u; channel < dy->channels; ++channel)
+                cell_spread(&cell, dx->data + cell.in + (size_t)channel * dx->channel_stride,
+                            dx->row_stride, n, weight,
+                            dy->data + cell.out + (size_t)channel * dy->channel_stride);
     }
 }

@@ -75,19 +75,18 @@ static struct share share_of(const struct update_work *work, uint32_t slot, uint
     return share;
 }
 
-/* Returns whether all new values are finite. */
-static int step_values(const struct share *share, const struct sfd_rates *rates)
+/* Returns whether all new values, one at least, are finite. */
+static SFD_HOT int step_values(const float *restrict value, float *restrict gradient,
+                               uint32_t count, const struct sfd_rates *rates)
 {
     const float learning_rate = rates->learning_rate, weight_decay = rates->weight_decay;
-    const float *restrict value = share->value;
-    float *restrict gradient = share->gradient;
-    uint32_t borrow = 0u, k; /* no branch: the loop takes vectors */
+    uint32_t beyond = 0u, k = 0u; /* no branch: the loop takes vectors */
 
-    for (k = 0u; k < share->count; ++k) {
+    do {
         gradient[k] = value[k] - learning_rate * (gradient[k] + weight_decay * value[k]);
-        borrow |= SFD_LARGEST - sfd_magnitude(gradient[k]);
-    }
-    return borrow >> 31 == 0u;
+        beyond |= sfd_beyond_finite(gradient[k]);
+    } while (++k < count);
+    return beyond >> 31 == 0u;
 }
 
 static void step_share(void *context, uint32_t index, uint32_t count)
@@ -97,8 +96,9 @@ static void step_share(void *context, uint32_t index, uint32_t count)
 
     for (i = 0u; i < work->count && !work->diverges[index]; ++i) {
         const struct share share = share_of(work, i, index, count);
-        if (share.gradient != NULL)
-            work->diverges[index] = !step_values(&share, &work->rates);
+        if (share.gradient != NULL && share.count > 0u)
+            work->diverges[index] =
+                !step_values(share.value, share.gradient, share.count, &work->rates);
     }
 }
 

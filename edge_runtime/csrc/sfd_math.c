@@ -19,10 +19,10 @@ int sfd_all_finite(const float *x, uint64_t count)
     for (; count > 0u;) {
         const uint32_t run = (uint32_t)sfd_minimum(count, FINITE_RUN);
         const float *end = x + run;
-        uint32_t borrow = 0u; /* no branch inside a run: the loop takes vectors */
+        uint32_t beyond = 0u; /* no branch inside a run: the loop takes vectors */
         for (; x < end; ++x)
-            borrow |= SFD_LARGEST - sfd_magnitude(*x);
-        if (borrow >> 31)
+            beyond |= sfd_beyond_finite(*x);
+        if (beyond >> 31)
             return 0;
         count -= run;
     }
@@ -168,15 +168,18 @@ static inline float fourth_root(float x)
 /* w = sign(v) |v|^beta */
 void sfd_powerprop_forward(const float *v, float *w, uint32_t count, float beta)
 {
-    uint32_t i;
+    uint32_t i = 0u;
 
+    if (count == 0u)
+        return;
     if (beta == 1.0f)
         memcpy(w, v, (size_t)count * sizeof *w);
     else if (beta == 1.25f)
-        for (i = 0u; i < count; ++i)
+        do
             w[i] = v[i] * fourth_root(v[i]);
+        while (++i < count);
     else
-        for (i = 0u; i < count; ++i) {
+        for (; i < count; ++i) {
             float a = fabsf(v[i]), power = a > 0.0f ? sfd_power(a, beta) : 0.0f;
             w[i] = v[i] < 0.0f ? -power : power;
         }
@@ -185,15 +188,17 @@ void sfd_powerprop_forward(const float *v, float *w, uint32_t count, float beta)
 /* dL/dv = beta |v|^(beta - 1) dL/dw, which is 0 at v = 0: a zero stays a zero. */
 void sfd_powerprop_backward(const float *v, float *gradient, uint32_t count, float beta)
 {
-    uint32_t i;
+    uint32_t i = 0u;
 
+    if (count == 0u)
+        return;
     if (beta == 1.25f)
-        for (i = 0u; i < count; ++i) {
+        do {
             float slope = 1.25f * fourth_root(v[i]);
             gradient[i] = v[i] == 0.0f ? 0.0f : gradient[i] * slope;
-        }
+        } while (++i < count);
     else
-        for (i = 0u; i < count; ++i) {
+        for (; i < count; ++i) {
             float slope = beta == 1.0f ? 1.0f : beta * sfd_power(fabsf(v[i]), beta - 1.0f);
             gradient[i] = v[i] == 0.0f ? 0.0f : gradient[i] * slope;
         }

@@ -51,14 +51,33 @@ static inline float sfd_bits_float(uint32_t bits)
     return x;
 }
 
+/* The bits as a number: floats order as those do, backwards below zero. */
+static inline int32_t sfd_float_order(float x)
+{
+    int32_t bits;
+
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
 /* Bits of |x|: floats order as their bit patterns once the sign is gone. */
 static inline uint32_t sfd_magnitude(float x)
 {
     return sfd_float_bits(x) & 0x7fffffffu;
 }
 
-/* Largest magnitude that is finite. */
-#define SFD_LARGEST 0x7f7fffffu
+/* The highest bit is set unless a number is finite. */
+static inline uint32_t sfd_beyond_finite(float x)
+{
+    return sfd_magnitude(x) + (1u << 23);
+}
+
+/* A loop where a board spends its time: in a function of its own it has all registers to itself. */
+#ifdef __GNUC__
+#define SFD_HOT __attribute__((noinline))
+#else
+#define SFD_HOT
+#endif
 
 /* All bits where the highest one is set: what a comparison says, without a branch. */
 static inline uint32_t sfd_sign_mask(uint32_t bits)
@@ -69,11 +88,16 @@ static inline uint32_t sfd_sign_mask(uint32_t bits)
 /* Bit j of a mask word; a table instead of a shift lets the compiler use vectors everywhere. */
 extern const uint32_t sfd_mask_bit[32];
 
-/* Place of the lowest set bit, by a De Bruijn sequence: C99 has no instruction for it. */
+/* Place of the lowest set bit, by a De Bruijn sequence: C99 has no instruction for it. Compilers see
+ * through that, but may have left the function out of line before. */
 extern const uint8_t sfd_bit_place[32];
 static inline uint32_t sfd_lowest_bit(uint32_t bits)
 {
+#ifdef __ARM_FEATURE_CLZ
+    return (uint32_t)__builtin_ctz(bits);
+#else
     return sfd_bit_place[((bits & (0u - bits)) * UINT32_C(0x077cb531)) >> 27];
+#endif
 }
 
 /* How many bits are set. */

@@ -22,28 +22,31 @@ static uint32_t pass_bins(uint32_t shift)
     return shift == 0u ? SFD_HISTOGRAM_BINS / 2u : SFD_HISTOGRAM_BINS;
 }
 
-/* Bits above those of the pass. */
+/* Bits of a magnitude above those of the pass. */
 static uint32_t known_bits(uint32_t shift)
 {
-    return shift == FIRST_SHIFT ? 0u : ~(pass_bins(shift) * (1u << shift) - 1u);
+    return 0x80000000u - pass_bins(shift) * (1u << shift);
 }
 
-/* Which of up to 32 elements have these bits in their magnitude. */
+/* Which of one to 32 elements have these bits in their magnitude. */
 static inline uint32_t matches(const float *x, uint32_t count, uint32_t mask, uint32_t wanted)
 {
-    uint32_t bits = 0u, j;
+    uint32_t bits = 0u, j = 0u;
 
-    for (j = 0u; j < count; ++j) /* what differs is below 2^31 */
-        bits |= sfd_mask_bit[j] & sfd_sign_mask(((sfd_magnitude(x[j]) & mask) ^ wanted) - 1u);
+    do
+        bits |= (sfd_float_bits(x[j]) & mask) == wanted ? sfd_mask_bit[j] : 0u;
+    while (++j < count);
     return bits;
 }
 
-static inline uint32_t above(const float *x, uint32_t count, uint32_t threshold)
+/* Which have a larger magnitude; all, above a threshold of -1. */
+static inline uint32_t above(const float *x, uint32_t count, int32_t threshold)
 {
-    uint32_t bits = 0u, j;
+    uint32_t bits = 0u, j = 0u;
 
-    for (j = 0u; j < count; ++j) /* all are below 2^31, but for a threshold of -1 */
-        bits |= sfd_mask_bit[j] & sfd_sign_mask(threshold - sfd_magnitude(x[j]));
+    do
+        bits |= (int32_t)sfd_magnitude(x[j]) > threshold ? sfd_mask_bit[j] : 0u;
+    while (++j < count);
     return bits;
 }
 
@@ -55,7 +58,7 @@ static uint32_t word_matches(const float *x, uint32_t count, uint32_t mask, uint
 
 static uint32_t word_above(const float *x, uint32_t count, uint32_t threshold)
 {
-    return count >= 32u ? above(x, 32u, threshold) : above(x, count, threshold);
+    return count >= 32u ? above(x, 32u, (int32_t)threshold) : above(x, count, (int32_t)threshold);
 }
 
 void sfd_selection_begin(struct sfd_selection *selection, uint32_t keep, uint32_t *histogram)
@@ -73,15 +76,13 @@ void sfd_selection_pass(struct sfd_selection *selection)
 
 void sfd_selection_count(struct sfd_selection *selection, const float *x, uint32_t elements)
 {
-    uint32_t i, shift = selection->shift, bins = pass_bins(shift) - 1u, known = known_bits(shift);
+    uint32_t shift = selection->shift, bins = pass_bins(shift) - 1u, known = known_bits(shift);
     uint32_t *const histogram = selection->histogram;
+    uint32_t i = 0u;
 
-    if (known == 0u) {
-        for (i = 0u; i < elements; ++i)
-            ++histogram[sfd_magnitude(x[i]) >> shift];
-        return;
-    }
-    for (i = 0u; i < elements; i += 32u) {
+    for (; known == 0u && i < elements; ++i)
+        ++histogram[sfd_magnitude(x[i]) >> FIRST_SHIFT];
+    for (; i < elements; i += 32u) {
         uint32_t bits = word_matches(x + i, elements - i, known, selection->prefix);
         for (; bits != 0u; bits &= bits - 1u)
             ++histogram[(sfd_magnitude(x[i + sfd_lowest_bit(bits)]) >> shift) & bins];
@@ -93,17 +94,19 @@ int sfd_selection_narrow(struct sfd_selection *selection)
 {
     const uint32_t *first = selection->histogram;
     const uint32_t *bin = first + pass_bins(selection->shift) - 1u;
-    uint32_t remaining = selection->remaining;
+    uint32_t remaining = selection->remaining, sharing = *bin;
 
-    for (; *bin < remaining && bin > first; --bin)
-        remaining -= *bin;
+    while (sharing < remaining) {
+        remaining -= sharing;
+        sharing = *--bin;
+    }
     selection->remaining = remaining;
-    selection->sharing = *bin;
+    selection->sharing = sharing;
     selection->prefix |= (uint32_t)(bin - first) << selection->shift;
     if (selection->shift == 0u)
         return 0;
     selection->shift -= selection->shift == 7u ? 7u : 8u;
-    return remaining != selection->sharing;
+    return remaining != sharing;
 }
 
 uint64_t sfd_packed_bytes(uint32_t keep, uint64_t elements)
