@@ -24,7 +24,15 @@ struct best {
     uint64_t work;
     uint32_t limit;
     uint32_t end; /* UINT32_MAX: there is none */
-    uint8_t working;
+    uint8_t working, reloads;
+};
+
+/* What one search after another may choose. */
+struct descent {
+    uint64_t work_limit;
+    uint8_t working;        /* enum sfd_working_copies */
+    uint8_t reloads;        /* images may be interleaved again */
+    uint8_t tries_channels; /* what a batch norm wants may be computed again channel by channel */
 };
 
 static void remember_choices(struct sfd_session *session, struct best *best)
@@ -32,6 +40,7 @@ static void remember_choices(struct sfd_session *session, struct best *best)
     uint32_t i;
 
     best->working = session->working;
+    best->reloads = session->reloads;
     for (i = 0u; i < session->tensor_count; ++i)
         session->values[i].chosen = session->values[i].retention;
     for (i = 0u; i < session->operation_count; ++i)
@@ -39,9 +48,10 @@ static void remember_choices(struct sfd_session *session, struct best *best)
 }
 
 /* *base: where the transient regions may begin. */
-static int begin_with(struct sfd_session *session, uint8_t working, uint32_t *base)
+static int begin_with(struct sfd_session *session, uint8_t working, uint8_t reloads, uint32_t *base)
 {
     session->working = working;
+    session->reloads = reloads;
     sfd_lifetimes_persistent(session);
     return sfd_place_persistent(session, base);
 }
@@ -91,25 +101,26 @@ static int is_settled(const struct best *best)
 /* Less and less memory alive, in smaller steps where a search fails. The plans on the way do not
  * depend on the limit: so a higher limit never leads to more work, and the least limit that can be
  * kept is where the lowest plan ends. */
-static void descend(struct sfd_session *session, uint8_t working, uint64_t work_limit,
-                    struct best *best)
+static void descend(struct sfd_session *session, const struct descent *descent, struct best *best)
 {
     /* the memory alive and its target in units of SFD_ALIGNMENT, the difference in bytes */
     uint32_t target = SFD_ARENA_LIMIT / SFD_ALIGNMENT, live = 0u, less = 0u;
     uint32_t base, end;
     uint64_t work;
 
-    if (is_settled(best) || begin_with(session, working, &base) != SFD_OK)
+    if (is_settled(best) ||
+        begin_with(session, descent->working, descent->reloads, &base) != SFD_OK)
         return;
+    session->tries_channels = descent->tries_channels;
     session->search_left = SEARCH_STEPS;
     do {
-        if (!sfd_search(session, target, work_limit, &work)) {
+        if (!sfd_search(session, target, descent->work_limit, &work)) {
             less = session->tries_channels ? less + live * (SFD_ALIGNMENT / FIRST_PART) : less / 2u;
         } else {
             live = sfd_lifetimes_peak(session);
             if (less == 0u || session->tries_channels) /* the first time everything is kept */
                 less = live * (SFD_ALIGNMENT / FIRST_PART);
-            work += working == SFD_WORKING_RESTORED ? WEIGHTS_WORK : 0u;
+            work += descent->working == SFD_WORKING_RESTORED ? WEIGHTS_WORK : 0u;
             if (place(session, base, &end) == SFD_OK && is_better(best, end, work)) {
                 best->end = end;
                 best->work = work;
@@ -122,16 +133,24 @@ static void descend(struct sfd_session *session, uint8_t working, uint64_t work_
              !is_settled(best));
 }
 
-/* The same, and what a batch norm wants may be computed again channel by channel. On its own: more
- * choices do not lead to a lower plan everywhere. */
-static void descend_by_channel(struct sfd_session *session, uint8_t working, uint64_t work_limit,
+/* With channels on its own: more choices do not lead to a lower plan everywhere. */
+static void descend_by_channel(struct sfd_session *session, struct descent descent,
                                struct best *best)
 {
-    if (!SFD_HAS(BATCH_NORM) || !sfd_kernels_of(session)->forwards_rows)
-        return;
-    session->tries_channels = 1u;
-    descend(session, working, work_limit, best);
-    session->tries_channels = 0u;
+    descent.tries_channels = 1u;
+    if (SFD_HAS(BATCH_NORM) && sfd_kernels_of(session)->forwards_rows)
+        descend(session, &descent, best);
+}
+
+/* Whatever is computed again. */
+static void descend_deep(struct sfd_session *session, uint8_t working, uint64_t forward_work,
+                         struct best *best)
+{
+    const struct descent descent = {forward_work, working, 1u, 0u};
+
+    descend(session, &descent, best);
+    if (working != SFD_WORKING_KEPT)
+        descend_by_channel(session, descent, best);
 }
 
 /* The tables begin the arena, all else follows them. */
@@ -153,25 +172,23 @@ static int place_best(struct sfd_session *session, const struct sfd_options *opt
     const uint64_t element_work = sfd_search_element_work(session) / FAST_WHOLE * FAST_PARTS;
     const uint64_t forward_work = sfd_search_forward_work(session);
     const uint64_t limit = is_small ? 0u : options->arena_bytes;
+    const int is_layerwise = options->memory == SFD_MEMORY_LAYERWISE;
+    const struct descent fast = {element_work,
+                                 is_layerwise ? SFD_WORKING_LAYERWISE : SFD_WORKING_KEPT, 0u, 0u};
     struct best best = {UINT64_MAX, limit < UINT32_MAX ? (uint32_t)limit : UINT32_MAX, UINT32_MAX,
-                        0u};
+                        0u, 0u};
     int error;
 
-    if (options->memory == SFD_MEMORY_LAYERWISE) {
-        descend(session, SFD_WORKING_LAYERWISE, element_work, &best);
-        descend(session, SFD_WORKING_LAYERWISE, forward_work, &best);
-        descend_by_channel(session, SFD_WORKING_LAYERWISE, forward_work, &best);
-    } else {
-        descend(session, SFD_WORKING_KEPT, element_work, &best);
-        if (is_small || options->arena_bytes > 0u) {
-            descend(session, SFD_WORKING_KEPT, forward_work, &best);
-            descend(session, SFD_WORKING_RESTORED, forward_work, &best);
-            descend_by_channel(session, SFD_WORKING_RESTORED, forward_work, &best);
-        }
+    descend(session, &fast, &best);
+    if (is_layerwise)
+        descend_deep(session, SFD_WORKING_LAYERWISE, forward_work, &best);
+    if (is_layerwise || is_small || options->arena_bytes > 0u) {
+        descend_deep(session, SFD_WORKING_KEPT, forward_work, &best);
+        descend_deep(session, SFD_WORKING_RESTORED, forward_work, &best);
     }
     if (best.end == UINT32_MAX)
         return SFD_ERR_LIMIT;
-    error = begin_with(session, best.working, base);
+    error = begin_with(session, best.working, best.reloads, base);
     if (error != SFD_OK)
         return error;
     recall_choices(session);

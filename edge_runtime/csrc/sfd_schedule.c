@@ -118,8 +118,11 @@ static int schedule_all(struct sfd_session *session)
     return step_add(session, SFD_NONE, SFD_ACTION_UPDATE);
 }
 
+/* The caller's images need not stay for a backward that interleaves them again. */
 static void read_tensor(struct sfd_session *session, uint32_t tensor, uint32_t step)
 {
+    if (tensor == 0u && session->reloads && step > session->forward_steps)
+        return;
     if (tensor != SFD_NONE && session->values[tensor].last_read == SFD_NONE)
         session->values[tensor].last_read = (uint16_t)step;
 }

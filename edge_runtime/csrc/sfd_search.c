@@ -53,6 +53,12 @@ static uint64_t node_work(const struct sfd_session *session, uint32_t node)
     return each * session->batch;
 }
 
+/* Interleaving the caller's images. */
+static uint64_t input_work(const struct sfd_session *session)
+{
+    return (uint64_t)sfd_kernels_of(session)->element_work * sfd_batch_elements(session, 0u);
+}
+
 uint64_t sfd_search_forward_work(const struct sfd_session *session)
 {
     uint64_t work = 0u;
@@ -105,6 +111,8 @@ static int take_measure(struct sfd_session *session, uint32_t target, struct mea
             measure->excess += step->live - target;
         if (step->action == SFD_ACTION_RESTORE)
             measure->work += node_work(session, step->node);
+        if (step->loads && i > session->forward_steps)
+            measure->work += input_work(session);
     }
     return 1;
 }
@@ -224,7 +232,7 @@ static int next_change(const struct sfd_session *session, struct change *change)
     if (!change->is_packing && change->choice + 1u < retentions(session, change->node)) {
         ++change->choice;
     } else if (!change->is_packing && plan->packed_bytes > 0u &&
-               session->nodes[change->node].operation.input0 != 0u) {
+               (session->reloads || session->nodes[change->node].operation.input0 != 0u)) {
         change->is_packing = 1u;
         change->choice = !plan->packs_late;
     } else {
