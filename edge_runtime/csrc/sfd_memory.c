@@ -48,23 +48,22 @@ static void remember_choices(struct sfd_session *session, struct best *best)
 }
 
 /* *base: where the transient regions may begin. */
-static int begin_with(struct sfd_session *session, uint8_t working, uint8_t reloads, uint32_t *base)
+static int place_persistent(struct sfd_session *session, uint32_t *base)
 {
-    session->working = working;
-    session->reloads = reloads;
     sfd_lifetimes_persistent(session);
     return sfd_place_persistent(session, base);
 }
 
-static void recall_choices(struct sfd_session *session)
+static void recall_choices(struct sfd_session *session, const struct best *best)
 {
     uint32_t i;
 
+    session->working = best->working;
+    session->reloads = best->reloads;
     for (i = 0u; i < session->tensor_count; ++i)
         session->values[i].retention = session->values[i].chosen;
     for (i = 0u; i < session->operation_count; ++i)
         session->plans[i].packs_late = session->plans[i].chosen;
-    (void)sfd_search_build(session);
 }
 
 /* Of two plans within the limit the one with less work is better, otherwise the lower one. */
@@ -108,8 +107,9 @@ static void descend(struct sfd_session *session, const struct descent *descent, 
     uint32_t base, end;
     uint64_t work;
 
-    if (is_settled(best) ||
-        begin_with(session, descent->working, descent->reloads, &base) != SFD_OK)
+    session->working = descent->working;
+    session->reloads = descent->reloads;
+    if (is_settled(best) || place_persistent(session, &base) != SFD_OK)
         return;
     session->tries_channels = descent->tries_channels;
     session->search_left = SEARCH_STEPS;
@@ -154,14 +154,19 @@ static void descend_deep(struct sfd_session *session, uint8_t working, uint64_t 
 }
 
 /* The tables begin the arena, all else follows them. */
-static void insert_tables(struct sfd_session *session)
+static int insert_tables(struct sfd_session *session, uint32_t *base, uint32_t *end)
 {
-    const uint32_t bytes = (uint32_t)tables_bytes(session);
+    const uint32_t bytes = tables_bytes(session);
     uint32_t i;
 
+    if (bytes > SFD_ARENA_LIMIT - *end)
+        return SFD_ERR_LIMIT;
     session->regions[0].bytes = bytes;
     for (i = 1u; i < session->region_count; ++i)
         session->regions[i].offset += bytes;
+    *base += bytes;
+    *end += bytes;
+    return SFD_OK;
 }
 
 /* The lowest plan, or with a limit the one with the least work that keeps it. */
@@ -181,23 +186,34 @@ static int place_best(struct sfd_session *session, const struct sfd_options *opt
 
     descend(session, &fast, &best);
     if (is_layerwise)
-        descend_deep(session, SFD_WORKING_LAYERWISE, forward_work, &best);
+        descend_deep(session, SFD_WORKING_LAYERWISE, 2u * forward_work, &best);
     if (is_layerwise || is_small || options->arena_bytes > 0u) {
         descend_deep(session, SFD_WORKING_KEPT, forward_work, &best);
         descend_deep(session, SFD_WORKING_RESTORED, forward_work, &best);
     }
     if (best.end == UINT32_MAX)
         return SFD_ERR_LIMIT;
-    error = begin_with(session, best.working, best.reloads, base);
+    recall_choices(session, &best);
+    error = place_persistent(session, base);
     if (error != SFD_OK)
         return error;
-    recall_choices(session);
-    error = place(session, *base, end);
-    if (error == SFD_OK) {
-        *base += tables_bytes(session);
-        insert_tables(session);
-    }
-    return error;
+    (void)sfd_schedule_build(session);
+    return sfd_place_transient(session, *base, end);
+}
+
+/* The same from the layout of a plan that was made before. */
+static int take_layout(struct sfd_session *session, const struct sfd_options *options,
+                       uint32_t *base, uint32_t *end)
+{
+    int error = sfd_layout_choose(session, options->layout, options->layout_bytes);
+
+    if (error == SFD_OK)
+        error = place_persistent(session, base);
+    if (error != SFD_OK)
+        return error;
+    if (!sfd_schedule_build(session))
+        return SFD_ERR_STRUCTURE;
+    return sfd_layout_place(session, options->layout, options->layout_bytes, *base, end);
 }
 
 static void fill_plan(struct sfd_session *session, uint32_t base, uint32_t end,
@@ -234,7 +250,12 @@ int sfd_memory_plan(struct sfd_session *session, const struct sfd_options *optio
             return SFD_ERR_LIMIT;
     sfd_tables_measure(session);
     sfd_fusion_plan(session);
-    error = place_best(session, options, &base, &end);
+    if (SFD_WITH_SEARCH && options->layout == NULL)
+        error = place_best(session, options, &base, &end);
+    else
+        error = take_layout(session, options, &base, &end);
+    if (error == SFD_OK)
+        error = insert_tables(session, &base, &end);
     if (error == SFD_OK)
         fill_plan(session, base, end, plan);
     return error;
