@@ -26,7 +26,6 @@ MAX_STEPS = MAX_PAYLOAD // 4 - 1
 """Whose losses one answer holds."""
 RESTARTS = 3
 """How often a transfer may lose what it had sent: a frame's checksum misses one damage in four billion."""
-MEMORY_CHOICES = {"fast": 0, "small": 1, "layerwise": 2}
 _FACTS = struct.Struct("<13I")
 _PLAN = struct.Struct("<4I4Q")
 _PROBLEM = struct.Struct("<3I")
@@ -190,15 +189,17 @@ class Board:
         return True
 
     def open(
-        self, batch_size: int, *, examples: int, gathered: int = 0, memory: str = "fast"
+        self, batch_size: int, layout: bytes, *, examples: int, gathered: int = 0
     ) -> BoardPlan:
         """Open a session on the state that was sent, with room for so many examples.
 
+        `layout` is that of a plan for the portable kernels (`MemoryPlan`): the board checks it, and makes none itself.
         `gathered` is the room, in examples, for batches whose examples do not follow one another.
 
         Raises ArenaError when it does not fit, FormatError, MismatchError or InputError for what the core refuses.
         """
-        request = struct.pack("<4I", batch_size, MEMORY_CHOICES[memory], examples, gathered)
+        self.send(SerialObject.LAYOUT, layout)
+        request = struct.pack("<3I", batch_size, examples, gathered)
         return BoardPlan(*_unpack(_PLAN, self._ask(Command.OPEN, request).payload))
 
     def train(

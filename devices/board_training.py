@@ -175,10 +175,9 @@ class _Round:
         self._send(SerialObject.ARTIFACT, artifact.encode())
         self._send(SerialObject.STATE, state)
         self._plan = board.open(
-            work.batch_size,
+            *(work.batch_size, self._fit.plan.layout),
             examples=self._fit.held_examples,
             gathered=self._fit.gathered_examples,
-            memory=self._fit.memory,
         )
         self._steps = 0
         if isinstance(dataset, OwnExamples):

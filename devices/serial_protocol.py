@@ -12,7 +12,7 @@ from enum import IntEnum
 
 from sparsyfed.edge_runtime.errors import FormatError, InputError
 
-VERSION = 2
+VERSION = 3
 HEADER = struct.Struct("<BbI")
 """Command, status, sequence number."""
 CHECKSUM = struct.Struct("<I")
@@ -44,8 +44,9 @@ class SerialObject(IntEnum):
     ARTIFACT = 0
     STATE = 1
     EXAMPLES = 2
-    UPDATE = 3
-    VALUES = 4
+    LAYOUT = 3
+    UPDATE = 4
+    VALUES = 5
 
 
 class Status(IntEnum):

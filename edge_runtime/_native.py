@@ -153,6 +153,8 @@ class Options(ctypes.Structure):
         ("threads", ctypes.c_uint32),
         ("memory", ctypes.c_int32),
         ("arena_bytes", ctypes.c_uint64),
+        ("layout", ctypes.c_void_p),
+        ("layout_bytes", ctypes.c_uint32),
     )
 
 
@@ -231,6 +233,10 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     ),
     "sfd_plan_step": (ctypes.c_int, (_ADDRESS, _U32, ctypes.POINTER(PlannedStep))),
     "sfd_plan_buffer": (ctypes.c_int, (_ADDRESS, _U32, ctypes.POINTER(Buffer))),
+    "sfd_plan_layout": (
+        ctypes.c_int,
+        (_ADDRESS, ctypes.c_char_p, ctypes.c_uint64, ctypes.POINTER(ctypes.c_uint64)),
+    ),
     "sfd_open": (
         ctypes.c_int,
         (_ADDRESS, *_BYTES, *_BYTES, ctypes.POINTER(_ADDRESS), _PROBLEM),

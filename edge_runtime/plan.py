@@ -6,7 +6,7 @@ import ctypes
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
@@ -105,7 +105,8 @@ class MemoryPlan:
     activations, gradients and scratch; `live_peak_bytes` is the most of them that is alive at one step,
     `live_peak_step`. `parts` splits the memory alive at that step by kind of buffer: what lives over the
     whole schedule, and what is alive just then. `kernels` is the set that it is for, `aim` what was to be
-    reached: a choice of memory or a limit.
+    reached: a choice of memory or a limit. `layout` is the plan as a board takes it, which does not search for one
+    itself (`sfd_plan_layout`): for this artifact and batch size, and states of as many nonzeros in each layer.
 
     As text it is a table of the parts, one of the work, and one of all buffers that share memory
     over the steps.
@@ -123,6 +124,7 @@ class MemoryPlan:
     macs: MultiplyAdds
     steps: tuple[PlannedStep, ...]
     buffers: tuple[PlannedBuffer, ...]
+    layout: bytes = field(repr=False)
 
     def __str__(self) -> str:
         alive = sum(self.parts.values())
@@ -201,6 +203,7 @@ def plan(
     with planned_workspace(model, encoded, batch_size, options) as (workspace, planned):
         steps = tuple(planned_step(workspace, i, model) for i in range(planned.step_count))
         buffers = tuple(planned_buffer(workspace, i, model) for i in range(planned.buffer_count))
+        layout = planned_layout(workspace)
         workspace_bytes = workspace.size
     return MemoryPlan(
         batch_size=batch_size,
@@ -215,6 +218,7 @@ def plan(
         macs=MultiplyAdds(*(getattr(planned.step, name) for name, _ in planned.step._fields_)),
         steps=steps,
         buffers=buffers,
+        layout=layout,
     )
 
 
@@ -297,6 +301,18 @@ def planned_buffer(workspace: _native.Memory, index: int, artifact: Artifact) ->
         first_step=record.first_step,
         last_step=record.last_step,
     )
+
+
+def planned_layout(workspace: _native.Memory) -> bytes:
+    """The plan just made in this workspace, as a board takes it."""
+    core = _native.library()
+    size = ctypes.c_uint64()
+    core.sfd_plan_layout(workspace.address, None, 0, size)
+    layout = ctypes.create_string_buffer(size.value)
+    code = core.sfd_plan_layout(workspace.address, layout, size, size)
+    if code:
+        _native.raise_error(code, "layout of a plan")
+    return layout.raw
 
 
 def parts_alive(buffers: Sequence[PlannedBuffer], step: int) -> dict[str, int]:

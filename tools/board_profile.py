@@ -175,7 +175,7 @@ class _Measuring:
         self.device.send(SerialObject.ARTIFACT, artifact)
         self.device.send(SerialObject.STATE, state)
         say("plan, and open a session")
-        planned = self.device.open(self.batch_size, examples=self.batch_size, memory=fit.memory)
+        planned = self.device.open(self.batch_size, fit.plan.layout, examples=self.batch_size)
         self.device.send(SerialObject.EXAMPLES, batch.x.tobytes() + batch.y.tobytes())
         return planned
 

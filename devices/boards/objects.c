@@ -20,6 +20,8 @@ uint32_t trainer_examples_offset(const struct trainer *trainer)
 void trainer_forget(struct trainer *trainer, uint32_t object)
 {
     memset(&trainer->object[object], 0, sizeof trainer->object[object]);
+    if (object == SERIAL_OBJECT_STATE)
+        memset(&trainer->object[SERIAL_OBJECT_LAYOUT], 0, sizeof trainer->object[0]);
     if (BOARD_HAS_SENSORS && object == SERIAL_OBJECT_EXAMPLES)
         memset(&trainer->ring, 0, sizeof trainer->ring);
     trainer->incoming = NULL;
@@ -28,7 +30,8 @@ void trainer_forget(struct trainer *trainer, uint32_t object)
 /* Forget an object, what was made of it, and what may lie in its way. */
 static void forget_all_of(struct trainer *trainer, uint32_t object)
 {
-    if (object != SERIAL_OBJECT_EXAMPLES || trainer->session == NULL) {
+    if (object != SERIAL_OBJECT_LAYOUT &&
+        (object != SERIAL_OBJECT_EXAMPLES || trainer->session == NULL)) {
         trainer_forget(trainer, SERIAL_OBJECT_STATE);
         trainer->session = NULL;
     }
@@ -47,6 +50,9 @@ static int may_begin(const struct trainer *trainer, uint32_t object)
     case SERIAL_OBJECT_EXAMPLES:
         return trainer->object[SERIAL_OBJECT_ARTIFACT].is_whole ? SERIAL_STATUS_OK
                                                                 : SERIAL_STATUS_MISSING;
+    case SERIAL_OBJECT_LAYOUT:
+        return trainer->object[SERIAL_OBJECT_STATE].is_whole ? SERIAL_STATUS_OK
+                                                             : SERIAL_STATUS_MISSING;
     default:
         return SERIAL_STATUS_RANGE;
     }
@@ -64,21 +70,33 @@ static int is_begun(const struct trainer *trainer, uint32_t number, uint32_t byt
 static const uint8_t *find_in_flash(const struct trainer *trainer, uint32_t number, uint32_t bytes,
                                     uint32_t crc)
 {
-    const struct trainer_constant *constant = &trainer->flash[number];
+    const struct trainer_constant *constant;
 
-    if (number > SERIAL_OBJECT_STATE || constant->bytes != bytes || constant->crc != crc)
+    if (number > SERIAL_OBJECT_STATE)
         return NULL;
-    return constant->data;
+    constant = &trainer->flash[number];
+    return constant->bytes == bytes && constant->crc == crc ? constant->data : NULL;
 }
 
-/* Find the place of an object: a state below the examples, those below the artifact, but above a
- * session. Returns 0, with *room, if there is not so much. */
+/* Where an object has to end: a layout below the state, a state below the examples, those below the
+ * artifact. */
+static uint32_t top_of(const struct trainer *trainer, uint32_t number)
+{
+    switch (number) {
+    case SERIAL_OBJECT_LAYOUT:
+        return trainer->object[SERIAL_OBJECT_STATE].offset;
+    case SERIAL_OBJECT_STATE:
+        return trainer_examples_offset(trainer);
+    default:
+        return trainer_artifact_offset(trainer);
+    }
+}
+
+/* Find the place of an object, above a session. Returns 0, with *room, if there is not so much. */
 static int find_place(const struct trainer *trainer, uint32_t number, uint32_t bytes,
                       uint32_t *offset, uint32_t *room)
 {
-    const uint32_t top = (number == SERIAL_OBJECT_STATE ? trainer_examples_offset(trainer)
-                                                        : trainer_artifact_offset(trainer)) /
-                         4u * 4u;
+    const uint32_t top = top_of(trainer, number) / 4u * 4u;
 
     *room = top - (trainer->session == NULL ? 0u : trainer->reserved_from);
     if (bytes > *room)

@@ -52,19 +52,23 @@ static int reserve(struct trainer *trainer, uint32_t examples, uint32_t gathered
     return SFD_OK;
 }
 
-/* Plan in the memory below the state. What a session writes before its first step must end there,
- * since it reads the state meanwhile. */
-static int plan(struct trainer *trainer, uint32_t batch, const struct sfd_options *options,
-                struct sfd_problem *problem)
+/* Plan by the layout, in the memory below it. What a session writes before its first step must end below
+ * the state, which it reads meanwhile. */
+static int plan(struct trainer *trainer, uint32_t batch, struct sfd_problem *problem)
 {
     const struct trainer_object *artifact = &trainer->object[SERIAL_OBJECT_ARTIFACT];
     const struct trainer_object *state = &trainer->object[SERIAL_OBJECT_STATE];
+    const struct trainer_object *layout = &trainer->object[SERIAL_OBJECT_LAYOUT];
+    const struct sfd_options options = {.kernels = SFD_KERNELS_PORTABLE,
+                                        .arena_bytes = trainer->arena_end,
+                                        .layout = layout->data,
+                                        .layout_bytes = layout->bytes};
     uint64_t persistent;
     int error;
 
     board_start_ticks();
-    error = sfd_plan(artifact->data, artifact->bytes, state->data, state->bytes, batch, options,
-                     trainer->memory, state->offset, &trainer->plan, problem);
+    error = sfd_plan(artifact->data, artifact->bytes, state->data, state->bytes, batch, &options,
+                     trainer->memory, layout->offset, &trainer->plan, problem);
     trainer->ticks[TRAINER_PLAN] = board_ticks();
     if (error != SFD_OK)
         return error;
@@ -107,29 +111,25 @@ static void put_plan(const struct trainer *trainer, struct trainer_answer *answe
     answer_multiply_adds(answer, &planned->step);
 }
 
-/* batch u32, memory u32 (enum sfd_memory), examples u32 and gathered u32 to have room for -> the plan;
- * with an error where a file is wrong, what was got, what is wanted. */
+/* batch u32, examples u32 and gathered u32 to have room for -> the plan; with an error where a file is
+ * wrong, what was got, what is wanted. */
 void trainer_open(struct trainer *trainer, const uint8_t *request, uint32_t bytes,
                   struct trainer_answer *answer)
 {
-    const uint32_t batch = sfd_load_u32(request);
-    struct sfd_options options = {SFD_KERNELS_PORTABLE, 1u, (int32_t)sfd_load_u32(request + 4u),
-                                  0u};
     struct sfd_problem problem = {0u, 0u, 0u};
     int error;
 
     (void)bytes;
-    if (!trainer->object[SERIAL_OBJECT_STATE].is_whole) {
+    if (!trainer->object[SERIAL_OBJECT_LAYOUT].is_whole) {
         answer->status = SERIAL_STATUS_MISSING;
         return;
     }
     trainer->session = NULL;
     error = measure_examples(trainer, &problem);
     if (error == SFD_OK)
-        error = reserve(trainer, sfd_load_u32(request + 8u), sfd_load_u32(request + 12u), &problem);
-    options.arena_bytes = trainer->arena_end;
+        error = reserve(trainer, sfd_load_u32(request + 4u), sfd_load_u32(request + 8u), &problem);
     if (error == SFD_OK)
-        error = plan(trainer, batch, &options, &problem);
+        error = plan(trainer, sfd_load_u32(request), &problem);
     if (error == SFD_OK)
         error = start_session(trainer, &problem);
     if (error == SFD_OK)

@@ -3,7 +3,7 @@
 #ifndef PROTOCOL_H
 #define PROTOCOL_H
 
-#define SERIAL_VERSION 2u
+#define SERIAL_VERSION 3u
 #define SERIAL_HEADER_BYTES 6u
 #define SERIAL_MAX_PAYLOAD 1024u
 #define SERIAL_CHECKSUM_BYTES 4u
@@ -28,8 +28,9 @@
     X(ARTIFACT, 0)        \
     X(STATE, 1)           \
     X(EXAMPLES, 2)        \
-    X(UPDATE, 3)          \
-    X(VALUES, 4)
+    X(LAYOUT, 3)          \
+    X(UPDATE, 4)          \
+    X(VALUES, 5)
 
 /* Status of an answer: one of these, or a negative code of the core (sfd.h). */
 #define SERIAL_STATUSES(X)                                                         \

@@ -31,7 +31,7 @@ void trainer_answer(struct trainer *trainer, uint32_t command, const uint8_t *re
     static const struct command commands[] = {
         [SERIAL_BEGIN] = {trainer_begin, 12u, 12u},
         [SERIAL_DATA] = {trainer_take_data, 5u, SERIAL_MAX_PAYLOAD},
-        [SERIAL_OPEN] = {trainer_open, 16u, 16u},
+        [SERIAL_OPEN] = {trainer_open, 12u, 12u},
         [SERIAL_TRAIN] = {trainer_train, 18u, SERIAL_MAX_PAYLOAD},
         [SERIAL_EVALUATE] = {trainer_evaluate, 8u, 8u},
         [SERIAL_ENCODE] = {trainer_encode, 8u, SERIAL_MAX_PAYLOAD},

@@ -148,6 +148,9 @@ struct sfd_options {
                            * more for a higher limit; the least limit is what SFD_MEMORY_SMALL
                            * takes. SFD_MEMORY_LAYERWISE likewise, among its own plans. 0: no
                            * limit */
+    const uint8_t *layout; /* of sfd_plan_layout: that plan again, without a search, whatever `memory`
+                            * says; a build without a search wants one. NULL: none */
+    uint32_t layout_bytes;
 };
 
 #define SFD_MAX_THREADS 16u
@@ -259,6 +262,11 @@ SFD_API int sfd_plan_step(const void *workspace, uint32_t index, struct sfd_plan
 
 /* Buffer `index` < plan.buffer_count of the plan just made in this workspace. */
 SFD_API int sfd_plan_buffer(const void *workspace, uint32_t index, struct sfd_buffer *buffer);
+
+/* The layout of the plan just made in this workspace: for sfd_plan, of the same artifact, kernels, threads
+ * and batch, with a state of as many nonzeros, on any machine. *bytes: its size; SFD_ERR_CAPACITY where
+ * `room` is less. */
+SFD_API int sfd_plan_layout(const void *workspace, uint8_t *layout, uint64_t room, uint64_t *bytes);
 
 /* Open a session in the arena, by the plan that sfd_plan made in the workspace, which may be the
  * beginning of the arena. The state has the support of the planned one, SFD_ERR_MISMATCH otherwise.

@@ -174,6 +174,7 @@ static void step_backward(struct sfd_session *session, const struct sfd_step *st
         node->delivery0 == SFD_DELIVER_NOTHING ? NULL : gradient_data(session, operation->input0);
     uint32_t count = n * session->values[operation->input0].size;
 
+    sfd_load_images(session, step, n);
     switch (operation->kind) {
     case SFD_OPERATION_CONVOLUTION:
     case SFD_OPERATION_LINEAR:
@@ -232,7 +233,7 @@ int sfd_backward(struct sfd_session *session, uint32_t n, const struct sfd_rates
         if (rates == NULL)
             continue;
         sfd_begin_part(session, SFD_PART_UPDATE);
-        error = sfd_learn_operation(session, &session->nodes[step->node].operation, rates);
+        error = sfd_learn_operation(session, step->node, n, rates);
         sfd_begin_part(session, SFD_PART_BACKWARD);
     }
     session->has_failed = error != SFD_OK; /* layers before this one have changed */

@@ -3,44 +3,53 @@
 
 /* running <- (1 - momentum) running + momentum batch, with the unbiased batch variance, as PyTorch
  * does. Returns whether all stays finite; changes the session only when told to. */
-static int running_statistics(struct sfd_session *session, uint32_t n, int apply)
+static int move_statistics(struct sfd_session *session, uint32_t node, uint32_t n, int apply)
 {
-    uint32_t i, c;
+    const struct sfd_operation *operation = &session->nodes[node].operation;
+    const struct sfd_value *value = &session->values[operation->input0];
+    const float *moments;
+    float *running[2], count, scale[2];
+    uint32_t c;
 
-    for (i = 0u; i < session->operation_count; ++i) {
-        const struct sfd_operation *operation = &session->nodes[i].operation;
-        const struct sfd_value *value = &session->values[operation->input0];
-        const float *moments;
-        float *running[2], count, scale[2];
-        if (!SFD_HAS(BATCH_NORM) || operation->kind != SFD_OPERATION_BATCH_NORM ||
-            operation->mean == SFD_NONE)
-            continue;
-        moments = sfd_region_data(session, session->nodes[i].moments);
-        running[0] = sfd_region_data(session, session->slots[operation->mean].value);
-        running[1] = sfd_region_data(session, session->slots[operation->variance].value);
-        count = (float)n * (float)value->height * (float)value->width;
-        scale[0] = 1.0f;
-        scale[1] = count > 1.0f ? count / (count - 1.0f) : 1.0f;
-        for (c = 0u; c < 2u * value->channels; ++c) {
-            uint32_t which = c / value->channels;
-            float *target = &running[which][c % value->channels];
-            float next = *target + operation->momentum * (moments[c] * scale[which] - *target);
-            if (!sfd_all_finite(&next, 1u))
-                return 0;
-            if (apply)
-                *target = next;
-        }
+    if (!SFD_HAS(BATCH_NORM) || operation->kind != SFD_OPERATION_BATCH_NORM ||
+        operation->mean == SFD_NONE)
+        return 1;
+    moments = sfd_region_data(session, session->nodes[node].moments);
+    running[0] = sfd_region_data(session, session->slots[operation->mean].value);
+    running[1] = sfd_region_data(session, session->slots[operation->variance].value);
+    count = (float)n * (float)value->height * (float)value->width;
+    scale[0] = 1.0f;
+    scale[1] = count > 1.0f ? count / (count - 1.0f) : 1.0f;
+    for (c = 0u; c < 2u * value->channels; ++c) {
+        uint32_t which = c / value->channels;
+        float *target = &running[which][c % value->channels];
+        float next = *target + operation->momentum * (moments[c] * scale[which] - *target);
+        if (!sfd_all_finite(&next, 1u))
+            return 0;
+        if (apply)
+            *target = next;
     }
+    return 1;
+}
+
+/* Those that the backward of their norm has not moved. */
+static int move_remaining_statistics(struct sfd_session *session, uint32_t n, int apply)
+{
+    uint32_t i;
+
+    for (i = 0u; i < session->operation_count; ++i)
+        if (!sfd_learns_early(session, i) && !move_statistics(session, i, n, apply))
+            return 0;
     return 1;
 }
 
 int sfd_learn_statistics(struct sfd_session *session, uint32_t n)
 {
-    if (!running_statistics(session, n, 0)) {
+    if (!move_remaining_statistics(session, n, 0)) {
         session->has_failed = session->working == SFD_WORKING_LAYERWISE;
         return SFD_ERR_DIVERGED;
     }
-    (void)running_statistics(session, n, 1);
+    (void)move_remaining_statistics(session, n, 1);
     return SFD_OK;
 }
 
@@ -137,12 +146,16 @@ int sfd_learn(struct sfd_session *session, uint32_t n, const struct sfd_rates *r
     return error;
 }
 
-int sfd_learn_operation(struct sfd_session *session, const struct sfd_operation *operation,
+int sfd_learn_operation(struct sfd_session *session, uint32_t node, uint32_t n,
                         const struct sfd_rates *rates)
 {
+    const struct sfd_operation *operation = &session->nodes[node].operation;
     const uint32_t parameters[2] = {operation->weight, operation->bias};
     uint32_t i;
 
+    if (!move_statistics(session, node, n, 0))
+        return SFD_ERR_DIVERGED;
+    (void)move_statistics(session, node, n, 1);
     for (i = 0u; i < 2u; ++i) {
         struct update_work work = {session, NULL, 1u, *rates, {0}};
         if (parameters[i] == SFD_NONE)

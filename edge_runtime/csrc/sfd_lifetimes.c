@@ -171,7 +171,8 @@ static void plan_moments(struct sfd_session *session, uint32_t index, uint32_t s
 
     if (SFD_HAS(BATCH_NORM) && operation->kind == SFD_OPERATION_BATCH_NORM) {
         moments = session->values[operation->input0].channels;
-        end = session->step_count - 1u; /* the running statistics move with the update */
+        if (!sfd_learns_early(session, index))
+            end = session->step_count - 1u; /* the running statistics move with the update */
     } else if (SFD_HAS(GROUP_NORM) && operation->kind == SFD_OPERATION_GROUP_NORM) {
         moments = (uint64_t)session->batch * operation->groups;
     } else if (SFD_HAS(LAYER_NORM) && operation->kind == SFD_OPERATION_LAYER_NORM) {
@@ -194,6 +195,27 @@ static int works_in_place(const struct sfd_node *node)
     default:
         return 1;
     }
+}
+
+/* Where a step finds a tensor that it reads. The images of a batch are interleaved before the first
+ * step that reads them, and again where they are wanted later than they stay. */
+static uint16_t find_tensor(struct sfd_session *session, struct sfd_step *step, uint32_t tensor)
+{
+    const uint32_t index = (uint32_t)(step - session->steps);
+    uint32_t last = index + step->by_channel;
+    struct sfd_value *value = &session->values[tensor];
+
+    if (tensor == SFD_NONE)
+        return SFD_NONE;
+    if (tensor == 0u && session->batch > 1u &&
+        (value->storage == SFD_NONE || value->last_read < index)) {
+        step->loads = 1u;
+        if (last < value->last_read)
+            last = value->last_read;
+        value->storage = region_add(session, SFD_BUFFER_ACTIVATION, SFD_NONE,
+                                    sfd_batch_elements(session, 0u) * 4u, index, last);
+    }
+    return value->storage;
 }
 
 /* Where the result of a step goes. */
@@ -238,8 +260,9 @@ static void plan_run(struct sfd_session *session, uint32_t index)
     const struct sfd_node_plan *plan = &session->plans[step->node];
     uint32_t second = sfd_second_input(session, step->node);
 
-    step->input0 = session->values[node->operation.input0].storage;
-    step->input1 = second == SFD_NONE ? SFD_NONE : session->values[second].storage;
+    step->input0 = find_tensor(session, step, node->operation.input0);
+    step->input1 = second == node->operation.input0 ? step->input0
+                                                    : find_tensor(session, step, second);
     step->output = place_result(session, step);
     touch(session, step->output, step->until);
     session->values[sfd_result(session, step->node)].storage = step->output;
@@ -340,7 +363,8 @@ static void plan_backward(struct sfd_session *session, uint32_t index)
     const struct sfd_node_plan *plan = &session->plans[step->node];
     uint32_t dy = session->values[sfd_result(session, step->node)].gradient;
 
-    step->input0 = plan->reads_input ? session->values[node->operation.input0].storage : SFD_NONE;
+    if (plan->reads_input)
+        step->input0 = find_tensor(session, step, node->operation.input0);
     step->scratch = scratch_add(session, step, plan->backward_scratch_bytes);
     if (session->working != SFD_WORKING_KEPT)
         plan_gradients(session, index);
@@ -376,10 +400,6 @@ void sfd_lifetimes_transient(struct sfd_session *session)
     uint32_t i;
 
     forget(session);
-    if (session->batch > 1u) /* the caller's images, interleaved; one image is read where it is */
-        session->values[0].storage =
-            region_add(session, SFD_BUFFER_ACTIVATION, SFD_NONE,
-                       sfd_batch_elements(session, 0u) * 4u, 0u, session->values[0].last_read);
     for (i = 0u; i < session->step_count; ++i) {
         struct sfd_step *step = &session->steps[i];
         step->input0 = step->input1 = step->output = step->scratch = step->working = SFD_NONE;
@@ -389,7 +409,8 @@ void sfd_lifetimes_transient(struct sfd_session *session)
             plan_run(session, i);
             break;
         case SFD_ACTION_PACK:
-            step->input0 = session->values[session->nodes[step->node].operation.input0].storage;
+            step->input0 =
+                find_tensor(session, step, session->nodes[step->node].operation.input0);
             plan_kept(session, step->node, i, session->plans[step->node].backward);
             break;
         case SFD_ACTION_LOSS:

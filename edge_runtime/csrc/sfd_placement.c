@@ -34,11 +34,6 @@ int sfd_place_persistent(struct sfd_session *session, uint32_t *end)
     return SFD_OK;
 }
 
-static int are_apart(const struct sfd_lifetime *a, const struct sfd_lifetime *b)
-{
-    return a->last_step < b->first_step || b->last_step < a->first_step;
-}
-
 /* Put one region into the lowest gap that is free while it is alive. The list of placed regions is
  * ordered by offset. */
 static int place_region(struct sfd_session *session, uint32_t index, uint32_t base, uint16_t *head)
@@ -50,7 +45,7 @@ static int place_region(struct sfd_session *session, uint32_t index, uint32_t ba
 
     for (i = *head; i != SFD_NONE; i = lifetimes[i].next) {
         const struct sfd_region *other = &session->regions[i];
-        if (are_apart(&lifetimes[i], lifetime))
+        if (sfd_are_apart(&lifetimes[i], lifetime))
             continue;
         if (cursor <= other->offset && region->bytes <= other->offset - cursor)
             break;

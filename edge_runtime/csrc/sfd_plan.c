@@ -26,6 +26,8 @@ static int check_options(const struct sfd_options *options, uint32_t batch,
         return sfd_fail(problem, SFD_ERR_THREADS, 0u, options->threads, sfd_threads_limit());
     if (options->memory < SFD_MEMORY_FAST || options->memory > SFD_MEMORY_LAYERWISE)
         return sfd_fail(problem, SFD_ERR_ARGUMENT, 0u, (uint32_t)options->memory, 0u);
+    if (!SFD_WITH_SEARCH && options->layout == NULL)
+        return sfd_fail(problem, SFD_ERR_ARGUMENT, 0u, 0u, 0u);
     if (batch == 0u || batch > MAX_BATCH)
         return sfd_fail(problem, SFD_ERR_BATCH, 0u, batch, MAX_BATCH);
     return SFD_OK;
@@ -35,7 +37,7 @@ int sfd_plan(const uint8_t *artifact, size_t artifact_bytes, const uint8_t *stat
              size_t state_bytes, uint32_t batch, const struct sfd_options *options, void *workspace,
              size_t workspace_bytes, struct sfd_plan *plan, struct sfd_problem *problem)
 {
-    const struct sfd_options defaults = {SFD_KERNELS_AUTOMATIC, 1u, SFD_MEMORY_FAST, 0u};
+    const struct sfd_options defaults = {0};
     const struct sfd_options *chosen = options == NULL ? &defaults : options;
     struct sfd_artifact_view artifact_view;
     struct sfd_container_view state_view;

@@ -4,12 +4,20 @@
 
 #include "sfd_session.h"
 
+/* Without a search sfd_plan takes the layout of a plan that was made elsewhere. */
+#if !defined(SFD_WITH_SEARCH)
+#define SFD_WITH_SEARCH 1
+#endif
+
 /* sfd_fusion.c: which operations run with the batch norm before them. */
 void sfd_fusion_plan(struct sfd_session *session);
 
 /* sfd_schedule.c: the steps that follow from the choices in values (retention) and nodes
- * (packs_late). 0: there are more than fit. */
+ * (packs_late), and their regions. 0: there are more steps than fit. */
 int sfd_schedule_build(struct sfd_session *session);
+
+/* Whether SFD_RESTORE_BY_CHANNEL is a choice for the result of this operation. */
+int sfd_can_restore_by_channel(const struct sfd_session *session, uint32_t node);
 
 /* sfd_lifetimes.c: the regions, with their sizes and lifetimes. Persistent ones depend on where the
  * working copies are, not on other choices; they have their lifetimes with the transient ones. The
@@ -28,9 +36,6 @@ uint32_t sfd_lifetimes_peak(struct sfd_session *session);
  * behind, and the work of what is computed again. 0: nothing was found. */
 int sfd_search(struct sfd_session *session, uint32_t target, uint64_t work_limit, uint64_t *work);
 
-/* The schedule and the lifetimes of the choices as they are. 0: there are too many steps. */
-int sfd_search_build(struct sfd_session *session);
-
 /* The work of one forward, and of that the writing of results, in the measure of the search. */
 uint64_t sfd_search_forward_work(const struct sfd_session *session);
 uint64_t sfd_search_element_work(const struct sfd_session *session);
@@ -41,6 +46,18 @@ int sfd_place_persistent(struct sfd_session *session, uint32_t *end);
 
 /* Those share memory over the steps. *end: the end of the highest one. */
 int sfd_place_transient(struct sfd_session *session, uint32_t base, uint32_t *end);
+
+/* Whether two regions are never alive in the same step. */
+static inline int sfd_are_apart(const struct sfd_lifetime *a, const struct sfd_lifetime *b)
+{
+    return a->last_step < b->first_step || b->last_step < a->first_step;
+}
+
+/* sfd_layout.c: the choices of a layout, once its persistent regions are placed the places of the others.
+ * SFD_ERR_STRUCTURE where it is none of this model. */
+int sfd_layout_choose(struct sfd_session *session, const uint8_t *layout, uint32_t bytes);
+int sfd_layout_place(struct sfd_session *session, const uint8_t *layout, uint32_t bytes,
+                     uint32_t base, uint32_t *end);
 
 /* sfd_memory.c: choose, list and place all regions. SFD_ERR_LIMIT over SFD_ARENA_LIMIT. */
 int sfd_memory_plan(struct sfd_session *session, const struct sfd_options *options,

@@ -289,23 +289,19 @@ static void run_operation(struct sfd_session *session, const struct sfd_step *st
     }
 }
 
-void sfd_run_step(struct sfd_session *session, const struct sfd_step *step, uint32_t n,
-                  int training)
+void sfd_load_images(const struct sfd_session *session, const struct sfd_step *step, uint32_t n)
 {
-    if (step->action == SFD_ACTION_PACK)
-        pack_input(session, step, sfd_tensor_data(session, step->input0), n);
-    else
-        run_operation(session, step, n, training);
-}
-
-/* Images in a row become interleaved blocks. */
-static void interleave(const float *x, uint32_t size, uint32_t n, float *y)
-{
+    const uint32_t size = session->values[0].size;
     uint32_t first, element, image;
+    float *y;
 
+    if (!step->loads)
+        return;
+    y = sfd_region_data(session, session->nodes[step->node].operation.input0 == 0u ? step->input0
+                                                                                  : step->input1);
     for (first = 0u; first < n; first += SFD_BLOCK) {
         uint32_t images = sfd_block_images(n, first);
-        const float *in = x + (size_t)first * size;
+        const float *in = session->input + (size_t)first * size;
         float *out = y + (size_t)first * size;
         for (element = 0u; element < size; ++element)
             for (image = 0u; image < images; ++image)
@@ -313,14 +309,21 @@ static void interleave(const float *x, uint32_t size, uint32_t n, float *y)
     }
 }
 
+void sfd_run_step(struct sfd_session *session, const struct sfd_step *step, uint32_t n,
+                  int training)
+{
+    sfd_load_images(session, step, n);
+    if (step->action == SFD_ACTION_PACK)
+        pack_input(session, step, sfd_tensor_data(session, step->input0), n);
+    else
+        run_operation(session, step, n, training);
+}
+
 void sfd_forward(struct sfd_session *session, const float *x, uint32_t n, int training)
 {
     uint32_t i;
 
     session->input = x;
-    if (session->values[0].storage != SFD_NONE)
-        interleave(x, session->values[0].size, n,
-                   sfd_region_data(session, session->values[0].storage));
     for (i = 0u; i < session->forward_steps; ++i)
         sfd_run_step(session, &session->steps[i], n, training);
 }

@@ -4,6 +4,9 @@
 
 #include "sfd_session.h"
 
+/* Interleave the caller's images, in blocks, where the step wants that. */
+void sfd_load_images(const struct sfd_session *session, const struct sfd_step *step, uint32_t n);
+
 /* Run a step that computes a result, for the first time or again, or that packs an input. */
 void sfd_run_step(struct sfd_session *session, const struct sfd_step *step, uint32_t n,
                   int training);

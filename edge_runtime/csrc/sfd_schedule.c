@@ -70,6 +70,18 @@ static int restore(struct sfd_session *session, uint32_t tensor)
     return 1;
 }
 
+int sfd_can_restore_by_channel(const struct sfd_session *session, uint32_t node)
+{
+    const struct sfd_node *producer = &session->nodes[node], *next = producer + 1;
+    const struct sfd_operation *operation = &producer->operation;
+
+    return SFD_HAS(BATCH_NORM) && sfd_kernels_of(session)->forwards_rows &&
+           ((operation->kind == SFD_OPERATION_CONVOLUTION && operation->groups == 1u) ||
+            operation->kind == SFD_OPERATION_LINEAR) &&
+           node + 1u < session->operation_count &&
+           next->operation.kind == SFD_OPERATION_BATCH_NORM && next->operation.input0 == node + 1u;
+}
+
 /* Whether the backward wants its input channel by channel: the last step is to restore it. */
 static int is_by_channel(const struct sfd_session *session, uint32_t index)
 {
@@ -118,8 +130,11 @@ static int schedule_all(struct sfd_session *session)
     return step_add(session, SFD_NONE, SFD_ACTION_UPDATE);
 }
 
+/* The caller's images need not stay for a backward that interleaves them again. */
 static void read_tensor(struct sfd_session *session, uint32_t tensor, uint32_t step)
 {
+    if (tensor == 0u && session->reloads && step > session->forward_steps)
+        return;
     if (tensor != SFD_NONE && session->values[tensor].last_read == SFD_NONE)
         session->values[tensor].last_read = (uint16_t)step;
 }
@@ -168,5 +183,6 @@ int sfd_schedule_build(struct sfd_session *session)
     if (!schedule_all(session))
         return 0;
     find_all_reads(session);
+    sfd_lifetimes_transient(session);
     return 1;
 }

@@ -53,6 +53,12 @@ static uint64_t node_work(const struct sfd_session *session, uint32_t node)
     return each * session->batch;
 }
 
+/* Interleaving the caller's images. */
+static uint64_t input_work(const struct sfd_session *session)
+{
+    return (uint64_t)sfd_kernels_of(session)->element_work * sfd_batch_elements(session, 0u);
+}
+
 uint64_t sfd_search_forward_work(const struct sfd_session *session)
 {
     uint64_t work = 0u;
@@ -73,14 +79,6 @@ uint64_t sfd_search_element_work(const struct sfd_session *session)
     return work * session->batch;
 }
 
-int sfd_search_build(struct sfd_session *session)
-{
-    if (!sfd_schedule_build(session))
-        return 0;
-    sfd_lifetimes_transient(session);
-    return 1;
-}
-
 static void spend(struct sfd_session *session, uint32_t steps)
 {
     session->search_left -= steps < session->search_left ? steps : session->search_left;
@@ -94,7 +92,7 @@ static int take_measure(struct sfd_session *session, uint32_t target, struct mea
     memset(measure, 0, sizeof *measure);
     if (session->search_left == 0u)
         return 0;
-    possible = sfd_search_build(session);
+    possible = sfd_schedule_build(session);
     spend(session, session->step_count + session->scanned);
     if (!possible)
         return 0;
@@ -105,6 +103,8 @@ static int take_measure(struct sfd_session *session, uint32_t target, struct mea
             measure->excess += step->live - target;
         if (step->action == SFD_ACTION_RESTORE)
             measure->work += node_work(session, step->node);
+        if (step->loads && i > session->forward_steps)
+            measure->work += input_work(session);
     }
     return 1;
 }
@@ -202,16 +202,7 @@ static void accept(struct search *search, struct change change, const struct mea
 /* The choices for the result of an operation. */
 static uint32_t retentions(const struct sfd_session *session, uint32_t node)
 {
-    const struct sfd_node *producer = &session->nodes[node], *next = producer + 1;
-    const struct sfd_operation *operation = &producer->operation;
-
-    return SFD_HAS(BATCH_NORM) && session->tries_channels &&
-                   sfd_kernels_of(session)->forwards_rows &&
-                   ((operation->kind == SFD_OPERATION_CONVOLUTION && operation->groups == 1u) ||
-                    operation->kind == SFD_OPERATION_LINEAR) &&
-                   node + 1u < session->operation_count &&
-                   next->operation.kind == SFD_OPERATION_BATCH_NORM &&
-                   next->operation.input0 == node + 1u
+    return session->tries_channels && sfd_can_restore_by_channel(session, node)
                ? SFD_RETENTION_COUNT
                : SFD_RESTORE_BY_CHANNEL;
 }
@@ -224,7 +215,7 @@ static int next_change(const struct sfd_session *session, struct change *change)
     if (!change->is_packing && change->choice + 1u < retentions(session, change->node)) {
         ++change->choice;
     } else if (!change->is_packing && plan->packed_bytes > 0u &&
-               session->nodes[change->node].operation.input0 != 0u) {
+               (session->reloads || session->nodes[change->node].operation.input0 != 0u)) {
         change->is_packing = 1u;
         change->choice = !plan->packs_late;
     } else {
@@ -314,7 +305,7 @@ int sfd_search(struct sfd_session *session, uint32_t target, uint64_t work_limit
         score = find_best(&search, &best, &after);
         *work = search.now.work;
         if (score.rank == 0u)
-            return search.now.excess == 0u && sfd_search_build(session);
+            return search.now.excess == 0u && sfd_schedule_build(session);
         if (score.rank == RANK_HARMFUL && ++search.harmful > HARMFUL_ROUNDS)
             return 0;
         accept(&search, best, &after);

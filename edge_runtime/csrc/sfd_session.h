@@ -100,6 +100,7 @@ struct sfd_step {
     uint8_t action;         /* enum sfd_action */
     uint8_t keeps : 1;      /* it makes what its operation keeps for its backward: packed, a mask */
     uint8_t by_channel : 1; /* the batch norm's backward that follows computes the output */
+    uint8_t loads : 1;      /* it interleaves the caller's images first */
     uint16_t input0, input1, output; /* regions of the tensors */
     uint16_t scratch;                /* SCRATCH region of the kernels; SFD_NONE: none */
     uint16_t working;                /* a sparse layer: WORKING_WEIGHT region that holds w */
@@ -135,6 +136,7 @@ struct sfd_session {
     uint8_t working;                   /* enum sfd_working_copies */
     uint8_t has_failed;             /* layerwise: a step failed when layers were updated already */
     uint8_t tries_channels;         /* while choices are searched: SFD_RESTORE_BY_CHANNEL is one */
+    uint8_t reloads;                /* the backward interleaves the images again where it reads them */
     struct sfd_node_plan *plans;    /* NULL in an open session, as is the next one */
     struct sfd_lifetime *lifetimes; /* of the regions */
     uint32_t operation_count, tensor_count, parameter_count;
@@ -150,7 +152,7 @@ struct sfd_session {
     uint32_t search_left;             /* steps that the search for a plan may still look at */
     uint32_t scanned; /* while the schedule is made: operations looked at to restore others */
     struct sfd_counters counters;
-    const float *input;                /* the caller's image, during a call with a batch of one */
+    const float *input;                /* the caller's images, during a call */
     const struct sfd_watcher *watcher; /* NULL: nobody watches */
 };
 
@@ -202,6 +204,12 @@ static inline int sfd_wants_gradient(const struct sfd_session *session, uint32_t
     return tensor != 0u && session->nodes[tensor - 1u].has_backward;
 }
 
+/* Whether an operation learns as soon as its backward is done. */
+static inline int sfd_learns_early(const struct sfd_session *session, uint32_t node)
+{
+    return session->working == SFD_WORKING_LAYERWISE && session->nodes[node].has_backward;
+}
+
 /* Elements of a tensor over a full batch: of those that do not pass SFD_ARENA_LIMIT. */
 uint32_t sfd_batch_elements(const struct sfd_session *session, uint32_t tensor);
 
@@ -225,10 +233,11 @@ struct sfd_rates {
  * a number would not stay finite. */
 int sfd_backward(struct sfd_session *session, uint32_t n, const struct sfd_rates *rates);
 
-/* sfd_learn.c: change the whole model, or the parameters of one operation, or the running statistics.
- * SFD_ERR_DIVERGED, and nothing of it has changed, where a number would not stay finite. */
+/* sfd_learn.c: change the whole model, or what one operation learns, or the running statistics that no
+ * backward has moved. SFD_ERR_DIVERGED, and nothing of it has changed, where a number would not stay
+ * finite. */
 int sfd_learn(struct sfd_session *session, uint32_t n, const struct sfd_rates *rates);
-int sfd_learn_operation(struct sfd_session *session, const struct sfd_operation *operation,
+int sfd_learn_operation(struct sfd_session *session, uint32_t node, uint32_t n,
                         const struct sfd_rates *rates);
 int sfd_learn_statistics(struct sfd_session *session, uint32_t n);
 

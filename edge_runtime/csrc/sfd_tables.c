@@ -23,10 +23,11 @@ static uint32_t step_limit(const struct sfd_artifact_view *artifact)
 
 /* At most: one region for the tables, one for the input; four a sparse parameter, and scratch for
  * its layer in two steps, or two a dense parameter; for an operation its result, its gradient, and a
- * saved input or a mask or moments; three for a step that computes something again. */
+ * saved input or a mask or moments; three for a step that computes something again, and one for images
+ * that it loads again. */
 static uint32_t region_limit(const struct sfd_artifact_view *artifact)
 {
-    return 2u + 6u * artifact->parameter_count + 6u * artifact->operation_count;
+    return 2u + 6u * artifact->parameter_count + 7u * artifact->operation_count;
 }
 
 /* The tables follow the session. */

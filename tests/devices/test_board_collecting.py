@@ -25,6 +25,7 @@ from sparsyfed.edge_runtime.errors import (
     FormatError,
     InputError,
 )
+from sparsyfed.edge_runtime.plan import plan
 from sparsyfed.edge_runtime.session import Session
 from sparsyfed.edge_runtime.state import State
 
@@ -45,7 +46,8 @@ def opened(board: Board, artifact: Artifact, state: State, room: int = ROOM) -> 
     """Open a session with room for so many examples."""
     board.send(SerialObject.ARTIFACT, artifact.encode())
     board.send(SerialObject.STATE, state.encode())
-    board.open(BATCH, examples=room, gathered=BATCH)
+    layout = plan(artifact, state, BATCH, kernels="portable").layout
+    board.open(BATCH, layout, examples=room, gathered=BATCH)
 
 
 def collected(board: Board, count: int) -> CollectedExamples:

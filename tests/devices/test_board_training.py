@@ -38,6 +38,7 @@ from sparsyfed.edge_runtime.errors import (
     FormatError,
     InputError,
 )
+from sparsyfed.edge_runtime.plan import plan
 from sparsyfed.edge_runtime.state import State
 
 MEMORY = 1 << 20
@@ -72,6 +73,10 @@ class Task:
         return train_on_board(
             board, self.artifact, self.state, self.dataset, WORK, memory_bytes=memory
         )
+
+    def layout(self, batch_size: int) -> bytes:
+        """Of the plan with the least work."""
+        return plan(self.artifact, self.state, batch_size, kernels="portable").layout
 
     def least_memory(self) -> int:
         """Memory in which a batch fits, and not all examples."""
@@ -145,7 +150,7 @@ def test_examples_that_a_board_holds_are_sent_once(host_board: HostBoard, task: 
         sizes.append(sum(sent))
     examples = len(examples_of(task.dataset.everything()))
     assert sizes[0] - sizes[1] >= examples + len(task.artifact.encode())
-    assert sizes[1] < len(task.state) + 100
+    assert sizes[1] < len(task.state) + len(task.layout(WORK.batch_size)) + 100
 
 
 def test_five_percent_of_damaged_bytes_change_nothing(
@@ -202,7 +207,7 @@ REQUESTS = {
     Command.HELLO: b"",
     Command.BEGIN: struct.pack("<3I", SerialObject.STATE, 100, 1),
     Command.DATA: struct.pack("<2I", 0, 0),
-    Command.OPEN: struct.pack("<4I", 8, 0, 37, 8),
+    Command.OPEN: struct.pack("<3I", 8, 37, 8),
     Command.TRAIN: struct.pack("<I2fI16H", 0, 0.1, 0.0, 8, *range(16)),
     Command.EVALUATE: struct.pack("<2I", 0, 8),
     Command.ENCODE: struct.pack("<2I", 1, 20),
@@ -379,7 +384,7 @@ def test_values_can_be_read_and_training_goes_on(host_board: HostBoard, task: Ta
     board = Board(host_board.link())
     board.send(SerialObject.ARTIFACT, task.artifact.encode())
     board.send(SerialObject.STATE, task.state)
-    board.open(8, examples=8)
+    board.open(8, task.layout(8), examples=8)
     count = sum(tensor.count for tensor in State.decode(task.state).tensors)
     before = board.values(count)
     assert before == b"".join(tensor.value.tobytes() for tensor in State.decode(task.state).tensors)
@@ -431,10 +436,10 @@ def test_what_does_not_fit_is_refused_with_numbers(host_board: HostBoard, task: 
     board.send(SerialObject.ARTIFACT, task.artifact.encode())
     board.send(SerialObject.STATE, task.state)
     with pytest.raises(ArenaError):
-        board.open(8, examples=40_000)
+        board.open(8, task.layout(8), examples=40_000)
     with pytest.raises(InputError):
-        board.open(0, examples=1)
-    assert board.open(8, examples=8).arena_bytes > 0
+        board.open(0, task.layout(8), examples=1)
+    assert board.open(8, task.layout(8), examples=8).arena_bytes > 0
     with pytest.raises(ArenaError, match="are missing"):
         task.train(board, 3000)
 
@@ -446,7 +451,7 @@ def test_a_damaged_artifact_is_refused_where_it_is_wrong(host_board: HostBoard, 
     board.send(SerialObject.ARTIFACT, bytes(damaged))
     board.send(SerialObject.STATE, task.state)
     with pytest.raises(FormatError, match="damaged"):
-        board.open(8, examples=8)
+        board.open(8, task.layout(8), examples=8)
 
 
 def test_training_stops_when_told_to(host_board: HostBoard, task: Task) -> None:

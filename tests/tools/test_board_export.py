@@ -19,7 +19,7 @@ from sparsyfed.devices.board import Board
 from sparsyfed.devices.serial_link import SerialLink
 from sparsyfed.devices.serial_port import open_port
 from sparsyfed.devices.serial_protocol import SerialObject
-from sparsyfed.edge_runtime import Artifact, Session, State
+from sparsyfed.edge_runtime import Artifact, Session, State, plan
 from sparsyfed.edge_runtime.errors import ConfigurationError
 from sparsyfed.tools import firmware
 from sparsyfed.tools.cli import main
@@ -127,7 +127,8 @@ def test_an_image_trains_the_model_that_it_holds(tmp_path: Path) -> None:
         assert board.send(SerialObject.ARTIFACT, artifact.encode())
         assert board.send(SerialObject.STATE, state.encode())
         del link.ask_piece
-        planned = board.open(2, examples=2)
+        layout = plan(artifact, state, 2, kernels="portable").layout
+        planned = board.open(2, layout, examples=2)
         assert planned.arena_bytes == manifest["board"]["arena_bytes"]
         board.send(SerialObject.EXAMPLES, x.tobytes() + y.tobytes())
         assert board.train([0, 1], 2, steps_before=0, **RATES) == [wanted]

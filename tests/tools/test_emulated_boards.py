@@ -115,9 +115,10 @@ def test_a_hundred_steps_give_the_bits_of_the_portable_kernels(board: str) -> No
     keep = keep_counts(artifact.parameters, SPARSITY, "global")
     with emulated(board) as device:
         facts = device.hello()
+        planned = plan(artifact, state, BATCH, kernels="portable", arena_bytes=facts.memory_bytes)
         device.send(SerialObject.ARTIFACT, artifact.encode())
         device.send(SerialObject.STATE, state.encode())
-        opened = device.open(BATCH, examples=HELD, gathered=BATCH)
+        opened = device.open(BATCH, planned.layout, examples=HELD, gathered=BATCH)
         device.send(SerialObject.EXAMPLES, x.tobytes() + y.tobytes())
         assert device.train(places.tolist(), BATCH, steps_before=0, **RATES) == losses
         profile = device.profile()
@@ -125,7 +126,6 @@ def test_a_hundred_steps_give_the_bits_of_the_portable_kernels(board: str) -> No
     assert facts.name == board
     require_room_of_profile(board, facts.memory_bytes)
     assert profile.arena_touched_bytes == opened.arena_bytes
-    planned = plan(artifact, state, BATCH, kernels="portable", arena_bytes=facts.memory_bytes)
     assert opened.arena_bytes == planned.arena_bytes
     require_budget(
         board,
@@ -143,13 +143,14 @@ def test_instructions_of_a_step_are_counted_twice_the_same(board: str) -> None:
     artifact = small_classifier()
     state = random_state(artifact, np.random.default_rng(0), [0.6, 0.05, 0.5])
     x = np.random.default_rng(3).uniform(0, 1, (1, 1, 12, 12)).astype(np.float32)
+    layout = plan(artifact, state, 1, kernels="portable").layout
     counts = []
     for _ in range(2):
         with emulated(board, counts_instructions=True) as device:
             rate = device.hello().ticks_per_second
             device.send(SerialObject.ARTIFACT, artifact.encode())
             device.send(SerialObject.STATE, state.encode())
-            opened = device.open(1, examples=1)
+            opened = device.open(1, layout, examples=1)
             device.send(SerialObject.EXAMPLES, x.tobytes() + np.int32(3).tobytes())
             device.evaluate(0, 1)
             device.train([0], 1, steps_before=0, **RATES)
@@ -198,10 +199,9 @@ def test_a_keyword_spotter_trains_in_little_memory_on_a_firmware_of_its_own(boar
             device.send(SerialObject.ARTIFACT, artifact.encode())
             device.send(SerialObject.STATE, state.encode())
             opened = device.open(
-                batch,
+                *(batch, fit.plan.layout),
                 examples=fit.held_examples,
                 gathered=fit.gathered_examples,
-                memory=fit.memory,
             )
             device.send(SerialObject.EXAMPLES, x[:batch].tobytes() + y[:batch].tobytes())
             for step in range(3):
@@ -224,7 +224,7 @@ def test_a_firmware_without_an_operation_refuses_its_models() -> None:
         device.send(SerialObject.ARTIFACT, artifact.encode())
         device.send(SerialObject.STATE, state.encode())
         with pytest.raises(UnsupportedOperationError, match="does not have an operation"):
-            device.open(1, examples=1)
+            device.open(1, plan(artifact, state, 1, kernels="portable").layout, examples=1)
 
 
 @pytest.mark.parametrize("board", ["mps2-an386", "rv32-virt"])
@@ -239,7 +239,8 @@ def test_an_emulated_board_trains_on_examples_of_its_test_source(board: str) -> 
     with emulated(board, sensors="drivers/test_source.c") as device:
         device.send(SerialObject.ARTIFACT, artifact.encode())
         device.send(SerialObject.STATE, state.encode())
-        device.open(BATCH, examples=5, gathered=BATCH)
+        layout = plan(artifact, state, BATCH, kernels="portable").layout
+        device.open(BATCH, layout, examples=5, gathered=BATCH)
         progress = device.collect(7)
         while progress.wanted:
             progress = device.collected()
