@@ -192,6 +192,21 @@ static float pixels_dot(const float *y, size_t y_step, const float *x, size_t x_
     return sum;
 }
 
+/* The same for two side by side. */
+static void pairs_dot(const float *y, size_t y_step, const float *x, size_t x_step, uint32_t count,
+                      float *lane)
+{
+    float a = lane[0], b = lane[1];
+
+    do {
+        a += y[0] * x[0];
+        b += y[1] * x[1];
+        y += y_step;
+        x += x_step;
+    } while (--count > 0u);
+    lane[0] = a, lane[1] = b;
+}
+
 /* The same for LANES side by side. */
 static void lanes_dot(const float *y, size_t y_step, const float *x, size_t x_step, uint32_t count,
                       float *lane)
@@ -227,7 +242,9 @@ static void lines_dot(const float *y, size_t y_line, const float *x, size_t x_li
         lanes_dot(y + i, y_line, x + i, x_line, lines, lane);
     for (i = 0u; i < lines && whole > 0u && is_long; ++i)
         lanes_dot(y + i * y_line, LANES, x + i * x_line, LANES, whole / LANES, lane);
-    for (i = 0u; i < rest; ++i)
+    for (i = 0u; i + 2u <= rest; i += 2u)
+        pairs_dot(y + whole + i, y_line, x + whole + i, x_line, lines, lane + i);
+    if (i < rest)
         lane[i] = pixels_dot(y + whole + i, y_line, x + whole + i, x_line, lines, lane[i]);
 }
 
