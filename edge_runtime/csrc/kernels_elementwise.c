@@ -41,7 +41,7 @@ void sfd_rectifier_forward(const float *x, uint32_t count, float ceiling, uint32
             bits = rectify(x + i, 32u, y + i);
         else
             bits = rectify(x + i, count - i, y + i);
-        if (ceiling < SFD_INFINITY)
+        if (SFD_HAS(RELU6) && ceiling < SFD_INFINITY)
             bits &= ~limit(y + i, count - i < 32u ? count - i : 32u, ceiling);
         if (mask)
             mask[i / 32u] = bits;

@@ -92,12 +92,20 @@ void sfd_max_pool_forward(const struct sfd_operation *operation, const struct sf
     }
 }
 
+static void view_zero(const struct sfd_view *view)
+{
+    memset(view->data, 0, (size_t)view->channels * view->channel_stride * sizeof *view->data);
+}
+
 void sfd_max_pool_backward(const struct sfd_operation *operation, const struct sfd_view *dy,
-                           const struct sfd_view *dx, uint32_t n, const uint16_t *winner)
+                           const struct sfd_view *dx, uint32_t n, const uint16_t *winner,
+                           int accumulate)
 {
     struct cell cell = {0};
     uint32_t channel, j;
 
+    if (!accumulate)
+        view_zero(dx);
     while (cell_next(operation, dx, dy, n, &cell)) {
         for (channel = 0u; channel < dy->channels; ++channel) {
             const size_t out = cell.out + (size_t)channel * dy->channel_stride;
@@ -136,38 +144,63 @@ static void cell_sum(const struct cell *cell, const float *x, size_t row_stride,
         y[j] *= weight;
 }
 
-/* What most pools have: two by two pixels, of one image in all channels. */
-static SFD_HOT void squares_sum(const float *x, size_t x_run, size_t line, float weight,
-                                uint32_t channels, float *y, size_t y_run)
+/* Where a row of a channel begins. */
+static float *row_at(const struct sfd_view *view, uint32_t channel, uint32_t row)
 {
-    do {
-        *y = (0.0f + x[0] + x[1] + x[line] + x[line + 1u]) * weight;
-        x += x_run;
-        y += y_run;
-    } while (--channels > 0u);
+    return view->data + (size_t)channel * view->channel_stride + (size_t)row * view->row_stride;
 }
 
-static int is_square(const struct cell *cell, uint32_t n)
+/* What most average pools are: two by two pixels, side by side, here of one image. */
+static int takes_squares(const struct sfd_operation *operation, const struct sfd_view *in,
+                         const struct sfd_view *out, uint32_t n)
 {
-    return n == 1u && cell->height == 2u && cell->width == 2u;
+    return SFD_HAS(AVERAGE_POOL) && n == 1u && operation->kind == SFD_OPERATION_AVERAGE_POOL &&
+           operation->kernel_h == 2u && operation->kernel_w == 2u && operation->stride_h == 2u &&
+           operation->stride_w == 2u && operation->padding_h == 0u && operation->padding_w == 0u &&
+           in->height == 2u * out->height && in->width == 2u * out->width;
+}
+
+/* A row of outputs, from two of the input. */
+static SFD_HOT void squares_average(const float *x, size_t line, float *y, uint32_t count)
+{
+    const float *below = x + line;
+
+    do {
+        *y++ = (0.0f + x[0] + x[1] + below[0] + below[1]) * 0.25f;
+        x += 2;
+        below += 2;
+    } while (--count > 0u);
+}
+
+static SFD_HOT void squares_write(const float *y, uint32_t count, float *x, size_t line)
+{
+    float *below = x + line;
+
+    do {
+        x[0] = x[1] = below[0] = below[1] = *y++ * 0.25f;
+        x += 2;
+        below += 2;
+    } while (--count > 0u);
 }
 
 void sfd_average_pool_forward(const struct sfd_operation *operation, const struct sfd_view *x,
                               const struct sfd_view *y, uint32_t n)
 {
     struct cell cell = {0};
-    uint32_t channel;
+    uint32_t channel, row;
 
+    if (takes_squares(operation, x, y, n)) {
+        for (channel = 0u; channel < y->channels; ++channel)
+            for (row = 0u; row < y->height; ++row)
+                squares_average(row_at(x, channel, 2u * row), x->row_stride,
+                                row_at(y, channel, row), y->width);
+        return;
+    }
     while (cell_next(operation, x, y, n, &cell)) {
         const float weight = cell_weight(operation, &cell);
-        if (is_square(&cell, n))
-            squares_sum(x->data + cell.in, x->channel_stride, x->row_stride, weight, y->channels,
-                        y->data + cell.out, y->channel_stride);
-        else
-            for (channel = 0u; channel < y->channels; ++channel)
-                cell_sum(&cell, x->data + cell.in + (size_t)channel * x->channel_stride,
-                         x->row_stride, n, weight,
-                         y->data + cell.out + (size_t)channel * y->channel_stride);
+        for (channel = 0u; channel < y->channels; ++channel)
+            cell_sum(&cell, x->data + cell.in + (size_t)channel * x->channel_stride, x->row_stride,
+                     n, weight, y->data + cell.out + (size_t)channel * y->channel_stride);
     }
 }
 
@@ -183,36 +216,26 @@ static void cell_spread(const struct cell *cell, float *x, size_t row_stride, ui
                 x[iy * row_stride + (size_t)ix * n + j] += y[j] * weight;
 }
 
-/* The same for two by two pixels of one image in all channels. */
-static SFD_HOT void squares_spread(const float *dy, size_t y_run, float weight, uint32_t channels,
-                                   float *dx, size_t x_run, size_t line)
-{
-    do {
-        const float part = *dy * weight;
-        dx[0] += part;
-        dx[1] += part;
-        dx[line] += part;
-        dx[line + 1u] += part;
-        dx += x_run;
-        dy += y_run;
-    } while (--channels > 0u);
-}
-
 void sfd_average_pool_backward(const struct sfd_operation *operation, const struct sfd_view *dy,
-                               const struct sfd_view *dx, uint32_t n)
+                               const struct sfd_view *dx, uint32_t n, int accumulate)
 {
     struct cell cell = {0};
-    uint32_t channel;
+    uint32_t channel, row;
 
+    if (!accumulate && takes_squares(operation, dx, dy, n)) {
+        for (channel = 0u; channel < dy->channels; ++channel)
+            for (row = 0u; row < dy->height; ++row)
+                squares_write(row_at(dy, channel, row), dy->width, row_at(dx, channel, 2u * row),
+                              dx->row_stride);
+        return;
+    }
+    if (!accumulate)
+        view_zero(dx);
     while (cell_next(operation, dx, dy, n, &cell)) {
         const float weight = cell_weight(operation, &cell);
-        if (is_square(&cell, n))
-            squares_spread(dy->data + cell.out, dy->channel_stride, weight, dy->channels,
-                           dx->data + cell.in, dx->channel_stride, dx->row_stride);
-        else
-            for (channel = 0u; channel < dy->channels; ++channel)
-                cell_spread(&cell, dx->data + cell.in + (size_t)channel * dx->channel_stride,
-                            dx->row_stride, n, weight,
-                            dy->data + cell.out + (size_t)channel * dy->channel_stride);
+        for (channel = 0u; channel < dy->channels; ++channel)
+            cell_spread(&cell, dx->data + cell.in + (size_t)channel * dx->channel_stride,
+                        dx->row_stride, n, weight,
+                        dy->data + cell.out + (size_t)channel * dy->channel_stride);
     }
 }

@@ -120,22 +120,44 @@ static void fours_add(float *restrict y, size_t y_step, const float *restrict x,
     } while (--count > 0u);
 }
 
+/* The same for eights. */
+static void eights_add(float *restrict y, size_t y_step, const float *restrict x, size_t x_step,
+                       uint32_t count, float w)
+{
+    do {
+        y[0] += w * x[0];
+        y[1] += w * x[1];
+        y[2] += w * x[2];
+        y[3] += w * x[3];
+        y[4] += w * x[4];
+        y[5] += w * x[5];
+        y[6] += w * x[6];
+        y[7] += w * x[7];
+        y += y_step;
+        x += x_step;
+    } while (--count > 0u);
+}
+
 /* The same for lines, one at least, of floats that lie side by side. */
 static void lines_add(float *restrict y, size_t y_line, const float *restrict x, size_t x_line,
                       uint32_t count, uint32_t lines, float w)
 {
-    const uint32_t rest = count % 4u, whole = count - rest;
+    const uint32_t rest = count % 8u, whole = count - rest;
 
     if (lines > 1u && count <= SHORT) {
-        for (; count >= 4u; count -= 4u, y += 4, x += 4)
+        for (; count >= 8u; count -= 8u, y += 8, x += 8)
+            eights_add(y, y_line, x, x_line, lines, w);
+        if (count >= 4u) {
             fours_add(y, y_line, x, x_line, lines, w);
+            count -= 4u, y += 4, x += 4;
+        }
         for (; count > 0u; --count)
             pixels_add(y++, y_line, x++, x_line, lines, w);
         return;
     }
     for (; lines > 0u; --lines, y += y_line, x += x_line) {
         if (whole > 0u)
-            fours_add(y, 4u, x, 4u, whole / 4u, w);
+            eights_add(y, 8u, x, 8u, whole / 8u, w);
         if (rest > 0u)
             pixels_add(y + whole, 1u, x + whole, 1u, rest, w);
     }
@@ -168,6 +190,21 @@ static float pixels_dot(const float *y, size_t y_step, const float *x, size_t x_
         x += x_step;
     } while (--count > 0u);
     return sum;
+}
+
+/* The same for two side by side. */
+static void pairs_dot(const float *y, size_t y_step, const float *x, size_t x_step, uint32_t count,
+                      float *lane)
+{
+    float a = lane[0], b = lane[1];
+
+    do {
+        a += y[0] * x[0];
+        b += y[1] * x[1];
+        y += y_step;
+        x += x_step;
+    } while (--count > 0u);
+    lane[0] = a, lane[1] = b;
 }
 
 /* The same for LANES side by side. */
@@ -205,7 +242,9 @@ static void lines_dot(const float *y, size_t y_line, const float *x, size_t x_li
         lanes_dot(y + i, y_line, x + i, x_line, lines, lane);
     for (i = 0u; i < lines && whole > 0u && is_long; ++i)
         lanes_dot(y + i * y_line, LANES, x + i * x_line, LANES, whole / LANES, lane);
-    for (i = 0u; i < rest; ++i)
+    for (i = 0u; i + 2u <= rest; i += 2u)
+        pairs_dot(y + whole + i, y_line, x + whole + i, x_line, lines, lane + i);
+    if (i < rest)
         lane[i] = pixels_dot(y + whole + i, y_line, x + whole + i, x_line, lines, lane[i]);
 }
 

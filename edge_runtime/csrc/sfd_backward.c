@@ -119,26 +119,24 @@ static void norm_backward(const struct sfd_session *session, const struct sfd_st
         parameter_gradient(session, operation->bias));
 }
 
-/* The pools add to the gradient of their input. */
 static void pool_backward(const struct sfd_session *session, const struct sfd_node *node, float *dy,
                           float *dx, uint32_t n)
 {
     const struct sfd_operation *operation = &node->operation;
+    const int accumulate = node->delivery0 == SFD_DELIVER_ACCUMULATE;
     size_t size = session->values[operation->output].size;
     uint32_t first;
 
-    if (node->delivery0 == SFD_DELIVER_WRITE)
-        memset(dx, 0, (size_t)n * session->values[operation->input0].size * sizeof *dx);
     for (first = 0u; first < n; first += SFD_BLOCK) {
         struct sfd_view out = sfd_block_view(session, operation->output, dy, n, first);
         struct sfd_view in = sfd_block_view(session, operation->input0, dx, n, first);
         uint32_t images = sfd_block_images(n, first);
         if (SFD_HAS(MAX_POOL) && operation->kind == SFD_OPERATION_MAX_POOL)
-            sfd_max_pool_backward(operation, &out, &in, images,
-                                  (const uint16_t *)sfd_region_data(session, node->mask) +
-                                      first * size);
+            sfd_max_pool_backward(
+                operation, &out, &in, images,
+                (const uint16_t *)sfd_region_data(session, node->mask) + first * size, accumulate);
         else if (SFD_HAS_AVERAGE)
-            sfd_average_pool_backward(operation, &out, &in, images);
+            sfd_average_pool_backward(operation, &out, &in, images, accumulate);
     }
 }
 

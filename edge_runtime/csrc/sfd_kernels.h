@@ -271,11 +271,12 @@ void sfd_bias_backward(const struct sfd_channels *shape, const float *dy, uint32
 void sfd_max_pool_forward(const struct sfd_operation *operation, const struct sfd_view *x,
                           const struct sfd_view *y, uint32_t n, uint16_t *winner);
 void sfd_max_pool_backward(const struct sfd_operation *operation, const struct sfd_view *dy,
-                           const struct sfd_view *dx, uint32_t n, const uint16_t *winner);
+                           const struct sfd_view *dx, uint32_t n, const uint16_t *winner,
+                           int accumulate);
 void sfd_average_pool_forward(const struct sfd_operation *operation, const struct sfd_view *x,
                               const struct sfd_view *y, uint32_t n);
 void sfd_average_pool_backward(const struct sfd_operation *operation, const struct sfd_view *dy,
-                               const struct sfd_view *dx, uint32_t n);
+                               const struct sfd_view *dx, uint32_t n, int accumulate);
 
 /* kernels_loss.c. Both return the mean loss and, where gradient is not null, dL/d(output). */
 float sfd_cross_entropy(const float *logits, const void *labels, enum sfd_target target, uint32_t n,

@@ -221,17 +221,15 @@ void sfd_pool(const struct sfd_pool_geometry *geometry, const float *x, uint32_t
 void sfd_pool_gradient(const struct sfd_pool_geometry *geometry, const float *dy,
                        const uint16_t *winner, uint32_t n, float *dx)
 {
-    const size_t size = (size_t)geometry->channels * geometry->in_height * geometry->in_width;
     uint32_t first;
 
-    memset(dx, 0, n * size * sizeof *dx);
     for (first = 0u; first < n; first += SFD_BLOCK) {
         const struct pool_block block = pool_block(geometry, dx, dy, n, first);
         if (geometry->kind == SFD_OPERATION_MAX_POOL)
             sfd_max_pool_backward(&block.operation, &block.out, &block.in, block.images,
-                                  winner + first * pooled_elements(geometry));
+                                  winner + first * pooled_elements(geometry), 0);
         else
-            sfd_average_pool_backward(&block.operation, &block.out, &block.in, block.images);
+            sfd_average_pool_backward(&block.operation, &block.out, &block.in, block.images, 0);
     }
 }
 
