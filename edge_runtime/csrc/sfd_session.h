@@ -25,9 +25,8 @@ struct sfd_lifetime {
     uint16_t last_step;
     uint16_t owner;
     uint8_t kind;
-    uint8_t placed;       /* the rest is for the time of the placement */
-    uint8_t urgency;      /* higher: earlier */
-    uint16_t next;        /* next placed region by offset */
+    uint16_t next;        /* while regions are placed: the next placed one by offset */
+    uint16_t later;       /* the next one in the order in which they are placed */
     uint32_t best_offset; /* of the best attempt so far */
 };
 
