@@ -55,7 +55,6 @@ static int place_region(struct sfd_session *session, uint32_t index, uint32_t ba
     if (region->bytes > SFD_ARENA_LIMIT - cursor)
         return SFD_ERR_LIMIT;
     region->offset = cursor;
-    lifetime->placed = 1u;
     for (link = head; *link != SFD_NONE && session->regions[*link].offset <= region->offset;)
         link = &lifetimes[*link].next;
     lifetime->next = *link;
@@ -65,8 +64,7 @@ static int place_region(struct sfd_session *session, uint32_t index, uint32_t ba
 
 enum placement_order { BY_SIZE, BY_LIFETIME };
 
-/* Whether `a` is placed before `b`: the more urgent first, then the larger, or the longer-lived and
- * then the larger. */
+/* Whether `one` is placed before `other`: the larger first, or the longer-lived and then the larger. */
 static int comes_first(const struct sfd_session *session, uint32_t one, uint32_t other,
                        enum placement_order order)
 {
@@ -74,39 +72,56 @@ static int comes_first(const struct sfd_session *session, uint32_t one, uint32_t
     uint32_t life_a = (uint32_t)a->last_step - a->first_step;
     uint32_t life_b = (uint32_t)b->last_step - b->first_step;
 
-    if (a->urgency != b->urgency)
-        return a->urgency > b->urgency;
     if (order == BY_LIFETIME && life_a != life_b)
         return life_a > life_b;
     return session->regions[one].bytes > session->regions[other].bytes;
 }
 
-/* Greedy: region after region in this order, each at the lowest place where it fits. *highest is the
- * one that ends last. */
-static int place_transient(struct sfd_session *session, uint32_t base, enum placement_order order,
-                           uint32_t *highest)
+/* List the regions in this order; the earlier ones first among equals. */
+static uint16_t sort_regions(struct sfd_session *session, enum placement_order order)
+{
+    struct sfd_lifetime *lifetimes = session->lifetimes;
+    uint16_t first = SFD_NONE, *link;
+    uint32_t i;
+
+    for (i = session->persistent_count; i < session->region_count; ++i) {
+        for (link = &first; *link != SFD_NONE && !comes_first(session, i, *link, order);)
+            link = &lifetimes[*link].later;
+        lifetimes[i].later = *link;
+        *link = (uint16_t)i;
+    }
+    return first;
+}
+
+/* Place this one before all others next time. */
+static void move_to_front(struct sfd_session *session, uint16_t index, uint16_t *first)
+{
+    struct sfd_lifetime *lifetimes = session->lifetimes;
+    uint16_t *link;
+
+    for (link = first; *link != index;)
+        link = &lifetimes[*link].later;
+    *link = lifetimes[index].later;
+    lifetimes[index].later = *first;
+    *first = index;
+}
+
+/* Greedy: region after region of a list, each at the lowest place where it fits. *highest is the one
+ * that ends last. */
+static int place_all(struct sfd_session *session, uint32_t base, uint16_t first, uint16_t *highest)
 {
     const struct sfd_region *regions = session->regions;
-    struct sfd_lifetime *lifetimes = session->lifetimes;
-    uint32_t first = session->persistent_count, i;
-    uint16_t head = SFD_NONE;
+    uint16_t head = SFD_NONE, i;
 
-    for (i = first; i < session->region_count; ++i)
-        lifetimes[i].placed = 0u;
-    for (*highest = SFD_NONE;;) {
-        uint32_t next = SFD_NONE;
-        int error;
-        for (i = first; i < session->region_count; ++i)
-            if (!lifetimes[i].placed && (next == SFD_NONE || comes_first(session, i, next, order)))
-                next = i;
-        if (next == SFD_NONE)
-            return SFD_OK;
-        error = place_region(session, next, base, &head);
+    *highest = first;
+    for (i = first; i != SFD_NONE; i = session->lifetimes[i].later) {
+        const int error = place_region(session, i, base, &head);
         if (error != SFD_OK)
             return error;
-        if (*highest == SFD_NONE || region_end(&regions[*highest]) < region_end(&regions[next]))
-            *highest = next;
+        if (region_end(&regions[*highest]) < region_end(&regions[i]))
+            *highest = i;
     }
+    return SFD_OK;
 }
 
 /* Few where there are many regions: the time of one attempt grows with their square. */
@@ -130,22 +145,22 @@ static void keep_offsets(struct sfd_session *session)
 int sfd_place_transient(struct sfd_session *session, uint32_t base, uint32_t *end)
 {
     const uint64_t least = base + (uint64_t)sfd_lifetimes_peak(session) * SFD_ALIGNMENT;
-    uint32_t count = attempts(session), order, attempt, i, highest, best = UINT32_MAX;
+    uint32_t count = attempts(session), order, attempt, i, best = UINT32_MAX;
+    uint16_t first, highest;
 
     *end = base;
+    if (session->region_count == session->persistent_count)
+        return SFD_OK;
     for (order = BY_SIZE; order <= BY_LIFETIME; ++order) {
-        for (i = session->persistent_count; i < session->region_count; ++i)
-            session->lifetimes[i].urgency = 0u;
-        for (attempt = 1u; attempt <= count && best > least; ++attempt) {
-            if (place_transient(session, base, (enum placement_order)order, &highest) != SFD_OK)
+        first = sort_regions(session, (enum placement_order)order);
+        for (attempt = 0u; attempt < count && best > least; ++attempt) {
+            if (place_all(session, base, first, &highest) != SFD_OK)
                 break;
-            if (highest == SFD_NONE)
-                return SFD_OK;
             if (region_end(&session->regions[highest]) < best) {
                 best = region_end(&session->regions[highest]);
                 keep_offsets(session);
             }
-            session->lifetimes[highest].urgency = (uint8_t)attempt;
+            move_to_front(session, highest, &first);
         }
     }
     for (i = session->persistent_count; i < session->region_count; ++i)

@@ -12,24 +12,12 @@
 #define HARMFUL_ROUNDS 24u
 #define ALIKE 0.7f
 
-struct measure {
-    uint64_t excess; /* memory over the target, summed over the steps, in units of SFD_ALIGNMENT */
-    uint64_t work;   /* of what is computed again */
-};
-
-/* A new choice for the result of an operation, or for when its input is packed. */
-struct change {
-    uint16_t node;
-    uint8_t is_packing;
-    uint8_t choice;
-};
-
 struct search {
     struct sfd_session *session;
     uint32_t target;
     uint64_t work_limit;
     uint32_t round, harmful;
-    struct measure now;
+    struct sfd_measure now;
 };
 
 /* Of one image: writing the result of an operation. */
@@ -84,7 +72,7 @@ static void spend(struct sfd_session *session, uint32_t steps)
     session->search_left -= steps < session->search_left ? steps : session->search_left;
 }
 
-static int take_measure(struct sfd_session *session, uint32_t target, struct measure *measure)
+int sfd_search_measure(struct sfd_session *session, uint32_t target, struct sfd_measure *measure)
 {
     uint32_t i;
     int possible;
@@ -109,8 +97,7 @@ static int take_measure(struct sfd_session *session, uint32_t target, struct mea
     return 1;
 }
 
-/* Exchange the choice of the plan and that of the change. */
-static void exchange(struct sfd_session *session, struct change *change)
+void sfd_search_exchange(struct sfd_session *session, struct sfd_change *change)
 {
     uint8_t *choice = change->is_packing
                           ? &session->plans[change->node].packs_late
@@ -121,7 +108,7 @@ static void exchange(struct sfd_session *session, struct change *change)
     change->choice = before;
 }
 
-static uint16_t *settled_until(struct sfd_session *session, const struct change *change)
+static uint16_t *settled_until(struct sfd_session *session, const struct sfd_change *change)
 {
     return change->is_packing ? &session->plans[change->node].settled
                               : &session->values[sfd_result(session, change->node)].settled;
@@ -145,9 +132,9 @@ static float as_float(uint64_t number)
     return (float)(uint32_t)(number >> 32) * 4294967296.0f + (float)(uint32_t)number;
 }
 
-static struct score score_of(const struct search *search, const struct measure *after)
+static struct score score_of(const struct search *search, const struct sfd_measure *after)
 {
-    const struct measure *now = &search->now;
+    const struct sfd_measure *now = &search->now;
     struct score score = {0u, 0.0f, after->work};
 
     if (after->work > search->work_limit)
@@ -178,29 +165,28 @@ static int is_better(const struct score *a, const struct score *b)
 }
 
 /* What a change would lead to. Rank 0 where it is not possible, or settled. */
-static struct score try_change(struct search *search, struct change change, struct measure *after)
+static struct score try_change(struct search *search, struct sfd_change change, struct sfd_measure *after)
 {
     struct score score = {0u, 0.0f, 0u};
     int possible;
 
     if (search->now.excess > 0u && *settled_until(search->session, &change) > search->round)
         return score;
-    exchange(search->session, &change);
-    possible = take_measure(search->session, search->target, after);
-    exchange(search->session, &change);
+    sfd_search_exchange(search->session, &change);
+    possible = sfd_search_measure(search->session, search->target, after);
+    sfd_search_exchange(search->session, &change);
     return possible ? score_of(search, after) : score;
 }
 
-static void accept(struct search *search, struct change change, const struct measure *after)
+static void accept(struct search *search, struct sfd_change change, const struct sfd_measure *after)
 {
     if (search->now.excess > 0u)
         *settled_until(search->session, &change) = (uint16_t)(search->round + ROUNDS_SETTLED + 1u);
-    exchange(search->session, &change);
+    sfd_search_exchange(search->session, &change);
     search->now = *after;
 }
 
-/* The choices for the result of an operation. */
-static uint32_t retentions(const struct sfd_session *session, uint32_t node)
+uint32_t sfd_search_retentions(const struct sfd_session *session, uint32_t node)
 {
     return session->tries_channels && sfd_can_restore_by_channel(session, node)
                ? SFD_RETENTION_COUNT
@@ -208,11 +194,11 @@ static uint32_t retentions(const struct sfd_session *session, uint32_t node)
 }
 
 /* Step through all changes. Begins with {0, 0, 0}; 0: there are no more. */
-static int next_change(const struct sfd_session *session, struct change *change)
+static int next_change(const struct sfd_session *session, struct sfd_change *change)
 {
     const struct sfd_node_plan *plan = &session->plans[change->node];
 
-    if (!change->is_packing && change->choice + 1u < retentions(session, change->node)) {
+    if (!change->is_packing && change->choice + 1u < sfd_search_retentions(session, change->node)) {
         ++change->choice;
     } else if (!change->is_packing && plan->packed_bytes > 0u &&
                (session->reloads || session->nodes[change->node].operation.input0 != 0u)) {
@@ -226,11 +212,11 @@ static int next_change(const struct sfd_session *session, struct change *change)
 }
 
 /* The best change at each operation, and the best of all. */
-static struct score find_best(struct search *search, struct change *best, struct measure *measure)
+static struct score find_best(struct search *search, struct sfd_change *best, struct sfd_measure *measure)
 {
-    struct change change = {0u, 0u, 0u};
+    struct sfd_change change = {0u, 0u, 0u};
     struct score score, best_score = {0u, 0.0f, 0u};
-    struct measure after;
+    struct sfd_measure after;
 
     do {
         struct sfd_promise *promise = &search->session->plans[change.node].promise;
@@ -261,8 +247,8 @@ static void accept_alike(struct search *search, const struct score *best)
 
     for (i = 0u; i < search->session->operation_count; i = sfd_result(search->session, i)) {
         const struct sfd_promise *promise = &search->session->plans[i].promise;
-        struct change change = {(uint16_t)i, promise->is_packing, promise->choice};
-        struct measure after;
+        struct sfd_change change = {(uint16_t)i, promise->is_packing, promise->choice};
+        struct sfd_measure after;
         struct score score;
         if (promise->rank != best->rank || promise->value < ALIKE * best->value)
             continue;
@@ -294,12 +280,12 @@ static void reset_choices(struct sfd_session *session)
 int sfd_search(struct sfd_session *session, uint32_t target, uint64_t work_limit, uint64_t *work)
 {
     struct search search = {.session = session, .target = target, .work_limit = work_limit};
-    struct change best;
-    struct measure after;
+    struct sfd_change best;
+    struct sfd_measure after;
     struct score score;
 
     reset_choices(session);
-    if (!take_measure(session, search.target, &search.now))
+    if (!sfd_search_measure(session, search.target, &search.now))
         return 0;
     for (;; ++search.round) {
         score = find_best(&search, &best, &after);

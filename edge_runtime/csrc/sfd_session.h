@@ -25,9 +25,8 @@ struct sfd_lifetime {
     uint16_t last_step;
     uint16_t owner;
     uint8_t kind;
-    uint8_t placed;       /* the rest is for the time of the placement */
-    uint8_t urgency;      /* higher: earlier */
-    uint16_t next;        /* next placed region by offset */
+    uint16_t next;        /* while regions are placed: the next placed one by offset */
+    uint16_t later;       /* the next one in the order in which they are placed */
     uint32_t best_offset; /* of the best attempt so far */
 };
 
@@ -50,7 +49,7 @@ struct sfd_value {
     uint16_t last_read; /* while the schedule is made: the last step that reads it */
     uint16_t storage;   /* while regions are listed: where it lies now; SFD_NONE: at the caller's */
     uint16_t settled;   /* while choices are searched: not to be changed before this round */
-    uint8_t chosen;     /* while choices are searched: the best retention so far */
+    uint8_t chosen[2];  /* while choices are searched: the best retention so far, of each kind */
 };
 
 /* How an operation's backward delivers the gradient of one of its inputs. */
@@ -85,7 +84,7 @@ struct sfd_node_plan {
     uint8_t shares_gradient; /* an addition: both inputs can have one gradient in one place */
     uint8_t reads_input;     /* its backward reads its input, not a packed form of it */
     uint8_t packs_late;      /* its input is packed just before its backward */
-    uint8_t chosen;          /* while choices are searched: the best packs_late so far */
+    uint8_t chosen[2];       /* while choices are searched: the best packs_late so far, likewise */
     uint16_t settled;        /* while choices are searched: not to be changed before this round */
     uint16_t last_run;       /* the last step that computes its output or packs its input */
     uint16_t backward;       /* the step of its backward */
