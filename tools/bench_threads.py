@@ -84,7 +84,7 @@ def _turn(sides: Sequence[Connection]) -> float:
     margin = 1 if len(sides) == 1 else 2
     for side in sides:
         side.send(STEPS + 2 * margin)
-    taken = [seconds for side in sides for seconds in side.recv()[margin:-margin]]
+    taken: list[float] = [seconds for side in sides for seconds in side.recv()[margin:-margin]]
     return statistics.median(taken)
 
 
