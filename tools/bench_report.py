@@ -14,6 +14,8 @@ from sparsyfed.tools.machine import describe_machine, vector_instructions
 
 SETTING_ENVIRONMENT = ("GLIBC_TUNABLES", "MALLOC_", "LD_PRELOAD", "SPARSYFED_KERNELS")
 
+MEASURED = "CPU time, one thread, median over the turns"
+
 
 def describe(command: str) -> dict[str, Any]:
     """Machine, versions, date and command; of the environment, what changes allocator or kernels."""
@@ -44,11 +46,12 @@ def result_text(
     rows: str,
     heading: Sequence[str],
     cells: Callable[[Mapping[str, Any]], Sequence[str]],
+    measured: str = MEASURED,
 ) -> str:
-    """The rows as a table for people, below what was measured where."""
+    """The rows as a table for people, below what was `measured` where."""
     machine, versions = found["machine"], found["versions"]
     where = f"{machine['processor']}, {machine['platform']}, PyTorch {versions['torch']}"
-    lines = [f"CPU time, one thread, median over the turns; {where}; {found['date']}"]
+    lines = [f"{measured}; {where}; {found['date']}"]
     lines += [_training(training) for training in found.get("trainings", ())]
     return "\n".join([*lines, aligned(heading, [cells(row) for row in found[rows]])])
 

@@ -19,10 +19,12 @@
 #define LOOKS 4000u  /* with a pause after each: some hundred microseconds */
 #define YIELDS 1000u /* more of them, each lets others run */
 
-struct worker {
-    struct sfd_team *team;
-    pthread_t thread;
+struct member {
+    uint32_t next, last; /* parts of its share that nobody has taken */
     uint32_t index;
+    struct sfd_team *team;
+    pthread_t thread;             /* but for the first, which calls */
+    uint8_t apart[SFD_ALIGNMENT]; /* the next member's parts are in another line */
 };
 
 struct sfd_team {
@@ -34,7 +36,7 @@ struct sfd_team {
     uint32_t sleeping;
     pthread_mutex_t lock;
     pthread_cond_t wake;
-    struct worker worker[];
+    struct member member[];
 };
 
 static void pause_briefly(void)
@@ -72,8 +74,8 @@ static void sleep_until_called(struct sfd_team *team, uint32_t seen)
 
 static void *work(void *context)
 {
-    const struct worker *worker = context;
-    struct sfd_team *team = worker->team;
+    const struct member *member = context;
+    struct sfd_team *team = member->team;
     uint32_t seen = 0u, look;
 
     for (;; ++seen) {
@@ -83,7 +85,7 @@ static void *work(void *context)
             sleep_until_called(team, seen);
         if (team->task == NULL)
             return NULL;
-        team->task(team->context, worker->index, team->count);
+        team->task(team->context, member->index, team->count);
         __atomic_sub_fetch(&team->running, 1u, __ATOMIC_RELEASE);
     }
 }
@@ -110,13 +112,13 @@ uint32_t sfd_threads_limit(void)
 
 uint64_t sfd_team_bytes(uint32_t threads)
 {
-    const uint64_t bytes = sizeof(struct sfd_team) + (threads - 1u) * sizeof(struct worker);
+    const uint64_t bytes = sizeof(struct sfd_team) + threads * sizeof(struct member);
 
     return threads > 1u ? (bytes + SFD_ALIGNMENT - 1u) / SFD_ALIGNMENT * SFD_ALIGNMENT : 0u;
 }
 
 /* The signals of the process are for its own threads. */
-static int start_worker(struct worker *worker)
+static int start_worker(struct member *worker)
 {
     sigset_t all, before;
     int error;
@@ -143,7 +145,7 @@ int sfd_team_start(void *memory, uint32_t threads, struct sfd_team **started)
         return SFD_ERR_THREADS;
     }
     for (team->count = 1u; team->count < threads; ++team->count) {
-        struct worker *worker = &team->worker[team->count - 1u];
+        struct member *worker = &team->member[team->count];
         worker->team = team;
         worker->index = team->count;
         if (start_worker(worker) != 0) {
@@ -163,7 +165,7 @@ void sfd_team_end(struct sfd_team *team)
         return;
     call_workers(team, NULL, NULL);
     for (i = 1u; i < team->count; ++i)
-        pthread_join(team->worker[i - 1u].thread, NULL);
+        pthread_join(team->member[i].thread, NULL);
     pthread_cond_destroy(&team->wake);
     pthread_mutex_destroy(&team->lock);
 }
@@ -185,6 +187,44 @@ void sfd_team_run(struct sfd_team *team, sfd_task task, void *context)
     task(context, 0u, team->count);
     for (look = 0u; __atomic_load_n(&team->running, __ATOMIC_ACQUIRE) > 0u; ++look)
         rest(look);
+}
+
+struct parts_work {
+    struct sfd_team *team;
+    sfd_part_task task;
+    void *context;
+};
+
+/* Its own parts first, then those that others have left. */
+static void take_parts(void *context, uint32_t index, uint32_t count)
+{
+    const struct parts_work *work = context;
+    uint32_t i, part;
+
+    for (i = 0u; i < count; ++i) {
+        struct member *of = &work->team->member[(index + i) % count];
+        while (__atomic_load_n(&of->next, __ATOMIC_RELAXED) < of->last) {
+            part = __atomic_fetch_add(&of->next, 1u, __ATOMIC_RELAXED);
+            if (part < of->last)
+                work->task(work->context, part, index);
+        }
+    }
+}
+
+void sfd_team_parts(struct sfd_team *team, sfd_part_task task, void *context, uint32_t parts)
+{
+    struct parts_work work = {team, task, context};
+    uint32_t i;
+
+    for (i = 0u; team == NULL && i < parts; ++i)
+        task(context, i, 0u);
+    if (team == NULL)
+        return;
+    for (i = 0u; i < team->count; ++i) {
+        team->member[i].next = sfd_share(parts, i, team->count);
+        team->member[i].last = sfd_share(parts, i + 1u, team->count);
+    }
+    sfd_team_run(team, take_parts, &work);
 }
 
 #else
@@ -222,5 +262,14 @@ void sfd_team_run(struct sfd_team *team, sfd_task task, void *context)
 {
     (void)team;
     task(context, 0u, 1u);
+}
+
+void sfd_team_parts(struct sfd_team *team, sfd_part_task task, void *context, uint32_t parts)
+{
+    uint32_t i;
+
+    (void)team;
+    for (i = 0u; i < parts; ++i)
+        task(context, i, 0u);
 }
 #endif

@@ -14,6 +14,12 @@ typedef void (*sfd_task)(void *context, uint32_t index, uint32_t count);
 void sfd_team_run(struct sfd_team *team, sfd_task task, void *context);
 uint32_t sfd_team_count(const struct sfd_team *team);
 
+/* A task over parts [0, parts), each of which one thread does; `index` says which. A thread begins
+ * with its share of them, as sfd_share has it, so that what it wrote before is in its own cache; then
+ * it takes parts that others have not come to. */
+typedef void (*sfd_part_task)(void *context, uint32_t part, uint32_t index);
+void sfd_team_parts(struct sfd_team *team, sfd_part_task task, void *context, uint32_t parts);
+
 /* The most threads that this build can have. */
 uint32_t sfd_threads_limit(void);
 

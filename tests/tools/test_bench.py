@@ -21,6 +21,7 @@ from sparsyfed.tools import (
     bench_memory,
     bench_report,
     bench_step,
+    bench_threads,
     cli,
 )
 
@@ -103,6 +104,19 @@ def test_steps_of_a_state_in_a_file(capsys: pytest.CaptureFixture[str], tmp_path
     (row,) = found([*arguments, "--batch-size", "2", "--turns", "1"], capsys)["steps"]
     assert (row["masks"], row["budget"]) == ("file", None)
     assert row["sparsity"] == pytest.approx(0.8, abs=1e-3)
+
+
+def test_threads(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["threads", "--models", "mlp", "--batch-size", "16", "--sparsity", "0.9"]
+    result = found([*arguments, "--threads", "3", "--turns", "2"], capsys)
+    (row,) = result["threads"]
+    assert (row["threads"], row["density"]) == (3, pytest.approx(0.1, abs=1e-3))
+    assert row["seconds"].keys() == {"one", "at_once", "threads"}
+    for side, seconds in row["seconds"].items():
+        assert 0 < row["least_seconds"][side] <= seconds["low"] <= seconds["high"]
+    assert row["speedup"]["low"] > 0
+    assert row["speedup_of_processes"]["low"] > 0
+    assert len(table_of(result, "threads", bench_threads)) == 2 + 1
 
 
 def test_engines(capsys: pytest.CaptureFixture[str]) -> None:

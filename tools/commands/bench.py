@@ -14,6 +14,7 @@ SUMMARY = "measure time and memory of training steps against dense PyTorch on th
 EXAMPLE = "sparsyfed bench step --models watch_cnn resnet8 --sparsity 0.9 0.95"
 LAYER_EXAMPLE = "sparsyfed bench layer --layers 64,64,3,1,32 1024,1024 --sparsity 0.95"
 MEMORY_EXAMPLE = "sparsyfed bench memory --models resnet18 --sparsity 0.95"
+THREADS_EXAMPLE = "sparsyfed bench threads --models resnet18 --batch-size 16 64 --sparsity 0.95"
 ENGINES_EXAMPLE = "sparsyfed bench engines --models kws_dscnn --sparsity 0.95"
 
 SMALL_MODELS = ["watch_cnn", "kws_dscnn", "resnet8", "mlp"]
@@ -25,22 +26,28 @@ DEFAULT_LAYERS = (
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    examples = (EXAMPLE, LAYER_EXAMPLE, MEMORY_EXAMPLE, ENGINES_EXAMPLE)
+    examples = (EXAMPLE, LAYER_EXAMPLE, MEMORY_EXAMPLE, THREADS_EXAMPLE, ENGINES_EXAMPLE)
     parser.epilog = "\n  ".join(["example:", *examples])
     kinds = parser.add_subparsers(dest="kind", metavar="WHAT", required=True)
     _configure_step(_kind(kinds, "step", "time whole training steps", EXAMPLE))
     _configure_layer(_kind(kinds, "layer", "time single layers", LAYER_EXAMPLE))
     _configure_memory(_kind(kinds, "memory", "measure the memory of a step", MEMORY_EXAMPLE))
+    summary = "time steps of sessions with threads against one thread"
+    description = "Wall time of a step: one thread, processes of one thread at once, threads."
+    _configure_threads(_kind(kinds, "threads", summary, THREADS_EXAMPLE, description))
     summary = "time, memory and files of the pruned step on every engine"
     _configure_engines(_kind(kinds, "engines", summary, ENGINES_EXAMPLE))
 
 
-def _kind(kinds: Any, name: str, summary: str, example: str) -> argparse.ArgumentParser:
+def _kind(
+    kinds: Any, name: str, summary: str, example: str, description: str | None = None
+) -> argparse.ArgumentParser:
+    usual = f"{summary[0].upper()}{summary[1:]}, ours and PyTorch's, one thread, in turns."
     parser = add_action(
         kinds,
         name,
         summary=summary,
-        description=f"{summary[0].upper()}{summary[1:]}, ours and PyTorch's, one thread, in turns.",
+        description=description or usual,
         example=example,
     )
     parser.add_argument("--batch-size", nargs="+", type=_positive, default=[16], metavar="N")
@@ -113,6 +120,19 @@ def _configure_memory(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _configure_threads(parser: argparse.ArgumentParser) -> None:
+    _add_models(parser, ["resnet18"])
+    parser.add_argument(
+        "--threads",
+        nargs="+",
+        type=_positive,
+        default=[2],
+        metavar="N",
+        help="of a session; leave so many cores free (default: 2)",
+    )
+    _add_turns(parser)
+
+
 def _configure_engines(parser: argparse.ArgumentParser) -> None:
     _add_models(parser, SMALL_MODELS)
     parser.add_argument(
@@ -162,12 +182,20 @@ def _add_turns(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measures and prints the table or the JSON."""
-    from sparsyfed.tools import bench_engines, bench_layer, bench_memory, bench_report, bench_step
+    from sparsyfed.tools import (
+        bench_engines,
+        bench_layer,
+        bench_memory,
+        bench_report,
+        bench_step,
+        bench_threads,
+    )
 
     kinds: dict[str, tuple[Any, Callable[[argparse.Namespace], Any], str]] = {
         "step": (bench_step, _step_settings, "steps"),
         "layer": (bench_layer, _layer_settings, "layers"),
         "memory": (bench_memory, _memory_settings, "memory"),
+        "threads": (bench_threads, _thread_settings, "threads"),
         "engines": (bench_engines, _engine_settings, "engines"),
     }
     module, settings, rows = kinds[arguments.kind]
@@ -176,7 +204,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(bench_report.result_json(found))
     else:
-        print(bench_report.result_text(found, rows, module.HEADING, module.cells))
+        measured = getattr(module, "MEASURED", bench_report.MEASURED)
+        print(bench_report.result_text(found, rows, module.HEADING, module.cells, measured))
     return 0
 
 
@@ -223,6 +252,19 @@ def _memory_settings(arguments: argparse.Namespace) -> Any:
         batch_sizes=arguments.batch_size,
         sparsities=arguments.sparsity,
         memory=arguments.memory or [None],
+    )
+
+
+def _thread_settings(arguments: argparse.Namespace) -> Any:
+    from sparsyfed.tools.bench_threads import ThreadSettings
+
+    return ThreadSettings(
+        models=arguments.models,
+        input_shape=arguments.input_shape,
+        batch_sizes=arguments.batch_size,
+        sparsities=arguments.sparsity,
+        threads=arguments.threads,
+        turns=arguments.turns,
     )
 
 

@@ -111,7 +111,7 @@ static uint64_t fast_forward(const struct sfd_layer *layer, const float *w, cons
 
 static uint64_t fast_backward_scratch_bytes(const struct sfd_layer *layer, uint32_t n)
 {
-    uint64_t kept = unpacking_bytes(layer), bytes;
+    uint64_t kept = unpacking_bytes(layer, strips_apart(layer)), bytes;
     uint32_t images;
 
     if (!fast_is_ordinary(layer))
@@ -132,7 +132,7 @@ static void part_backward(const struct sfd_layer *layer, const struct fast_part 
         return;
     }
     if (path != FAST_LINEAR && !part->x)
-        unpacking_begin(part->unpacking, layer->team, part->images);
+        unpacking_begin(part->unpacking, layer->team, part->images, layer->in_height);
     if (path == FAST_LINEAR)
         linear_backward(layer, part, (void *)scratch);
     else if (path == FAST_COLUMNS)
@@ -158,7 +158,7 @@ static void fast_backward(const struct sfd_layer *layer, const float *w,
         return;
     }
     unpacking = unpacking_of(layer, x, cursor);
-    cursor += unpacking_bytes(layer);
+    cursor += unpacking_bytes(layer, strips_apart(layer));
     if (n > SFD_BLOCK) { /* gradient may be w: a later part needs w as it was */
         part.w = memcpy(cursor, w, layer->support.count * sizeof *w);
         cursor += aligned_bytes(layer->support.count * sizeof *w);

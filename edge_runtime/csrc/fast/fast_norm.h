@@ -112,29 +112,27 @@ struct norm_work {
     const struct sfd_norm_gradient *gradient;
 };
 
-/* The channels of one thread. */
-static void norm_forward_share(void *context, uint32_t index, uint32_t count)
+static void norm_forward_channel(void *context, uint32_t channel, uint32_t index)
 {
     const struct norm_work *work = context;
     const struct sfd_batch_norm *norm = work->norm;
     const struct sfd_channels *shape = &norm->shape;
-    const uint32_t n = work->n, last = sfd_share(shape->channels, index + 1u, count);
+    const uint32_t n = work->n;
     const float *x = work->x;
-    uint32_t channel, first;
+    float *mean = norm->moments + channel, *variance = mean + shape->channels;
+    struct norm_affine affine;
+    uint32_t first;
 
-    for (channel = sfd_share(shape->channels, index, count); channel < last; ++channel) {
-        float *mean = norm->moments + channel, *variance = mean + shape->channels;
-        struct norm_affine affine;
-        if (norm->mean == NULL)
-            channel_moments(shape, x, n, channel, mean, variance);
-        affine.mean = norm->mean ? norm->mean[channel] : *mean;
-        affine.scale = (norm->weight ? norm->weight[channel] : 1.0f) /
-                       sqrtf((norm->mean ? norm->variance[channel] : *variance) + norm->epsilon);
-        affine.shift = norm->bias ? norm->bias[channel] : 0.0f;
-        for (first = 0u; first < n; first += SFD_BLOCK)
-            channel_forward(&affine, x, shape->pixels * sfd_block_images(n, first), work->after,
-                            sfd_channel_start(shape, n, first, channel), work->join, work->y);
-    }
+    (void)index;
+    if (norm->mean == NULL)
+        channel_moments(shape, x, n, channel, mean, variance);
+    affine.mean = norm->mean ? norm->mean[channel] : *mean;
+    affine.scale = (norm->weight ? norm->weight[channel] : 1.0f) /
+                   sqrtf((norm->mean ? norm->variance[channel] : *variance) + norm->epsilon);
+    affine.shift = norm->bias ? norm->bias[channel] : 0.0f;
+    for (first = 0u; first < n; first += SFD_BLOCK)
+        channel_forward(&affine, x, shape->pixels * sfd_block_images(n, first), work->after,
+                        sfd_channel_start(shape, n, first, channel), work->join, work->y);
 }
 
 static void fast_batch_norm_forward(const struct sfd_batch_norm *norm, const float *x, uint32_t n,
@@ -144,7 +142,7 @@ static void fast_batch_norm_forward(const struct sfd_batch_norm *norm, const flo
     const int rectify = after->ceiling > 0.0f, join = rectify && runs_are_words(shape, n);
     struct norm_work work = {norm, x, n, after, join, y, NULL};
 
-    sfd_team_run(norm->team, norm_forward_share, &work);
+    sfd_team_parts(norm->team, norm_forward_channel, &work, shape->channels);
     if (rectify && !join)
         fast_rectifier_forward(y, shape->channels * shape->pixels * n, after->ceiling, after->mask,
                                y);
@@ -277,34 +275,30 @@ static void rectify_apart(struct sfd_norm_gradient *of, uint32_t count)
     of->addend = NULL;
 }
 
-/* The channels of one thread. */
-static void norm_backward_share(void *context, uint32_t index, uint32_t threads)
+static void norm_backward_channel(void *context, uint32_t channel, uint32_t index)
 {
     const struct norm_work *work = context;
     const struct sfd_batch_norm *norm = work->norm;
     const struct sfd_channels *shape = &norm->shape;
     const struct sfd_norm_gradient *of = work->gradient;
-    const uint32_t last = sfd_share(shape->channels, index + 1u, threads);
     const float count = (float)(shape->pixels * work->n);
-    uint32_t channel;
+    const float variance = norm->moments[shape->channels + channel];
+    const float inverse = 1.0f / sqrtf(variance + norm->epsilon);
+    struct norm_slope slope;
+    float sum, product;
 
-    for (channel = sfd_share(shape->channels, index, threads); channel < last; ++channel) {
-        const float variance = norm->moments[shape->channels + channel];
-        const float inverse = 1.0f / sqrtf(variance + norm->epsilon);
-        struct norm_slope slope;
-        float sum, product;
-        slope.mean = norm->moments[channel];
-        channel_products(shape, work->x, work->n, channel, slope.mean, of, &sum, &product);
-        if (of->d_weight)
-            of->d_weight[channel] = product * inverse;
-        if (of->d_bias)
-            of->d_bias[channel] = sum;
-        slope.scale = (norm->weight ? norm->weight[channel] : 1.0f) * inverse;
-        slope.shift = sum / count;
-        slope.slope = product / count * inverse * inverse;
-        if (of->dx)
-            channel_backward(shape, work->x, work->n, channel, &slope, of);
-    }
+    (void)index;
+    slope.mean = norm->moments[channel];
+    channel_products(shape, work->x, work->n, channel, slope.mean, of, &sum, &product);
+    if (of->d_weight)
+        of->d_weight[channel] = product * inverse;
+    if (of->d_bias)
+        of->d_bias[channel] = sum;
+    slope.scale = (norm->weight ? norm->weight[channel] : 1.0f) * inverse;
+    slope.shift = sum / count;
+    slope.slope = product / count * inverse * inverse;
+    if (of->dx)
+        channel_backward(shape, work->x, work->n, channel, &slope, of);
 }
 
 static void fast_batch_norm_backward(const struct sfd_batch_norm *norm, const float *x, uint32_t n,
@@ -316,7 +310,7 @@ static void fast_batch_norm_backward(const struct sfd_batch_norm *norm, const fl
 
     if (of.mask && !runs_are_words(shape, n))
         rectify_apart(&of, shape->channels * shape->pixels * n);
-    sfd_team_run(norm->team, norm_backward_share, &work);
+    sfd_team_parts(norm->team, norm_backward_channel, &work, shape->channels);
 }
 
 #endif

@@ -203,6 +203,7 @@ struct fast_strip {
     uint32_t first_channel, last_channel, first_row, last_row, first_tap, last_tap;
     const float *dy;
     size_t dy_row;
+    float *gradient;       /* of all entries: their sums are added to */
     const float *x;        /* NULL: no weight gradient */
     uint32_t dy_first_row; /* where dy begins */
     uint32_t x_first_row;  /* of the phase: where x begins */
@@ -296,7 +297,7 @@ static void pair_strip(const struct fast_program *program, const struct fast_str
             done->d_weight += wanted & FAST_D_WEIGHT ? work : 0u;
         }
         if (wanted & FAST_D_WEIGHT)
-            add_sums(partial, count, program->gradient + first);
+            add_sums(partial, count, strip->gradient + first);
     }
 }
 #endif

@@ -212,6 +212,7 @@ static void small_phases(struct small_backward *backward, const struct sfd_layer
     strip.last_row = 1u;
     strip.dy = backward->dy;
     strip.dy_row = strip.x_row = strip.dx_row = 0u;
+    strip.gradient = backward->program.gradient;
     strip.x_channel = (size_t)stride_y * stride_x * lines->line;
     strip.x_pixel = strip.dx_pixel = PIXEL;
     strip.dx = part->dx ? backward->dx : NULL;
