@@ -137,7 +137,7 @@ RATES = {
     "sparse-wide": (0.05, 0.1, 0.2),
     "pruned-wide": (0.05, 0.1, 0.2),
 }
-TUNED = ("D2", "D5", "S2", "S5", "P2", "P5")
+TUNED = ("D2", "D5", "S2", "S5", "P2", "P5", "P8")
 """Points by which the learning rate of their family is chosen."""
 
 
