@@ -16,6 +16,7 @@ BUDGET = "erk"
 BATCH_SIZE = 1
 EPOCHS = 3
 ROUNDS = 60
+"""Of the runs that choose learning rates, and of the first look at each point."""
 DEVICES_PER_ROUND = 10
 WEIGHT_DECAY = 1e-3
 FINAL_SHARE = 0.1
@@ -98,6 +99,7 @@ POINTS = (
     Point("D4", (8, 12, 16, 24), stem_strides=(2, 2)),
     Point("D5", (12, 16, 24, 32)),
     Point("D6", (16, 24, 32, 48)),
+    Point("D7", (8, 8, 12, 16), stem_strides=(2, 2)),
     Point("S1", _WIDE, sparsity=0.975),
     SPOTTER,
     Point("S3", _WIDE, sparsity=0.9),
@@ -106,6 +108,7 @@ POINTS = (
     Point("S6", _MEDIUM, sparsity=0.75),
     Point("S7", (12, 24, 32, 48), sparsity=0.75),
     Point("S8", (12, 24, 32, 48), stem_strides=(2, 2), sparsity=0.75),
+    Point("S9", (8, 16, 24, 32), stem_strides=(2, 2), sparsity=0.75),
 )
 """Dense-narrow points from few weights to many, sparse-wide ones that store about as many in wider nets."""
 
@@ -126,7 +129,14 @@ MEASURED = (
 WIDER = (("D2", "S7", "S5", "S2"), ("D5", "S6", "S3"))
 """Points that store about as many weights, from the narrowest net to the widest."""
 
+FINER = (("D1", "D7"), ("D2", "D4"), ("S7", "S8"))
+"""The same net with two strides of its first convolution in time."""
+
 LONGER_ROUNDS = 3 * ROUNDS
+"""Of the runs that points are compared by."""
+LONGEST_ROUNDS = 9 * ROUNDS
+LONGEST = ("D4", "S8")
+"""Points that are trained for LONGEST_ROUNDS, too: the best of their families within the RAM of a recommendation."""
 
 
 def tuning_grid() -> list[tuple[Point, float]]:

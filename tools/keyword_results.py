@@ -11,6 +11,8 @@ from sparsyfed.tools.keyword_figures import Figure, Figures
 from sparsyfed.tools.keyword_points import (
     BATCH_SIZE,
     LONGER_ROUNDS,
+    LONGEST,
+    LONGEST_ROUNDS,
     POINTS,
     ROUNDS,
     SEEDS,
@@ -85,8 +87,14 @@ def training_tasks(figures: Figures, rounds: int) -> list[Task]:
 
 
 def longer_tasks(figures: Figures) -> list[Task]:
-    """The same with more rounds, at the same learning rates."""
+    """The runs that points are compared by: with more rounds, at the same learning rates."""
     return [replace(task, rounds=LONGER_ROUNDS) for task in training_tasks(figures, ROUNDS)]
+
+
+def longest_tasks(figures: Figures) -> list[Task]:
+    """Some points with more rounds still: whether those of `longer_tasks` were enough."""
+    longer = [task for task in longer_tasks(figures) if task.point.name in LONGEST]
+    return [replace(task, rounds=LONGEST_ROUNDS) for task in longer]
 
 
 def point_results(figures: Figures, tasks: Sequence[Task]) -> list[PointResult]:
@@ -100,6 +108,11 @@ def point_results(figures: Figures, tasks: Sequence[Task]) -> list[PointResult]:
         if accuracies and board is not None:
             results.append(PointResult(point, own[0].rate, accuracies, board))
     return results
+
+
+def compared_results(figures: Figures) -> list[PointResult]:
+    """The points by the runs that they are compared by."""
+    return point_results(figures, longer_tasks(figures))
 
 
 def recommended(results: Sequence[PointResult]) -> PointResult | None:
@@ -127,10 +140,9 @@ class Comparison:
         """Which family trains better, if the seeds let one say so."""
         if self.dense is None or self.sparse is None:
             return "only one fits" if self.dense or self.sparse else "none fits"
-        difference = self.sparse.accuracy - self.dense.accuracy
-        if abs(difference) < max(LEAST_DIFFERENCE, 2 * _error(self.dense, self.sparse)):
+        if not are_told_apart(self.dense, self.sparse):
             return "not decided"
-        return FAMILIES[1] if difference > 0 else FAMILIES[0]
+        return FAMILIES[1] if self.sparse.accuracy > self.dense.accuracy else FAMILIES[0]
 
 
 def compare(
@@ -143,6 +155,24 @@ def compare(
         return max(own, key=lambda r: r.accuracy, default=None)
 
     return Comparison(limit, *(best(family) for family in FAMILIES))
+
+
+def are_told_apart(one: PointResult, other: PointResult) -> bool:
+    """Whether the seeds show that one is more accurate."""
+    difference = abs(one.accuracy - other.accuracy)
+    return difference >= max(LEAST_DIFFERENCE, 2 * _error(one, other))
+
+
+def cheaper(best: PointResult, results: Sequence[PointResult]) -> PointResult | None:
+    """The point with the least RAM of those that take less of everything and are not told apart from this one."""
+    others = [
+        result
+        for result in results
+        if result.ram_bytes < best.ram_bytes
+        and result.instructions < best.instructions
+        and not are_told_apart(best, result)
+    ]
+    return min(others, key=lambda result: result.ram_bytes, default=None)
 
 
 def _error(one: PointResult, other: PointResult) -> float:

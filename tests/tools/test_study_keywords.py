@@ -34,8 +34,9 @@ from sparsyfed.tools.keyword_results import (
     PointResult,
     chosen_rate,
     compare,
+    compared_results,
     longer_tasks,
-    point_results,
+    longest_tasks,
     recommended,
     training_tasks,
     tuning_tasks,
@@ -67,7 +68,7 @@ def board(point: Point) -> dict[str, Any]:
 
 
 def results_of(figures: Figures) -> list[PointResult]:
-    return point_results(figures, training_tasks(figures, ROUNDS))
+    return compared_results(figures)
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def figures(tmp_path: Path) -> Figures:
     )
     for task in tuning_tasks(ROUNDS):
         found.put("tuning", task.settings(), {"final_accuracy": 0.5 - abs(task.rate - 0.06)})
-    for task in training_tasks(found, ROUNDS):
+    for task in longer_tasks(found):
         accuracy = (0.8 if task.point.is_sparse else 0.6) + 0.01 * task.seed
         found.put("runs", task.settings(), {"final_accuracy": accuracy})
     for point, batch_size in MEASURED:
@@ -121,7 +122,7 @@ def test_families_are_compared_within_a_limit(figures: Figures) -> None:
 
 
 def test_what_the_seeds_do_not_show_is_not_decided(figures: Figures) -> None:
-    for task in training_tasks(figures, ROUNDS):
+    for task in longer_tasks(figures):
         accuracy = 0.6 + (0.015 if task.point.is_sparse else 0.0)
         figures.put("runs", task.settings(), {"final_accuracy": accuracy})
     results = results_of(figures)
@@ -135,19 +136,55 @@ def test_the_page_is_made_of_the_figures_and_repeats(figures: Figures, tmp_path:
     assert page == markdown(Figures(tmp_path / "keywords.json"), draw_all(results_of(figures)))
     assert "CC BY 4.0" in page
     assert "sparse-wide is better" in page
+    assert "not trained to the end" in page
     assert page.count("| S2 |") >= 1
     assert "| **" in page  # the rate that was taken
-    assert page.count("Not run yet.") == 2  # no run of more rounds, no mixed one
+    assert page.count("Not run yet.") == 1  # no mixed run
     assert all(plot.file_name in page and plot.svg.count("<svg") == 1 for plot in plots)
 
 
-def test_runs_of_more_rounds_have_a_section(figures: Figures) -> None:
+def test_the_answer_has_the_best_within_both_limits(figures: Figures) -> None:
+    answer = markdown(figures, []).partition("## By one limit")[0]
+    limits = [line.split(" | ") for line in answer.splitlines() if " KiB | " in line]
+    named = {row[0]: [cell.split(" ")[0].strip("*") for cell in row[1:]] for row in limits}
+    # Sparse points are equal here, and the first of them is taken: S1 has 128 channels at the end, S5 has 64.
+    assert named["| 64 KiB"] == ["S5"] * 5
+    assert named["| 384 KiB"] == ["S5", "S5", "S1", "S1", "S1"]
+
+
+def test_a_cheaper_point_that_is_as_good_is_named(figures: Figures) -> None:
+    best = recommended(results_of(figures))
+    assert best is not None
+    equal = [r for r in results_of(figures) if r.point.is_sparse and r is not best]
+    less = min(equal, key=lambda result: result.ram_bytes)
+    assert f"do not tell it from **{less.point.name}**" in markdown(figures, [])
     for task in longer_tasks(figures):
-        figures.put("runs", task.settings(), {"final_accuracy": 0.9})
+        if task.point == less.point:
+            figures.put("runs", task.settings(), {"final_accuracy": 0.7})
+    assert f"do not tell it from **{less.point.name}**" not in markdown(figures, [])
+
+
+def test_fewer_rounds_and_more_stand_beside_each_other(figures: Figures) -> None:
+    for task in training_tasks(figures, ROUNDS):
+        figures.put("runs", task.settings(), {"final_accuracy": 0.5})
+    for task in longest_tasks(figures):
+        if task.seed < 2:
+            figures.put("runs", task.settings(), {"final_accuracy": 0.9})
     page = markdown(figures, [])
-    assert "180 rounds instead of 60" in page
-    assert page.count("| 90.0% | 90.0% | 90.0% | 90.0% |") == len(POINTS)
-    assert "not decided" in page
+    assert "gained 11.0 to 31.0 points" in page
+    assert page.count("D4 reaches 90.0% (2 of 3 seeds) after 540, from 61.0%.") == 1
+    assert page.count("| 50.0% | 61.0% | 90.0% (2 of 3 seeds) |") == 1
+    assert "By RAM, after 60 rounds: only one fits at 64 KiB; not decided at" in page
+
+
+def test_a_point_that_is_little_too_large_is_named(figures: Figures) -> None:
+    for point in POINTS:
+        size = (97 if point.name == "D6" else 90) * KIB
+        figures.put("boards", board_settings(point, 1), {**board(point), "ram_bytes": size})
+    for task in longer_tasks(figures):
+        accuracy = 0.9 if task.point.name == "D6" else 0.8 if task.point.is_sparse else 0.6
+        figures.put("runs", task.settings(), {"final_accuracy": accuracy})
+    assert "At 96 KiB, D6 is 1,024 bytes too large, which reaches 90.0%." in markdown(figures, [])
 
 
 def test_a_point_without_runs_is_left_out(figures: Figures) -> None:
