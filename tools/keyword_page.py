@@ -285,7 +285,11 @@ def _rounds(figures: Figures, results: Sequence[PointResult]) -> str:
         for result in results
     ]
     counts = [f"{rounds} rounds" for rounds in found]
-    text = f"Means over the seeds, all at the learning rates that were chosen for {ROUNDS} rounds. {_verdicts(_by_ram(fewer), f'By RAM, after {ROUNDS} rounds', kibibytes)}"
+    after_fewer = _verdicts(_by_ram(fewer), f"By RAM, after {ROUNDS} rounds", kibibytes)
+    text = (
+        f"Means over the seeds, all at the learning rates that were chosen for {ROUNDS} rounds. "
+        f"{after_fewer}"
+    )
     return f"{text}\n\n{table(['point', '', *counts], rows)}"
 
 
