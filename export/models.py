@@ -257,9 +257,7 @@ def load_model(name: str, **arguments: Any) -> nn.Module:
     except Exception as error:
         raise ConfigurationError(f"{name} raised {_described(error)}") from error
     if not isinstance(model, nn.Module):
-        raise ConfigurationError(
-            f"{name} returned a {type(model).__name__}; it must return a torch.nn.Module"
-        )
+        raise ConfigurationError(f"{name} returned {model!r:.80}; it must return a torch.nn.Module")
     return model
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from sparsyfed.edge_runtime.artifact import Parameter
 from sparsyfed.edge_runtime.errors import InputError, UnsupportedOperationError
@@ -25,7 +26,8 @@ def model_tensors(model: nn.Module) -> tuple[ModelTensor, ...]:
     The weights of Conv1d, Conv2d and Linear are prunable; other parameters are dense; the running mean and variance
     of batch norms are statistics. Other buffers are left out.
 
-    Raises UnsupportedOperationError for shared or frozen parameters and InputError for dtypes other than float32.
+    Raises UnsupportedOperationError for shared or frozen parameters and InputError for dtypes other than float32
+    and for lazy layers that have no shape yet.
     """
     prunable, statistics = _kinds_by_module(model)
     trainable = {name for name, _ in model.named_parameters(remove_duplicate=False)}
@@ -65,6 +67,10 @@ def _kinds_by_module(model: nn.Module) -> tuple[set[str], set[str]]:
 
 
 def _check(name: str, tensor: Tensor, trains: bool) -> None:
+    if is_lazy(tensor):
+        raise InputError(
+            f"{name} has no shape yet, its layer is lazy: call the model on an example before"
+        )
     if tensor.dtype is not torch.float32:
         raise InputError(
             f"{name} is {tensor.dtype}; devices train float32: call model.float() first"

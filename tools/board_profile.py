@@ -22,7 +22,7 @@ from sparsyfed.devices.serial_port import open_port
 from sparsyfed.devices.serial_protocol import SerialObject
 from sparsyfed.edge_runtime import Artifact, Session, State
 from sparsyfed.edge_runtime.budget import keep_counts
-from sparsyfed.edge_runtime.errors import ArenaError
+from sparsyfed.edge_runtime.errors import ArenaError, ConfigurationError
 from sparsyfed.edge_runtime.format import Loss
 from sparsyfed.tools.board_report import BoardReport, HostStep, MeasuredStep
 from sparsyfed.tools.emulator import EmulatedBoard, find_machine
@@ -72,7 +72,7 @@ def profile_on_board(
     Without a port an emulated board runs them, with all its RAM or with `ram_bytes`, and counts instructions; its
     firmware has the operations of this model alone. `say` is told what goes on.
 
-    Raises BackendError without QEMU, compiler or an answer.
+    Raises BackendError without QEMU, compiler or an answer, ConfigurationError for a port that is not there.
     """
     artifact = Artifact.load(artifact_path)
     chosen = state if state is not None else evenly_spread_state(artifact, density)
@@ -97,6 +97,7 @@ def _board(
     name: str, ram_bytes: int | None, operations: Sequence[str], port: str | None, say: Say
 ) -> Iterator[Board]:
     if port is not None:
+        _require_port(port)
         with closing(SerialLink(partial(open_port, port), patience_s=PATIENCE_S)) as link:
             yield Board(link)
         return
@@ -109,6 +110,14 @@ def _board(
         closing(SerialLink(partial(open_port, machine.port), patience_s=PATIENCE_S)) as link,
     ):
         yield Board(link)
+
+
+def _require_port(port: str) -> None:
+    """Raise ConfigurationError for a port that is not there: a link would wait for it to come."""
+    try:
+        open_port(port).close()
+    except OSError as error:
+        raise ConfigurationError(f"cannot open port {port}: {error.strerror or error}") from error
 
 
 @dataclass(frozen=True, slots=True)

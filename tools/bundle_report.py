@@ -1,6 +1,6 @@
 """What `sparsyfed export` prints of a bundle."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparsyfed.coordinator.bundle import NATIVE
@@ -44,9 +44,19 @@ def _layers(manifest: Mapping[str, Any]) -> str:
     ]
     stored = sum(layer["stored"] for layer in layers)
     whole = sum(layer["rows"] * layer["columns"] for layer in layers)
+    empty = [layer["name"] for layer in layers if not layer["stored"]]
     return (
         f"{aligned(heading, rows)}\n{stored:,} of {whole:,} prunable weights are stored; "
         f"{manifest['dense_values']:,} values of biases and norms are dense."
+        f"{_warning(empty) if empty else ''}"
+    )
+
+
+def _warning(empty: Sequence[str]) -> str:
+    """What is zero stays zero: such a layer trains its bias alone."""
+    return (
+        f"\nNothing passes {', '.join(empty)}, which stores no weight, and layers that lead only there do not learn: "
+        "choose a higher density, or --budget erk, which leaves each layer some."
     )
 
 

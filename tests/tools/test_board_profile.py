@@ -86,6 +86,8 @@ def test_a_dense_step_is_measured_where_it_fits_layer_by_layer_alone(
         (["--board", BOARD, "--profiles", "x.toml"], "--profiles goes with --device"),
         (["--board", "stm32f746-discovery"], "wanted one of mps2-an385"),
         (["--board", BOARD, "--port", "x", "--memory", "1KiB"], "--port names another"),
+        (["--board", BOARD, "--port", "socket://127.0.0.1:1"], "cannot open port socket://127"),
+        (["--board", BOARD, "--html", "no/such/page.html"], "there is no folder no/such"),
         (["--device", "all", "--port", "x"], "--port goes with --board"),
         (["--board", "mps9"], "got board 'mps9', wanted one of mps2-an385"),
         ([], "one of the arguments --device --board is required"),

@@ -29,6 +29,9 @@ def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "from torch import nn\n"
         "def net():\n    return nn.Linear(4, 2)\n"
         "def fails():\n    raise ValueError('no such width')\n"
+        "def lazy():\n    return nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.LazyLinear(2))\n"
+        "def number():\n    return 3\n"
+        "def narrow_end():\n    return nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2))\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
@@ -63,12 +66,51 @@ def test_an_exception_of_a_users_function_is_named_with_its_place(
     assert f"ValueError: no such width ({own_models / 'nets.py'}:5)" in error
 
 
+@pytest.mark.usefixtures("own_models")
+@pytest.mark.parametrize(
+    ("function", "complaint"),
+    [
+        ("lazy", "2.weight has no shape yet, its layer is lazy: call the model on an example"),
+        ("number", "returned 3; it must return a torch.nn.Module"),
+    ],
+)
+def test_models_that_are_none_yet(
+    function: str, complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--model", f"models_of_mine.nets:{function}", *TINY_SHAPE]
+    assert complaint in complaint_of(["export", *model, "--out", "out"], capsys)
+
+
+@pytest.mark.usefixtures("own_models")
+def test_layers_without_a_weight_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["--model", "models_of_mine.nets:narrow_end", *TINY_SHAPE, "--out", "out"]
+    for budget, is_empty in (("global", True), ("erk", False)):
+        assert cli.main(["export", *model, "--density", "0.1", "--budget", budget]) == 0
+        assert ("Nothing passes 2.weight" in capsys.readouterr().out) == is_empty
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         (["export", "--model", "linear", "--out", "file"], "file exists and is not a folder"),
         (["export", "--model", "linear", "--out", "o", "--seed", "-5"], "got seed -5"),
         (["export", "--model", ":net", "--out", "o"], "wanted package.module:function"),
+        (
+            ["export", "--model", "linear", "--out", "o", "--density", "1.5"],
+            "got density 1.5, wanted above 0 and at most 1",
+        ),
+        (
+            ["export", "--model", "linear", "--out", "o", "--density", "nan"],
+            "got density nan, wanted above 0 and at most 1",
+        ),
+        (
+            ["export", "--model", "linear", "--out", "o", "--target", "coreml"],
+            "got target 'coreml', wanted some of native, onnx, onnx-training, executorch, torchscript, board",
+        ),
+        (
+            ["export", "--model", "linear", "--out", "o", "--target", "board", "--board", "m9"],
+            "got board 'm9', wanted one of cortex_m4f_256k, esp32_s3, mps2-an385",
+        ),
         (["broker", "run", "--host", "0.0.0.0"], "--open-to-network"),  # noqa: S104 - refused
         (
             ["profile", "file", "--device", "watch"],

@@ -5,6 +5,7 @@
 import argparse
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,7 +112,6 @@ def _add_board_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the bundle: model.sfd, initial.sfs, the targets, manifest.json."""
-    from sparsyfed.coordinator.bundle import NATIVE
     from sparsyfed.devices.profiles import find_profile
     from sparsyfed.edge_runtime import State
     from sparsyfed.tools.bench_process import say
@@ -125,9 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = BundleSettings(
         model=arguments.model,
         folder=arguments.out,
-        targets=[NATIVE, *(name for name in arguments.target if name != BOARD)]
-        if BOARD in arguments.target
-        else arguments.target,
+        targets=_targets(arguments.target),
         device=None if device is None else find_profile(device, arguments.profiles),
         board=_board_export(arguments),
         state=None if arguments.state is None else State.load(arguments.state),
@@ -137,7 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
         input_shape=arguments.input_shape,
         beta=arguments.beta,
         loss=arguments.loss,
-        sparsity=arguments.sparsity if arguments.density is None else 1 - arguments.density,
+        sparsity=_sparsity(arguments),
         budget=arguments.budget or "global",
         seed=arguments.seed or 0,
     )
@@ -146,9 +144,31 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _targets(names: Sequence[str]) -> list[str]:
+    """Targets as bundles have them: a board takes the native one. Raises ConfigurationError for an unknown one."""
+    from sparsyfed.coordinator.bundle import NATIVE
+    from sparsyfed.export.targets import TARGETS
+
+    for name in names:
+        if name not in TARGETS and name != BOARD:
+            known = ", ".join((*TARGETS, BOARD))
+            raise ConfigurationError(f"got target {name!r}, wanted some of {known}")
+    return [NATIVE if name == BOARD else name for name in names]
+
+
+def _sparsity(arguments: argparse.Namespace) -> float:
+    """The sparsity that is asked for, or 1 - density. Raises ConfigurationError for a density that is none."""
+    density: float | None = arguments.density
+    if density is None:
+        return float(arguments.sparsity)
+    if not 0 < density <= 1:
+        raise ConfigurationError(f"got density {density}, wanted above 0 and at most 1")
+    return 1 - density
+
+
 def _board_export(arguments: argparse.Namespace) -> "BoardExport | None":
     """What is wanted for a board. Raises ConfigurationError for options that do not go together."""
-    from sparsyfed.devices.profiles import find_profile, parse_bytes
+    from sparsyfed.devices.profiles import list_profiles, parse_bytes
     from sparsyfed.tools.board_export import BoardExport
 
     if (BOARD in arguments.target) != (arguments.board is not None):
@@ -158,8 +178,14 @@ def _board_export(arguments: argparse.Namespace) -> "BoardExport | None":
             raise ConfigurationError(f"--{option.replace('_', '-')} goes with --target board")
     if arguments.board is None:
         return None
+    profiles = {profile.name: profile for profile in list_profiles(arguments.profiles)}
+    if arguments.board not in profiles:
+        boards = sorted(name for name, each in profiles.items() if each.kernels == "portable")
+        raise ConfigurationError(
+            f"got board {arguments.board!r}, wanted one of {', '.join(boards)}"
+        )
     return BoardExport(
-        profile=find_profile(arguments.board, arguments.profiles),
+        profile=profiles[arguments.board],
         ram_bytes=None if arguments.memory is None else parse_bytes(arguments.memory),
         c_array=arguments.c_array,
         image=arguments.image,

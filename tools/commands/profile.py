@@ -62,13 +62,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.density is not None and arguments.state is not None:
         raise ConfigurationError("--density is for a model without --state, which has its own")
+    if arguments.html is not None:
+        require_writable("--html", arguments.html)
     if arguments.board is not None:
         return _run_on_board(arguments)
     if arguments.port is not None:
         raise ConfigurationError("--port goes with --board")
-    if arguments.html is not None:
-        require_writable("--html", arguments.html)
-    elif arguments.density is not None:
+    if arguments.html is None and arguments.density is not None:
         raise ConfigurationError("--density goes with --html or --board: the tables have many")
     result = profile_model(
         arguments.artifact,
