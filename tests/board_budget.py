@@ -53,7 +53,7 @@ def require_table() -> None:
     names = "|".join(map(re.escape, boards))
     line = re.compile(rf"^\| `(?P<board>{names})` \| (?P<processor>[^|]+) \|.*$", re.MULTILINE)
     text = README.read_text(encoding="utf-8")
-    wanted = line.sub(lambda row: _row(*row.groups(), boards[row["board"]]), text)
+    wanted = line.sub(lambda row: _row(row["board"], row["processor"], boards[row["board"]]), text)
     if os.environ.get("SPARSYFED_UPDATE_SIZES"):
         README.write_text(wanted, encoding="utf-8")
         text = wanted
