@@ -45,7 +45,7 @@ check: $(NATIVE) ## style, types, layers, and the C core under the project's war
 bench: $(NATIVE) ## time training steps here (BENCH_ARGS="memory --models resnet18" for more)
 	@$(TRAINING_PYTHON) $(BIN)/sparsyfed bench $(BENCH_ARGS)
 
-sizes: $(NATIVE) ## measure the firmware of boards anew, into devices/boards/sizes.toml
+sizes: $(NATIVE) ## measure the firmware of boards anew, into devices/boards/sizes.toml and README.md
 	@SPARSYFED_UPDATE_SIZES=1 $(BIN)/python -m pytest -q -n 0 tests/tools/test_emulated_boards.py
 
 boards: $(NATIVE) ## compilers and emulators of microboards (1.5 GB with what they need), and all firmware

@@ -1,10 +1,11 @@
 """The firmware of boards on this host, under sanitizers, behind lines that damage, lose and cut."""
 
+import itertools
 import os
 import random
 import select
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from sparsyfed.devices.serial_link import SerialLink
@@ -82,6 +83,18 @@ class HostBoard:
         self._process.kill()
         self._end()
         self._process = self._start()
+
+    def reset_at(self, moment: str, writes: Collection[int]) -> list[int]:
+        """Reset at this moment of these writes, counted from 1, and no more; returns those that came, as they come."""
+        counter, came = itertools.count(1), list[int]()
+
+        def reset_if_so() -> None:
+            if (number := next(counter)) in writes:
+                came.append(number)
+                self.reset()
+
+        setattr(self, moment, reset_if_so)
+        return came
 
     def require_healthy(self) -> None:
         """Fail if a sanitizer has ended the firmware."""

@@ -14,6 +14,9 @@ from sparsyfed import export
 from sparsyfed.edge_runtime import Session, SparseUpdate
 
 ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted(
+    path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"))
+)
 
 
 def code_blocks(document: str) -> list[str]:
@@ -37,6 +40,15 @@ def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
     assert "arena" in result.stdout
     assert (tmp_path / "model.sfd").exists()
     assert "process_peak_bytes" in result.stdout
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_what_a_document_links_to_is_there(document: str) -> None:
+    page = ROOT / document
+    targets = re.findall(r"\]\(([^)\s#]*)(?:#[^)\s]*)?\)", page.read_text(encoding="utf-8"))
+    local = [target for target in targets if target and "://" not in target]
+    missing = [target for target in local if not (page.parent / target).exists()]
+    assert not missing
 
 
 @pytest.mark.parametrize("budget", ["global", "erk"])

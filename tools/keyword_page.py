@@ -1,48 +1,55 @@
 """The page on keywords, from the figures of the study alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import groupby
 
-from sparsyfed.tools.keyword_answer import answer, longer
-from sparsyfed.tools.keyword_boards import BOARD, board_settings
-from sparsyfed.tools.keyword_figures import Figure, Figures
-from sparsyfed.tools.keyword_fleet import MixedRun
+from sparsyfed.tools.keyword_figures import Figures
 from sparsyfed.tools.keyword_points import (
     BATCH_SIZE,
-    BETA,
-    BUDGET,
-    DEVICES_PER_ROUND,
+    DENSE_SHARE,
     EPOCHS,
     FINAL_SHARE,
-    LARGER_BATCH,
-    LAST_ROUNDS,
-    RATES,
+    FINER,
+    LONGER_ROUNDS,
+    LONGEST_ROUNDS,
     ROUNDS,
     SEEDS,
-    SPOTTER,
-    SPOTTER_DENSE,
-    WEIGHT_DECAY,
     WIDER,
 )
 from sparsyfed.tools.keyword_results import (
+    DENSE,
     FAMILIES,
+    LEAST_DIFFERENCE,
+    ON_BOARDS_ALONE,
+    PRUNED,
+    RAM_LIMIT,
+    SPARSE,
+    Comparison,
     PointResult,
-    chosen_rate,
-    mixed_points,
+    cheaper,
+    compare,
+    compared_results,
+    longest_tasks,
     point_results,
+    recommended,
     training_tasks,
-    tuning_tasks,
 )
-from sparsyfed.tools.keyword_tables import KIB, described, joined, kibibytes, strides, table
+from sparsyfed.tools.keyword_sections import method, mixed, spotter
+from sparsyfed.tools.keyword_text import KIB, described, joined, kibibytes, strides, table
 from sparsyfed.tools.plot_files import PlotFile
-from sparsyfed.tools.quantities import byte_text
+from sparsyfed.tools.quantities import count_text
+
+RAM_LIMITS = tuple(KIB * size for size in (64, 96, 128, 192, 256, 384))
+NEAR = 0.05
+"""Share of a limit: a point that misses it by no more is named."""
+INSTRUCTION_LIMITS = tuple(1_000_000 * count for count in (4, 6, 8, 12, 24))
 
 SOURCE = "http://download.tensorflow.org/data/speech_commands_test_set_v0.02.tar.gz"
 INTRODUCTION = (
     "# Keyword spotting: what trains best on a microboard?\n\n"
     "With this much RAM, and this many instructions a step: is a narrow net that keeps all its "
     "weights better, or a wide one of which few are stored? Both are trained in federated rounds by "
-    "the native runtime, and measured on an emulated Cortex-M4F. The wide ones start sparse, or are "
-    "pruned when other devices than boards have trained them for a while.\n\n"
+    "the native runtime, and measured on an emulated Cortex-M4F.\n\n"
     "Data: log-mel features of the *test set* of Speech Commands v0.02 (P. Warden, "
     "[arXiv 1804.03209](https://arxiv.org/abs/1804.03209); Google, "
     "[CC BY 4.0](https://creativecommons.org/licenses/by/4.0/)): 4,890 clips of 239 speakers, 12 "
@@ -56,26 +63,212 @@ INTRODUCTION = (
 
 def markdown(figures: Figures, plots: Sequence[PlotFile]) -> str:
     """The page. Same figures, same bytes."""
-    results = point_results(figures, training_tasks(figures, ROUNDS))
+    results = compared_results(figures)
+    alone = [result for result in results if result.point.family in ON_BOARDS_ALONE]
     sections = [
         INTRODUCTION,
         "## Answer",
-        answer(results),
+        _answer(alone),
+        _training(figures, results),
+        "### Where Linux devices begin",
+        _pruned(results),
+        "## By one limit",
+        _by_one_limit(results),
+        "\n\n".join(f"![{plot.caption}]({plot.file_name})\n\n{plot.caption}" for plot in plots),
         "## Points",
         _points(results),
         "## As many weights in wider nets",
-        _wider(results),
-        "\n\n".join(f"![{plot.caption}]({plot.file_name})\n\n{plot.caption}" for plot in plots),
-        "## Three times as many rounds",
-        longer(figures, results),
+        _side_by_side(results, WIDER),
+        "## A finer stride in the first convolution",
+        _side_by_side(results, FINER),
+        "## Fewer rounds, and more",
+        _rounds(figures, results),
         "## A spotter with 110,464 weights on a board",
-        _spotter(figures),
+        spotter(figures),
         "## Boards and Linux devices in one fleet",
-        _mixed(figures, results),
+        mixed(figures, results),
         "## How",
-        _how(figures),
+        method(figures),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _answer(results: Sequence[PointResult]) -> str:
+    """What trains best within both limits, and what is recommended, where boards train from the first round on."""
+    rows = [
+        [kibibytes(ram), *(_cell(_within(results, ram, work)) for work in INSTRUCTION_LIMITS)]
+        for ram in RAM_LIMITS
+    ]
+    heading = ["RAM at most", *(f"{count_text(work)} a step" for work in INSTRUCTION_LIMITS)]
+    reading = (
+        f"The most accurate point within both limits after {LONGER_ROUNDS} rounds, where boards train from the first "
+        "round on: D dense-narrow, S sparse-wide. "
+        "After ≈ stands the best of the other family, where the seeds do not tell which of the two is better. A "
+        f"family is called better where its mean is ahead by {100 * LEAST_DIFFERENCE:.0f} points at least, and by "
+        f"twice the standard error over the {len(SEEDS)} seeds, which are few."
+    )
+    by_ram = _by_ram(results)
+    verdicts = [
+        _verdicts(by_ram, "By RAM alone", kibibytes) + _near_misses(results, by_ram),
+        _verdicts(_by_work(results), "By instructions a step alone", count_text),
+    ]
+    parts = [table(heading, rows), reading, *verdicts, _recommendation(results)]
+    return "\n\n".join(parts)
+
+
+def _near_misses(results: Sequence[PointResult], comparisons: Sequence[Comparison]) -> str:
+    """What a board with little more RAM would have said."""
+    text = ""
+    for comparison in comparisons:
+        winner = comparison.dense if comparison.verdict == DENSE else comparison.wide
+        if winner is None or comparison.verdict not in FAMILIES:
+            continue
+        for other in results:
+            above = other.ram_bytes - comparison.limit
+            is_near = 0 < above <= NEAR * comparison.limit
+            if is_near and _is_better(other, winner):
+                text += (
+                    f" At {kibibytes(comparison.limit)}, {other.point.name} is {above:,} bytes too large, which "
+                    f"reaches {other.accuracy:.1%}."
+                )
+    return text
+
+
+def _is_better(other: PointResult, winner: PointResult) -> bool:
+    return other.point.family != winner.point.family and other.accuracy > winner.accuracy
+
+
+def _within(results: Sequence[PointResult], ram_bytes: int, instructions: int) -> Comparison:
+    fitting = [result for result in results if result.ram_bytes <= ram_bytes]
+    return compare(fitting, instructions, lambda result: result.instructions)
+
+
+def _cell(comparison: Comparison) -> str:
+    found = [result for result in (comparison.dense, comparison.wide) if result is not None]
+    if not found:
+        return "none fits"
+    best, *others = sorted(found, key=lambda result: -result.accuracy)
+    text = f"**{best.point.name}** {best.accuracy:.1%}"
+    if comparison.verdict in FAMILIES or not others:
+        return text
+    return f"{text} ≈ {others[0].point.name} {others[0].accuracy:.1%}"
+
+
+def _recommendation(results: Sequence[PointResult]) -> str:
+    best = recommended(results, *ON_BOARDS_ALONE)
+    if best is None:
+        return f"No point trains in {kibibytes(RAM_LIMIT)}."
+    text = (
+        f"Recommended for a board with {kibibytes(RAM_LIMIT)}, as the most accurate point within "
+        f"it: {_settings(best)}"
+    )
+    less = cheaper(best, results)
+    if less is not None:
+        text += (
+            f" The seeds do not tell it from **{less.point.name}**, {described(less.point)}: {less.accuracy:.1%} "
+            f"with {less.ram_bytes:,} bytes and {count_text(less.instructions)} instructions."
+        )
+    return text
+
+
+def _settings(best: PointResult) -> str:
+    return (
+        f"**{best.point.name}**, {described(best.point)}, learning rate {best.rate:g} → "
+        f"{FINAL_SHARE * best.rate:g}, batch {BATCH_SIZE}, {EPOCHS} local epochs. It reaches "
+        f"{best.accuracy:.1%} with {best.ram_bytes:,} bytes of RAM and "
+        f"{count_text(best.instructions)} instructions a step."
+    )
+
+
+def _training(figures: Figures, results: Sequence[PointResult]) -> str:
+    """How far from the end of their training the nets are."""
+    fewer = {r.point: r for r in point_results(figures, training_tasks(figures, ROUNDS))}
+    more = point_results(figures, longest_tasks(figures))
+    gains = [100 * (r.accuracy - fewer[r.point].accuracy) for r in results if r.point in fewer]
+    text = "**The nets are not trained to the end.**"
+    if gains:
+        text += (
+            f" From {ROUNDS} to {LONGER_ROUNDS} rounds the points gained {min(gains):.1f} to {max(gains):.1f} "
+            "points."
+        )
+    usual = {result.point: result for result in results}
+    for result in more:
+        text += (
+            f" {result.point.name} reaches {_accuracy(result)} after {LONGEST_ROUNDS}, from "
+            f"{usual[result.point].accuracy:.1%}."
+        )
+    return (
+        f"{text} What is said of families is said of this much training, and so far of sparse nets that keep the "
+        "support of their first state."
+    )
+
+
+def _by_one_limit(results: Sequence[PointResult]) -> str:
+    by_ram = _comparison_table("RAM at most", _by_ram(results), kibibytes)
+    by_work = _comparison_table("instructions at most", _by_work(results), count_text)
+    return f"{by_ram}\n\n{by_work}"
+
+
+def _pruned(results: Sequence[PointResult]) -> str:
+    """What dense rounds on devices that have the memory change."""
+    if not any(result.point.family == PRUNED for result in results):
+        return "Not run yet."
+    how = (
+        "A board can't hold a wide net while all its weights are trained, and the largest *initial* values say little "
+        f"of which weights to keep. Here Linux devices, those of every second speaker, train all weights for the first "
+        f"{DENSE_SHARE:.0%} of the rounds; then the coordinator keeps the largest (`[job] dense_rounds`), and boards, "
+        f"those of the other speakers, join. P1 is the net of S1, and so on. Dense-narrow nets have all devices "
+        "from the first round on."
+    )
+    by_ram, by_work = _by_ram(results, PRUNED), _by_work(results, PRUNED)
+    best = recommended(results, *FAMILIES)
+    parts = [
+        how,
+        _verdicts(by_ram, "By RAM", kibibytes),
+        _comparison_table("RAM at most", by_ram, kibibytes),
+        _verdicts(by_work, "By instructions a step", count_text),
+        _comparison_table("instructions at most", by_work, count_text),
+    ]
+    if best is not None:
+        parts.append(
+            f"Recommended for such a fleet with boards of {kibibytes(RAM_LIMIT)}: {_settings(best)}"
+        )
+    return "\n\n".join(parts)
+
+
+def _by_ram(results: Sequence[PointResult], family: str = SPARSE) -> list[Comparison]:
+    return [compare(results, limit, lambda r: r.ram_bytes, family) for limit in RAM_LIMITS]
+
+
+def _by_work(results: Sequence[PointResult], family: str = SPARSE) -> list[Comparison]:
+    return [
+        compare(results, limit, lambda r: r.instructions, family) for limit in INSTRUCTION_LIMITS
+    ]
+
+
+def _verdicts(comparisons: Sequence[Comparison], what: str, text: Callable[[int], str]) -> str:
+    """One sentence that begins with `what`: which family is better up to which limits."""
+    parts = []
+    for verdict, group in groupby(comparisons, key=lambda comparison: comparison.verdict):
+        limits = [text(comparison.limit) for comparison in group]
+        span = limits[0] if len(limits) == 1 else f"{limits[0]} to {limits[-1]}"
+        outcome = f"{verdict} is better" if verdict in FAMILIES else verdict
+        parts.append(f"{outcome} at {span}")
+    return f"{what}: {'; '.join(parts)}."
+
+
+def _comparison_table(
+    heading: str, comparisons: Sequence[Comparison], text: Callable[[int], str]
+) -> str:
+    def best(result: PointResult | None) -> list[str]:
+        if result is None:
+            return ["none fits", "", ""]
+        name = result.point.name
+        return [name, f"{result.accuracy:.1%}", f"{count_text(result.instructions)}"]
+
+    rows = [[text(c.limit), *best(c.dense), *best(c.wide), c.verdict] for c in comparisons]
+    columns = [heading, DENSE, "accuracy", "instructions"]
+    return table([*columns, comparisons[0].family, "accuracy", "instructions", "better"], rows)
 
 
 def _points(results: Sequence[PointResult]) -> str:
@@ -104,163 +297,50 @@ def _point(result: PointResult) -> list[str]:
     ]
 
 
-def _wider(results: Sequence[PointResult]) -> str:
-    """What width does to nets that store as many weights."""
+def _side_by_side(results: Sequence[PointResult], series: Sequence[Sequence[str]]) -> str:
+    """Points that differ in one thing, one after the other."""
     named = {result.point.name: result for result in results}
     rows = [
         [
-            name,
-            described(named[name].point),
-            f"{named[name].board['stored']:,}",
+            *(name, described(named[name].point), f"{named[name].board['stored']:,}"),
             f"{named[name].board['stored'] / named[name].board['positions']:.1%}",
+            *(f"{named[name].ram_bytes:,}", f"{named[name].instructions:,}"),
             f"{named[name].accuracy:.1%}",
         ]
-        for series in WIDER
-        for name in series
+        for names in series
+        for name in names
         if name in named
     ]
-    return table(["point", "", "weights stored", "density", "accuracy"], rows)
+    heading = ["point", "", "weights stored", "density", "RAM, bytes", "instructions", "accuracy"]
+    return table(heading, rows)
 
 
-def _spotter(figures: Figures) -> str:
-    """What the built-in model takes, against the limits that it was made for."""
-    sparse = figures.find("boards", board_settings(SPOTTER, BATCH_SIZE))
-    larger = figures.find("boards", board_settings(SPOTTER, LARGER_BATCH))
-    dense = figures.find("boards", board_settings(SPOTTER_DENSE, BATCH_SIZE))
-    if sparse is None or larger is None or dense is None:
-        return ""
-    ratio, whole = dense["step_ticks"] / sparse["step_ticks"], dense["ram_bytes"]
-    name = "RAM of the same net dense, batch 1"
+def _rounds(figures: Figures, results: Sequence[PointResult]) -> str:
+    """Whether what is said above depends on how long was trained."""
+    fewer = point_results(figures, training_tasks(figures, ROUNDS))
+    series = {ROUNDS: fewer, LONGER_ROUNDS: results}
+    series[LONGEST_ROUNDS] = point_results(figures, longest_tasks(figures))
+    found = {rounds: {r.point: r for r in each} for rounds, each in series.items() if each}
     rows = [
-        _bound("RAM, batch 1", sparse["ram_bytes"], 128 * KIB, 96 * KIB),
-        _bound(f"RAM, batch {LARGER_BATCH}", larger["ram_bytes"], 256 * KIB),
-        _bound("code and constants", sparse["text_bytes"], 32 * KIB),
-        [name, f"{whole:,}", f"> {512 * KIB:,}", _met(whole > 512 * KIB), "", ""],
-        ["instructions, dense over sparse", f"{ratio:.1f}", "≥ 6", _met(ratio >= 6), "", ""],
+        [
+            *(result.point.name, described(result.point)),
+            *(_accuracy(each.get(result.point)) for each in found.values()),
+        ]
+        for result in results
     ]
-    exact = all(
-        each["same_bits_as_host"] and each["planned_arena_bytes"] == each["touched_arena_bytes"]
-        for each in (sparse, larger, dense)
-    )
+    counts = [f"{rounds} rounds" for rounds in found]
+    after_fewer = _verdicts(_by_ram(fewer), f"By RAM, after {ROUNDS} rounds", kibibytes)
     text = (
-        f"`kws_cnn` with its default widths at {SPOTTER.sparsity:.0%}: {SPOTTER.name} above. Its "
-        f"update has {'the' if exact else 'NOT always the'} bits of the portable kernels on the host, "
-        f"and the arena touched is {'the' if exact else 'NOT always the'} planned one to the byte."
+        f"Means over the seeds, all at the learning rates that were chosen for {ROUNDS} rounds. "
+        f"{after_fewer}"
     )
-    return f"{text}\n\n{table(['', 'measured', 'limit', '', 'goal', ''], rows)}"
+    return f"{text}\n\n{table(['point', '', *counts], rows)}"
 
 
-def _bound(name: str, measured: int, limit: int, goal: int | None = None) -> list[str]:
-    row = [name, f"{measured:,}", f"≤ {limit:,}", _met(measured <= limit)]
-    return [*row, *(("", "") if goal is None else (f"≤ {goal:,}", _met(measured <= goal)))]
-
-
-def _met(is_met: bool) -> str:
-    return "met" if is_met else "missed"
-
-
-def _mixed(figures: Figures, results: Sequence[PointResult]) -> str:
-    """The runs of boards and Linux devices together."""
-    wanted = [MixedRun(result.point, result.rate) for result in mixed_points(results)]
-    found = [figures.find("mixed", mixed.settings()) for mixed in wanted]
-    runs = [run for run in found if run is not None]
-    if not runs:
-        return "Not run yet."
-    settings = runs[-1]["settings"]
-    job, boards = settings["job"], settings["boards"]
-    how = (
-        f"{len(boards['boards'])} emulated boards of {kibibytes(boards['ram_bytes'])}, "
-        f"{boards['boards'][0]}, behind a gateway, and {settings['linux_devices']} Linux processes, "
-        f"over MQTT (mosquitto), {job['rounds']} rounds, every device in each, but boards not in dense "
-        "ones; the other settings as above. A board has the clips of one speaker; the Linux devices "
-        "share the other speakers, as hubs do, so a round has many more steps on a device than above. "
-        "Accuracy on the speakers held out; one seed."
-    )
-    return "\n\n".join([how, *map(_mixed_run, runs)])
-
-
-def _mixed_run(run: Figure) -> str:
-    point, rounds = run["settings"]["point"], run["rounds"]
-    last = rounds[-1]
-    count = run["settings"]["job"]["dense_rounds"]
-    dense = f" after {count} dense rounds" if count else ""
-    by_round = ", ".join(f"{entry['accuracy']:.1%}" for entry in rounds)
-    text = (
-        f"Widths {joined(point['widths'])}, sparsity {point['sparsity']:.1%}{dense}: round by "
-        f"round {by_round}. The last round took {last['bytes_down']:,} bytes down and "
-        f"{last['bytes_up']:,} up, of all devices, messages included."
-    )
-    heading = ["device", "", "rounds", "clips", "kernels", "arena planned", "arena touched"]
-    heading += ["RAM or process at most", "seconds, last round"]
-    rows = [_device(device, run["settings"]) for device in run["devices"]]
-    return f"{text}\n\n{table(heading, rows)}"
-
-
-def _device(device: Figure, settings: Figure) -> list[str]:
-    is_board = device["id"].startswith(settings["boards"]["gateway"])
-    return [
-        device["id"],
-        "board" if is_board else "Linux",
-        *(f"{device['rounds']}", f"{device['examples']:,}", device["engine"] or "portable"),
-        *(f"{device['planned_arena_bytes']:,}", f"{device['arena_peak_bytes']:,}"),
-        *(byte_text(device["peak_rss_bytes"]), f"{device['seconds']:.1f}"),
-    ]
-
-
-def _how(figures: Figures) -> str:
-    about = figures.content
-    machine = about["machine"]
-    recipe = (
-        "A speaker is a device. A fixed fifth of the speakers is held out for the test, the others "
-        f"train; a clip of silence is given to a speaker by chance. {ROUNDS} rounds, "
-        f"{DEVICES_PER_ROUND} devices drawn for each, {EPOCHS} local epochs, batches of {BATCH_SIZE}, "
-        f"SGD with weight decay {WEIGHT_DECAY:g}, a learning rate that falls exponentially to "
-        f"{FINAL_SHARE:g} of itself, no clipping. Dense: FedAvg, β = 1. Sparse: SparsyFed, β = "
-        f"{BETA}, layer budgets `{BUDGET}`. Sparse-wide: sparse from the first round on, so that boards can "
-        "train from the start: the support is that of the largest initial values and never grows. "
-        "Pruned-wide: the support is that of the largest values after the dense rounds; RAM and "
-        "instructions of a board are those of the sparse-wide point with as many weights in each layer. "
-        "Saved inputs are pruned as the method says: a layer of which 3 % is stored keeps 3 % of its "
-        f"inputs for the weight gradient. Accuracy: mean of the last {LAST_ROUNDS} rounds, "
-        "on the test speakers: the recommended point, and the best of a family within a limit, are chosen "
-        "by it, too, so that theirs is somewhat flattered. A seed is "
-        "that of initial values, draws and shuffles; the split is one and the same."
-    )
-    rates = (
-        "One learning rate for each family, chosen without the speakers held out: there a fifth of "
-        "the other speakers is the test. In bold the one that was taken."
-    )
-    kernels = (
-        f"Training here: kernels `{about['kernels']}`, one thread a run; the boards' own portable "
-        f"kernels agree within rounding. Board: `{BOARD}` in QEMU, which counts instructions, not "
-        "cycles."
-    )
-    where = (
-        f"Date {about['date']}, sparsyfed {about['versions']['sparsyfed']}, {machine['platform']}, "
-        f"{machine['processor']}, {machine['cpu_count']} cores. Commands, the last of each step:"
-    )
-    commands = dict.fromkeys(about["commands"].values())
-    listed = "\n".join(f"    {command}" for command in commands)
-    return "\n\n".join([recipe, rates, _rates(figures), kernels, where, listed])
-
-
-def _rates(figures: Figures) -> str:
-    chosen = {family: chosen_rate(figures, family, ROUNDS) for family in FAMILIES}
-    found: dict[tuple[str, str], dict[float, float]] = {}
-    for task in tuning_tasks(ROUNDS):
-        figure = figures.find("tuning", task.settings())
-        if figure is not None:
-            row = found.setdefault((task.point.family, task.point.name), {})
-            row[task.rate] = figure["final_accuracy"]
-    columns = sorted({rate for rates in RATES.values() for rate in rates})
-    rows = [
-        [family, name, *(_rate_cell(row.get(rate), rate == chosen[family]) for rate in columns)]
-        for (family, name), row in found.items()
-    ]
-    return table(["family", "point", *(f"{rate:g}" for rate in columns)], rows)
-
-
-def _rate_cell(accuracy: float | None, is_chosen: bool) -> str:
-    if accuracy is None:
+def _accuracy(result: PointResult | None) -> str:
+    if result is None:
         return ""
-    return f"**{accuracy:.1%}**" if is_chosen else f"{accuracy:.1%}"
+    seeds = len(result.accuracies)
+    return (
+        f"{result.accuracy:.1%}{f' ({seeds} of {len(SEEDS)} seeds)' if seeds < len(SEEDS) else ''}"
+    )

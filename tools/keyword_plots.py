@@ -11,8 +11,17 @@ from sparsyfed.tools.plot_files import PlotFile, plot_file
 from sparsyfed.tools.quantities import byte_text, count_text
 
 LOOKS = dict(
-    zip(FAMILIES, ((drawing.DENSE, "o"), (drawing.SPARSE, "s"), (drawing.THIRD, "D")), strict=True)
+    zip(
+        FAMILIES,
+        (
+            (drawing.DENSE, "o", "left", (5, 2)),
+            (drawing.SPARSE, "s", "right", (-5, 2)),
+            (drawing.THIRD, "D", "right", (-5, 2)),
+        ),
+        strict=True,
+    )
 )
+"""Color, marker, and on which side of a point its name stands: points that cost as much stand above each other."""
 READING = (
     "Mean accuracy of three seeds on held-out speakers, whiskers from the worst to the best seed; the line is the "
     "best that a family reaches up to there."
@@ -45,7 +54,7 @@ def _scatter(
     title: str,
     text: Callable[[float], str],
 ) -> None:
-    for family, (color, marker) in LOOKS.items():
+    for family, (color, marker, side, offset) in LOOKS.items():
         own = sorted((r for r in results if r.point.family == family), key=cost)
         means = [100 * r.accuracy for r in own]
         below = [100 * (r.accuracy - min(r.accuracies)) for r in own]
@@ -60,8 +69,10 @@ def _scatter(
             axes.annotate(
                 result.point.name,
                 (place, height),
-                (5, -9),
+                offset,
                 textcoords="offset points",
+                horizontalalignment=side,
+                verticalalignment="bottom",
                 fontsize=7,
                 color=color,
             )

@@ -16,6 +16,7 @@ BUDGET = "erk"
 BATCH_SIZE = 1
 EPOCHS = 3
 ROUNDS = 60
+"""Of the runs that choose learning rates, and of the first look at each point."""
 DEVICES_PER_ROUND = 10
 WEIGHT_DECAY = 1e-3
 DENSE_SHARE = 0.5
@@ -107,15 +108,14 @@ SPOTTER = Point("S2", _WIDE, sparsity=0.95)
 """`kws_cnn` with its default arguments: too large for boards without sparsity."""
 SPOTTER_DENSE = Point("kws_cnn, dense", _WIDE)
 _MEDIUM = (16, 32, 48, 64)
-_DENSE = (
+POINTS = (
     Point("D1", (8, 8, 12, 16)),
     Point("D2", (8, 12, 16, 24)),
     Point("D3", (8, 16, 32), (2, 2)),
     Point("D4", (8, 12, 16, 24), stem_strides=(2, 2)),
     Point("D5", (12, 16, 24, 32)),
     Point("D6", (16, 24, 32, 48)),
-)
-_SPARSE = (
+    Point("D7", (8, 8, 12, 16), stem_strides=(2, 2)),
     Point("S1", _WIDE, sparsity=0.975),
     SPOTTER,
     Point("S3", _WIDE, sparsity=0.9),
@@ -124,39 +124,48 @@ _SPARSE = (
     Point("S6", _MEDIUM, sparsity=0.75),
     Point("S7", (12, 24, 32, 48), sparsity=0.75),
     Point("S8", (12, 24, 32, 48), stem_strides=(2, 2), sparsity=0.75),
+    Point("S9", (8, 16, 24, 32), stem_strides=(2, 2), sparsity=0.75),
 )
-_PRUNED = tuple(
-    replace(point, name=point.name.replace("S", "P"), dense_share=DENSE_SHARE) for point in _SPARSE
+"""Dense-narrow points from few weights to many, sparse-wide ones that store about as many in wider nets."""
+PRUNED_POINTS = tuple(
+    replace(point, name=point.name.replace("S", "P"), dense_share=DENSE_SHARE)
+    for point in POINTS
+    if point.name in {"S1", "S2", "S5", "S8"}
 )
-POINTS = (*_DENSE, *_SPARSE, *_PRUNED)
-"""Dense-narrow points from few weights to many, sparse-wide ones that store about as many in wider nets, and the same
-nets pruned after dense rounds."""
+"""Some of the sparse-wide nets, pruned after dense rounds; on a board they are what these are."""
 
 RATES = {
     "dense-narrow": (0.03, 0.06, 0.12),
     "sparse-wide": (0.05, 0.1, 0.2),
     "pruned-wide": (0.05, 0.1, 0.2),
 }
-TUNED = ("D2", "D5", "S2", "S5", "P2", "P5")
+TUNED = ("D2", "D5", "S2", "S5", "P2", "P5", "P8")
 """Points by which the learning rate of their family is chosen."""
 
 
 LARGER_BATCH = 8
 MEASURED = (
-    *((point, BATCH_SIZE) for point in (*_DENSE, *_SPARSE)),
+    *((point, BATCH_SIZE) for point in POINTS),
     (SPOTTER_DENSE, BATCH_SIZE),
     (SPOTTER, LARGER_BATCH),
 )
-"""Points and batch sizes that are measured on the board; a pruned point is there what its sparse one is."""
+"""Points and batch sizes that are measured on the board."""
 
 
 WIDER = (("D2", "S7", "S5", "S2"), ("D5", "S6", "S3"))
 """Points that store about as many weights, from the narrowest net to the widest."""
 
+FINER = (("D1", "D7"), ("D2", "D4"), ("S7", "S8"))
+"""The same net with two strides of its first convolution in time."""
+
 LONGER_ROUNDS = 3 * ROUNDS
+"""Of the runs that points are compared by."""
+LONGEST_ROUNDS = 9 * ROUNDS
+LONGEST = ("D4", "S8")
+"""Points that are trained for LONGEST_ROUNDS, too: the best of their families within the RAM of a recommendation."""
 
 
 def tuning_grid() -> list[tuple[Point, float]]:
     """What is tried for the learning rates."""
-    tuned = [point for point in POINTS if point.name in TUNED]
+    tuned = [point for point in (*POINTS, *PRUNED_POINTS) if point.name in TUNED]
     return [(point, rate) for point in tuned for rate in RATES[point.family]]

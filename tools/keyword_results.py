@@ -11,10 +11,14 @@ from sparsyfed.tools.keyword_figures import Figure, Figures
 from sparsyfed.tools.keyword_points import (
     BATCH_SIZE,
     LONGER_ROUNDS,
+    LONGEST,
+    LONGEST_ROUNDS,
     POINTS,
+    PRUNED_POINTS,
     RATES,
     ROUNDS,
     SEEDS,
+    SPOTTER,
     Point,
     tuning_grid,
 )
@@ -80,21 +84,32 @@ def tuning_tasks(rounds: int) -> list[Task]:
 
 def training_tasks(figures: Figures, rounds: int) -> list[Task]:
     """The runs that are reported, seed by seed: a study that is stopped has some of every point."""
-    rates = {family: chosen_rate(figures, family, rounds) for family in FAMILIES}
+    rates = {family: chosen_rate(figures, family, rounds) for family in ON_BOARDS_ALONE}
     return [
         Task("runs", point, rates[point.family], seed, rounds) for seed in SEEDS for point in POINTS
     ]
 
 
 def longer_tasks(figures: Figures) -> list[Task]:
-    """The same with more rounds, at the same learning rates."""
-    return [replace(task, rounds=LONGER_ROUNDS) for task in training_tasks(figures, ROUNDS)]
+    """The runs that points are compared by: with more rounds, at the same learning rates."""
+    rate = chosen_rate(figures, PRUNED, ROUNDS)
+    pruned = [
+        Task("runs", point, rate, seed, LONGER_ROUNDS) for seed in SEEDS for point in PRUNED_POINTS
+    ]
+    usual = [replace(task, rounds=LONGER_ROUNDS) for task in training_tasks(figures, ROUNDS)]
+    return [*usual, *pruned]
+
+
+def longest_tasks(figures: Figures) -> list[Task]:
+    """Some points with more rounds still: whether those of `longer_tasks` were enough."""
+    longer = [task for task in longer_tasks(figures) if task.point.name in LONGEST]
+    return [replace(task, rounds=LONGEST_ROUNDS) for task in longer]
 
 
 def point_results(figures: Figures, tasks: Sequence[Task]) -> list[PointResult]:
     """The points that were measured and, in these runs, trained."""
     results = []
-    for point in POINTS:
+    for point in (*POINTS, *PRUNED_POINTS):
         own = [task for task in tasks if task.point == point]
         runs = [figures.find("runs", task.settings()) for task in own]
         accuracies = tuple(float(run["final_accuracy"]) for run in runs if run is not None)
@@ -104,6 +119,11 @@ def point_results(figures: Figures, tasks: Sequence[Task]) -> list[PointResult]:
     return results
 
 
+def compared_results(figures: Figures) -> list[PointResult]:
+    """The points by the runs that they are compared by."""
+    return point_results(figures, longer_tasks(figures))
+
+
 def recommended(results: Sequence[PointResult], *families: str) -> PointResult | None:
     """The most accurate point of these families within RAM_LIMIT, if one is."""
     fitting = [r for r in results if r.ram_bytes <= RAM_LIMIT and r.point.family in families]
@@ -111,9 +131,9 @@ def recommended(results: Sequence[PointResult], *families: str) -> PointResult |
 
 
 def mixed_points(results: Sequence[PointResult]) -> list[PointResult]:
-    """What boards and Linux devices train together: what is recommended without dense rounds, and with them."""
+    """What boards and Linux devices train together: the spotter, and what is best with and without dense rounds."""
     best = [recommended(results, *ON_BOARDS_ALONE), recommended(results, PRUNED)]
-    return [result for result in best if result is not None]
+    return [result for result in results if result in best or result.point == SPOTTER]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +150,16 @@ class Comparison:
         """Which family trains better, if the seeds let one say so."""
         if self.dense is None or self.wide is None:
             return "only one fits" if self.dense or self.wide else "none fits"
-        difference = self.wide.accuracy - self.dense.accuracy
-        if abs(difference) < max(LEAST_DIFFERENCE, 2 * _error(self.dense, self.wide)):
+        if not are_told_apart(self.dense, self.wide):
             return "not decided"
-        return self.family if difference > 0 else DENSE
+        return self.family if self.wide.accuracy > self.dense.accuracy else DENSE
 
 
 def compare(
-    results: Sequence[PointResult], limit: int, cost: Callable[[PointResult], int], family: str
+    results: Sequence[PointResult],
+    limit: int,
+    cost: Callable[[PointResult], int],
+    family: str = SPARSE,
 ) -> Comparison:
     """What dense-narrow nets and those of a family of wide ones reach at no more than this cost."""
 
@@ -146,6 +168,24 @@ def compare(
         return max(own, key=lambda r: r.accuracy, default=None)
 
     return Comparison(limit, best(DENSE), family, best(family))
+
+
+def are_told_apart(one: PointResult, other: PointResult) -> bool:
+    """Whether the seeds show that one is more accurate."""
+    difference = abs(one.accuracy - other.accuracy)
+    return difference >= max(LEAST_DIFFERENCE, 2 * _error(one, other))
+
+
+def cheaper(best: PointResult, results: Sequence[PointResult]) -> PointResult | None:
+    """The point with the least RAM of those that take less of everything and are not told apart from this one."""
+    others = [
+        result
+        for result in results
+        if result.ram_bytes < best.ram_bytes
+        and result.instructions < best.instructions
+        and not are_told_apart(best, result)
+    ]
+    return min(others, key=lambda result: result.ram_bytes, default=None)
 
 
 def _error(one: PointResult, other: PointResult) -> float:

@@ -28,16 +28,17 @@ from sparsyfed.tools.keyword_page import markdown
 from sparsyfed.tools.keyword_plots import draw_all
 from sparsyfed.tools.keyword_points import MEASURED, ROUNDS
 from sparsyfed.tools.keyword_results import (
+    compared_results,
     longer_tasks,
+    longest_tasks,
     mixed_points,
-    point_results,
     training_tasks,
     tuning_tasks,
 )
 from sparsyfed.tools.keyword_training import Task, run
 from sparsyfed.tools.study import command_line, study_parser
 
-STEPS = ("tune", "train", "longer", "measure", "mixed")
+STEPS = ("tune", "train", "longer", "longest", "measure", "mixed")
 Say = Callable[[str], None]
 
 
@@ -80,14 +81,14 @@ def measure(figures: Figures, say: Say) -> None:
 
 def train_mixed(figures: Figures, clips: Clips, say: Say) -> None:
     """Trains the recommended point and the spotter on boards and Linux devices together."""
-    for result in mixed_points(point_results(figures, training_tasks(figures, ROUNDS))):
+    for result in mixed_points(compared_results(figures)):
         mixed = MixedRun(result.point, result.rate)
         figures.put("mixed", mixed.settings(), mixed.run(clips, say))
 
 
 def write_page(figures: Figures, out: Path) -> list[Path]:
     """Writes page and plots from the figures alone."""
-    plots = draw_all(point_results(figures, training_tasks(figures, ROUNDS)))
+    plots = draw_all(compared_results(figures))
     for plot in plots:
         write_atomic(out / plot.file_name, plot.svg.encode())
     write_atomic(out / "keywords.md", markdown(figures, plots).encode())
@@ -128,7 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _tasks(step: str, figures: Figures) -> list[Task]:
     if step == "tune":
         return tuning_tasks(ROUNDS)
-    return training_tasks(figures, ROUNDS) if step == "train" else longer_tasks(figures)
+    if step == "train":
+        return training_tasks(figures, ROUNDS)
+    return longer_tasks(figures) if step == "longer" else longest_tasks(figures)
 
 
 def _portable(given: Sequence[str]) -> list[str]:

@@ -1,14 +1,17 @@
 from array import array
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 from agent_bench import Bench
 from board_firmware import HostBoard, build_host_firmware
+from board_task import MEMORY, WORK, BoardTask
 
 from sparsyfed.devices import events
 from sparsyfed.devices.dataset import Dataset
+from sparsyfed.devices.training import LocalResult, train_locally
 from sparsyfed.edge_runtime.artifact import Artifact, Operation, Parameter, Tensor
 from sparsyfed.edge_runtime.format import Loss, OperationKind, ParameterKind
 from sparsyfed.edge_runtime.state import DenseTensor, SparseTensor, State
@@ -87,8 +90,9 @@ def data_directory(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def dataset(data_directory: Path) -> Dataset:
-    return Dataset(data_directory)
+def dataset(data_directory: Path) -> Iterator[Dataset]:
+    with closing(Dataset(data_directory)) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -98,3 +102,15 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     bench.send(events.Connected())
     yield bench
     bench.storage.close()
+
+
+@pytest.fixture
+def task(artifact: Artifact, state: State, dataset: Dataset) -> BoardTask:
+    return BoardTask(artifact, state.encode(), dataset)
+
+
+@pytest.fixture
+def expected(task: BoardTask, monkeypatch: pytest.MonkeyPatch) -> LocalResult:
+    """The same round by the portable kernels of this process."""
+    monkeypatch.setenv("SPARSYFED_KERNELS", "portable")
+    return train_locally(task.artifact, task.state, task.dataset, WORK, memory_bytes=MEMORY)

@@ -2,8 +2,10 @@
 
 import logging
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
+import board_task
 import numpy as np
 import pytest
 from board_firmware import HostBoard
@@ -15,7 +17,7 @@ from sparsyfed.devices.board_fit import MAX_HELD, fit_on_board
 from sparsyfed.devices.board_training import OwnExamples, train_on_board
 from sparsyfed.devices.dataset import Dataset
 from sparsyfed.devices.serial_protocol import Command, SerialObject, Status
-from sparsyfed.devices.training import LocalRound, train_locally
+from sparsyfed.devices.training import train_locally
 from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.budget import keep_counts
 from sparsyfed.edge_runtime.errors import (
@@ -32,6 +34,7 @@ from sparsyfed.edge_runtime.state import State
 BATCH = 4
 ROOM = 7
 RATES = {"learning_rate": 0.1, "weight_decay": 1e-3}
+WORK = replace(board_task.WORK, batch_size=BATCH)
 
 
 def sensed(artifact: Artifact, numbers: range) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
@@ -82,18 +85,6 @@ def test_a_board_trains_on_what_it_has_collected(
     require_training_as_here(board, artifact, state, list(range(ROOM)), range(ROOM))
 
 
-WORK = LocalRound(
-    round=4,
-    batch_size=4,
-    epochs=2,
-    learning_rate=0.1,
-    weight_decay=1e-3,
-    sparsity=0.5,
-    budget="global",
-    seed=5,
-)
-
-
 def test_rounds_on_what_a_board_collects_are_those_on_the_same_examples(
     host_board: HostBoard,
     artifact: Artifact,
@@ -108,25 +99,17 @@ def test_rounds_on_what_a_board_collects_are_those_on_the_same_examples(
     np.save(tmp_path / "y.npy", y)
     with closing(Dataset(tmp_path)) as dataset:
         given = artifact, state.encode()
-        wanted = train_locally(*given, dataset, WORK, memory_bytes=1 << 20)
+        wanted = train_locally(*given, dataset, WORK, memory_bytes=board_task.MEMORY)
     board = Board(host_board.link())
     own = OwnExamples(count)
     for _ in range(2):  # the second round has them already
-        result = train_on_board(board, *given, own, WORK, memory_bytes=1 << 20)
+        result = train_on_board(board, *given, own, WORK, memory_bytes=board_task.MEMORY)
         assert (result.update, result.loss) == (wanted.update, wanted.loss)
         assert result.examples == count
         assert board.collected().collected == count
-    writes, reset_at = 0, 12
-
-    def reset_once() -> None:
-        nonlocal writes
-        writes += 1
-        if writes == reset_at:
-            host_board.reset()
-
-    host_board.after_half = reset_once
-    again = train_on_board(board, *given, own, WORK, memory_bytes=1 << 20)
-    assert writes > reset_at
+    resets = host_board.reset_at("after_half", {12})
+    again = train_on_board(board, *given, own, WORK, memory_bytes=board_task.MEMORY)
+    assert resets == [12]
     assert again.update == wanted.update
 
 
@@ -147,7 +130,7 @@ def test_sensors_that_give_nothing_are_logged_and_then_an_error(
     monkeypatch.setattr(board, "collect", lambda _count: nothing)
     with pytest.raises(BackendError, match=f"no example from its sensors in 0.5 s, wanted {ROOM}"):
         train_on_board(
-            board, artifact, state.encode(), OwnExamples(ROOM), WORK, memory_bytes=1 << 20
+            board, artifact, state.encode(), OwnExamples(ROOM), WORK, memory_bytes=board_task.MEMORY
         )
     lines = [line for line in caplog.messages if f"waits for {ROOM} examples" in line]
     assert 1 < len(lines) < 5
@@ -257,11 +240,7 @@ def test_a_reset_while_it_collects_loses_all_and_a_new_start_finds_all(
         opened(board, artifact, state)
         collected(board, 3)
 
-        def reset_once(moment: str = moment) -> None:
-            setattr(host_board, moment, lambda: None)
-            host_board.reset()
-
-        setattr(host_board, moment, reset_once)
+        host_board.reset_at(moment, {1})
         with suppress(BoardResetError):  # which comes before its answer, or after it
             board.collect(100_000)
         with pytest.raises(BoardResetError):

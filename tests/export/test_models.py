@@ -88,7 +88,7 @@ def test_models_of_users_are_imported(tmp_path: Path, monkeypatch: pytest.Monkey
     assert isinstance(models.load_model("nets_of_a_user:tiny"), nn.Linear)
     assert models.load_model("nets_of_a_user:tiny", width=7).in_features == 7
     for name, message in {
-        "nets_of_a_user:wrong": "returned a int",
+        "nets_of_a_user:wrong": "returned 5; it must return",
         "nets_of_a_user:absent": "no function 'absent'",
         "no_such_module:tiny": "cannot import 'no_such_module'",
         ":tiny": "wanted package.module:function",

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from board_budget import budget, require_budget
+from board_budget import budget, require_budget, require_table
 from board_machines import require_compilers, require_tools
 from model_strategies import ModelBuilder, random_state
 from odd_models import every_operation
@@ -35,6 +35,7 @@ STEPS = 100
 BATCH = 3
 HELD = 7
 SPARSITY = 0.9
+SPECTROGRAM = (1, 49, 20)
 RATES = {"learning_rate": 0.05, "weight_decay": 1e-3}
 
 
@@ -48,14 +49,12 @@ def small_classifier() -> Artifact:
 
 
 def keyword_spotter() -> Artifact:
-    """Four convolutions with group norms on 25x20 log-mel bands, 12 classes: 103,016 weights."""
-    net = ModelBuilder(Tensor(1, 25, 20, 3))
-    x = 0
-    for channels, stride in ((16, 2), (32, 2), (64, 2), (136, 1)):
-        x = net.convolution(x, channels, (3, 3), stride=(stride, stride), padding=(1, 1))
-        x = net.activation(net.group_norm(x, channels // 8), OperationKind.RELU)
-    net.linear(net.reshape(net.adaptive_pool(x, 1, 1)), 12)
-    return net.finish()
+    """The built-in one, with its own widths."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    export = pytest.importorskip("sparsyfed.export")
+    model = export.models.kws_cnn()
+    artifact: Artifact = export.compile(model, torch.zeros(1, *SPECTROGRAM)).native
+    return artifact
 
 
 @contextmanager
@@ -185,7 +184,7 @@ def test_a_keyword_spotter_trains_in_little_memory_on_a_firmware_of_its_own(boar
     artifact = keyword_spotter()
     random = np.random.default_rng(0)
     state = random_state(artifact, random, 0.05)
-    x = random.uniform(-1, 1, (8, 1, 25, 20)).astype(np.float32)
+    x = random.uniform(-1, 1, (8, *SPECTROGRAM)).astype(np.float32)
     y = random.integers(0, 12, 8).astype(np.int32)
     operations = operations_of(artifact)
     measured: dict[str, int] = {}
@@ -249,3 +248,7 @@ def test_an_emulated_board_trains_on_examples_of_its_test_source(board: str) -> 
         assert device.train(places, BATCH, steps_before=0, **RATES) == wanted
     with emulated(board) as device, pytest.raises(FormatError, match="COMMAND"):
         device.collect(1)
+
+
+def test_the_table_of_the_readme_has_these_numbers() -> None:
+    require_table()  # the last test: `make sizes` has measured all by now

@@ -1,4 +1,4 @@
-"""Tables of the page on keywords, and what points and limits are called there."""
+"""Pieces of text that the sections of the page on keywords share."""
 
 from collections.abc import Sequence
 
@@ -13,15 +13,13 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def described(point: Point) -> str:
-    """The net of a point in words."""
-    how = f"{point.sparsity:.1%} sparse" if point.is_sparse else "dense, β = 1"
-    after = " after dense rounds" if point.dense_share else ""
-    return f"widths {joined(point.widths)}, strides {strides(point)}, {how}{after}"
+def kibibytes(count: int) -> str:
+    """Such as 128 KiB."""
+    return f"{count // KIB} KiB"
 
 
 def joined(numbers: Sequence[int]) -> str:
-    """Widths as one word."""
+    """Such as 8-12-16."""
     return "-".join(map(str, numbers))
 
 
@@ -30,6 +28,8 @@ def strides(point: Point) -> str:
     return " ".join(["x".join(map(str, point.stem_strides)), *map(str, point.strides)])
 
 
-def kibibytes(count: int) -> str:
-    """A limit on memory."""
-    return f"{count // KIB} KiB"
+def described(point: Point) -> str:
+    """A point in words."""
+    how = f"{point.sparsity:.1%} sparse" if point.is_sparse else "dense, β = 1"
+    after = " after dense rounds" if point.dense_share else ""
+    return f"widths {joined(point.widths)}, strides {strides(point)}, {how}{after}"
