@@ -83,7 +83,8 @@ static int random_shape(struct sfd_layer *layer)
     static const uint32_t lengths[] = {1u, 2u, 3u, 4u, 5u, 7u, 8u, 9u, 12u, 16u, 17u, 25u, 33u};
     static const uint32_t kernels[] = {1u, 2u, 3u, 3u, 3u, 5u};
     struct sfd_convolution *shape = &layer->shape;
-    const int is_wide = below(8u) == 0u; /* many columns, small images */
+    const int is_wide = below(8u) == 0u;             /* many columns, small images */
+    const int is_deep = !is_wide && below(6u) == 0u; /* many channels on either side */
 
     memset(layer, 0, sizeof *layer);
     shape->groups = below(5u) == 0u ? 2u + below(2u) : 1u;
@@ -95,9 +96,13 @@ static int random_shape(struct sfd_layer *layer)
     shape->padding_h = below(3u) > 0u ? shape->kernel_h / 2u : below(4u);
     shape->padding_w = below(3u) > 0u ? shape->kernel_w / 2u : below(4u);
     layer->threads = 1u;
-    layer->in_channels = shape->groups * (1u + below(is_wide ? 200u : 6u));
-    layer->in_height = pick(lengths, is_wide ? 5u : 13u);
-    layer->in_width = pick(lengths, is_wide ? 5u : 13u);
+    layer->in_channels = shape->groups * (1u + below(is_wide ? 200u : is_deep ? 48u : 6u));
+    if (is_deep) { /* few zeros around the image */
+        shape->padding_h = below(2u);
+        shape->padding_w = below(2u);
+    }
+    layer->in_height = pick(lengths, is_wide ? 5u : is_deep ? 9u : 13u);
+    layer->in_width = pick(lengths, is_wide ? 5u : is_deep ? 9u : 13u);
     if (layer->in_height + 2u * shape->padding_h <
             shape->dilation_h * (shape->kernel_h - 1u) + 1u ||
         layer->in_width + 2u * shape->padding_w < shape->dilation_w * (shape->kernel_w - 1u) + 1u)
@@ -106,7 +111,8 @@ static int random_shape(struct sfd_layer *layer)
                                       shape->padding_h, shape->dilation_h);
     layer->out_width = output_length(layer->in_width, shape->kernel_w, shape->stride_w,
                                      shape->padding_w, shape->dilation_w);
-    layer->support.rows = shape->groups * (1u + below(below(4u) == 0u ? 24u : 6u));
+    layer->support.rows =
+        shape->groups * (is_deep ? 24u + below(40u) : 1u + below(below(4u) == 0u ? 24u : 6u));
     layer->support.columns = layer->in_channels / shape->groups * shape->kernel_h * shape->kernel_w;
     return 1;
 }

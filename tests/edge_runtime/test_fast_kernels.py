@@ -11,7 +11,7 @@ pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "edge_runtime" / "csrc"
-CASES = 400
+CASES = 600
 
 # The flags of each set, as CMakeLists.txt has them.
 X86_SETS = {

@@ -291,10 +291,9 @@ static uint64_t backward_lay(struct fast_backward *backward, const struct sfd_la
     const uint32_t rows = strip_rows(layer);
     const uint64_t tiles = (uint64_t)rows * layer->in_width;
     const uint64_t taps = sfd_kernel_area(layer);
-    const uint64_t column = (uint64_t)layer->support.rows / layer->shape.groups * taps;
     const uint64_t tiles_bytes = aligned_bytes(tiles * sizeof(struct fast_tile));
     const uint64_t runs_bytes = aligned_bytes(tiles * taps * sizeof(struct fast_run));
-    const uint64_t partial_bytes = aligned_bytes(column * SFD_BLOCK * 4u);
+    const uint64_t sums_bytes = partial_bytes(layer);
     const uint64_t input_floats =
         (uint64_t)layer->in_channels * rows * layer->shape.stride_h * layer->in_width * PIXEL;
     const uint64_t pixels = window_pixels(layer, rows);
@@ -306,10 +305,10 @@ static uint64_t backward_lay(struct fast_backward *backward, const struct sfd_la
         backward->tiles = fast_program_lay(&backward->program, layer, scratch);
         backward->runs = backward->tiles + layer->threads * tiles_bytes;
         backward->partial = backward->runs + layer->threads * runs_bytes;
-        backward->window = (void *)(backward->partial + layer->threads * partial_bytes);
+        backward->window = (void *)(backward->partial + layer->threads * sums_bytes);
         backward->tiles_bytes = (size_t)tiles_bytes;
         backward->runs_bytes = (size_t)runs_bytes;
-        backward->partial_bytes = (size_t)partial_bytes;
+        backward->partial_bytes = (size_t)sums_bytes;
         backward->window_floats = (size_t)input_floats;
         backward->dy_floats = (size_t)dy_floats;
         backward->rows = rows;
@@ -319,7 +318,7 @@ static uint64_t backward_lay(struct fast_backward *backward, const struct sfd_la
         backward->dy_window.channel =
             PIXEL * (size_t)(pixels > 0u ? pixels : layer->out_height * layer->out_width);
     }
-    return fast_program_bytes(layer) + layer->threads * (tiles_bytes + runs_bytes + partial_bytes) +
+    return fast_program_bytes(layer) + layer->threads * (tiles_bytes + runs_bytes + sums_bytes) +
            (windows * (input_floats + dy_floats) + sums) * sizeof(float);
 }
 
@@ -476,7 +475,8 @@ static void blocks_backward(const struct sfd_layer *layer, const struct fast_par
     backward.dy_window.channels = layer->support.rows;
     backward.dy_window.height = layer->out_height;
     fast_taps_place(&backward.program, backward.dy_window.row, PIXEL);
-    fast_program_backward(&backward.program, layer, backward.dy_window.channel, part->w);
+    fast_program_backward(&backward.program, layer, backward.dy_window.channel, pair_blocks(layer),
+                          part->w);
     if (backward.apart == 1u)
         memset(backward.program.gradient, 0, layer->support.count * sizeof *part->gradient);
     for (; backward.first < part->images; backward.first += SFD_BLOCK) {

@@ -6,6 +6,7 @@
 #include "fast_columns.h"
 #include "fast_linear.h"
 #include "fast_small.h"
+#include "fast_trio.h"
 
 /* The ways to compute a part of a batch. */
 enum fast_path {
@@ -36,7 +37,7 @@ static uint64_t part_forward_bytes(const struct sfd_layer *layer, uint32_t left)
     case FAST_COLUMNS:
         return columns_forward_bytes(layer, images);
     case FAST_BLOCKS:
-        return blocks_forward_bytes(layer);
+        return trio_pays(layer) ? trio_forward_bytes(layer) : blocks_forward_bytes(layer);
     case FAST_SMALL:
         return small_forward_bytes(layer, images);
     default: /* linear: none */
@@ -94,12 +95,14 @@ static uint64_t fast_forward(const struct sfd_layer *layer, const float *w, cons
         const enum fast_path path = fast_path(layer, n - first, &images);
         const float *from = x + first * sfd_in_elements(layer);
         float *to = y + first * sfd_out_elements(layer);
-        if (path == FAST_BLOCKS) {
+        if (path == FAST_BLOCKS && !trio_pays(layer)) {
             done += blocks_forward(layer, w, bias, from, to, images, scratch);
             continue;
         }
         if (path == FAST_LINEAR)
             linear_forward(layer, w, bias, from, to, images);
+        else if (path == FAST_BLOCKS)
+            trio_forward(layer, w, bias, from, to, images, scratch);
         else if (path == FAST_COLUMNS)
             columns_forward_part(layer, w, bias, from, to, images, scratch);
         else

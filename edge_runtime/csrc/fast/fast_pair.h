@@ -4,7 +4,10 @@
  * of x[c][p] * dy[r][p + shift]. So a tile of dx and the same tile of x stay in registers while the
  * nonzeros of an input channel go by, and each vector of dy that is loaded serves two multiply-adds:
  * the loads are what limits the speed. Each nonzero has a vector of partial sums of its gradient,
- * which is added up once for a strip of tiles. */
+ * which is added up once for a strip of tiles.
+ *
+ * A dense layer takes the channels of dy in blocks: what a tile reads of one stays in the first-level
+ * cache while some input channels go by. */
 #ifndef SFD_FAST_PAIR_H
 #define SFD_FAST_PAIR_H
 
@@ -17,7 +20,7 @@ enum fast_wanted { FAST_D_INPUT = 1, FAST_D_WEIGHT = 2 };
 struct fast_pair {
     const struct fast_program *program;
     const struct fast_tile *tile;
-    uint32_t channel;
+    const uint32_t *start; /* of the buckets of the channel in a block of those of dy */
     const float *dy;
     size_t dy_row;
     const float *x;
@@ -70,7 +73,7 @@ SFD_INLINE void pair_run(vector *sum, const vector *x, const struct fast_entry *
 static void pair_irregular(const struct fast_pair *pair, int wanted)
 {
     const struct fast_program *program = pair->program;
-    const uint32_t *start = program->start + (size_t)pair->channel * program->taps;
+    const uint32_t *start = pair->start;
     uint32_t r, i, j, u;
 
     for (r = 0u; r < pair->tile->run_count; ++r) {
@@ -134,7 +137,7 @@ SFD_INLINE uint64_t pair_tile(const struct fast_pair *pair, const uint32_t rows,
                               const uint32_t columns, const int wanted)
 {
     const struct fast_entry *entries = pair->program->entry;
-    const uint32_t *start = pair->program->start + (size_t)pair->channel * pair->program->taps;
+    const uint32_t *start = pair->start;
     const struct fast_run *run = pair->tile->run, *last = run + pair->tile->run_count;
     const uint32_t first = start[pair->first_tap];
     const float *dy = pair->dy;
@@ -219,6 +222,40 @@ static uint32_t pair_columns(uint32_t height)
     return PAIR_PIXELS >= 8u && height > 1u ? PAIR_PIXELS / 2u : PAIR_PIXELS;
 }
 
+/* Bytes that a tile of one phase touches of each channel of dy. */
+static size_t pair_window(const struct sfd_layer *layer)
+{
+    const struct sfd_convolution *shape = &layer->shape;
+    const uint32_t height = phase_length(layer->in_height, 0u, shape->stride_h);
+    const uint32_t width = phase_length(layer->in_width, 0u, shape->stride_w);
+    const uint32_t columns = fast_tile_columns(width, 0u, pair_columns(height));
+    const uint32_t rows = fast_tile_rows(height, 0u, columns, PAIR_PIXELS);
+    const size_t high = rows + (shape->kernel_h - 1u) / shape->stride_h;
+    const size_t wide = columns + (shape->kernel_w - 1u) / shape->stride_w;
+
+    return (high < layer->out_height ? high : layer->out_height) *
+           (wide < layer->out_width ? wide : layer->out_width) * PIXEL * 4u;
+}
+
+static uint32_t pair_blocks(const struct sfd_layer *layer)
+{
+    return fast_backward_blocks(layer, pair_window(layer), PAIR_VISIT);
+}
+
+/* Partial sums of channels that go by together, so that a block of dy which they read in turns serves
+ * them all: what the second-level cache has room for. */
+#define PAIR_PARTIALS 2048u
+
+/* Partial sums of one channel, which may keep all its weights, or of as many. */
+static uint64_t partial_bytes(const struct sfd_layer *layer)
+{
+    uint64_t most = (uint64_t)layer->support.rows / layer->shape.groups * sfd_kernel_area(layer);
+
+    if (pair_blocks(layer) > 1u)
+        most = sfd_maximum(most, PAIR_PARTIALS);
+    return aligned_bytes(sfd_minimum(most, layer->support.count) * SFD_BLOCK * 4u);
+}
+
 /* The tiles of a strip with their runs. Returns their number. */
 static uint32_t strip_tiles(const struct fast_program *program, const struct fast_strip *strip,
                             struct fast_tile *tiles, struct fast_run *runs)
@@ -252,13 +289,106 @@ static void add_sums(vector *partial, uint32_t count, float *gradient)
         gradient[k] += vector_sum(partial[k]);
 }
 
+/* The nonzeros of a channel in a block of the channels of dy, of the taps of a strip. */
+static const uint32_t *strip_bucket(const struct fast_program *program, uint32_t block,
+                                    uint32_t channel)
+{
+    return program->start + ((size_t)block * program->channels + channel) * program->taps;
+}
+
+/* One tile of a channel, of one block of the channels of dy. Returns its multiply-adds. */
+static uint64_t pair_visit(const struct fast_strip *strip, struct fast_pair *pair, uint32_t channel,
+                           int wanted)
+{
+    const struct fast_tile *tile = pair->tile;
+
+    pair->dy =
+        strip->dy + (tile->y - strip->dy_first_row) * strip->dy_row + (size_t)tile->x * PIXEL;
+    if (wanted & FAST_D_WEIGHT)
+        pair->x = strip->x + channel * strip->x_channel +
+                  (tile->y - strip->x_first_row) * strip->x_row + tile->x * strip->x_pixel;
+    if (wanted & FAST_D_INPUT)
+        pair->dx = strip->dx + channel * strip->dx_channel + tile->y * strip->dx_row +
+                   tile->x * strip->dx_pixel;
+    return pair_functions[wanted - 1][TILE_INDEX(tile->rows, tile->columns)](pair) * SFD_BLOCK;
+}
+
+/* One tile of channels [first, last), block by block of the channels of dy. */
+static void pair_channels(const struct fast_program *program, const struct fast_strip *strip,
+                          struct fast_pair *pair, uint32_t first, uint32_t last, vector *partial,
+                          struct sfd_multiply_adds *done)
+{
+    uint32_t block, channel;
+
+    for (block = 0u; block < program->blocks; ++block)
+        for (channel = first; channel < last; ++channel) {
+            const uint32_t *start = strip_bucket(program, block, channel);
+            const uint32_t count = start[strip->last_tap] - start[strip->first_tap];
+            const int wanted =
+                (strip->dx ? FAST_D_INPUT : 0) | (strip->x && count > 0u ? FAST_D_WEIGHT : 0);
+            uint64_t work;
+            pair->start = start;
+            pair->partial = partial;
+            pair->accumulate = strip->accumulate || block > 0u;
+            if (wanted == 0 || (count == 0u && pair->accumulate))
+                continue;
+            work = pair_visit(strip, pair, channel, wanted);
+            done->d_input += wanted & FAST_D_INPUT ? work : 0u;
+            done->d_weight += wanted & FAST_D_WEIGHT ? work : 0u;
+            partial += count;
+        }
+}
+
+/* The nonzeros of a channel of a strip. */
+static uint32_t strip_nonzeros(const struct fast_program *program, const struct fast_strip *strip,
+                               uint32_t channel)
+{
+    uint32_t block, count = 0u;
+
+    for (block = 0u; block < program->blocks; ++block) {
+        const uint32_t *start = strip_bucket(program, block, channel);
+        count += start[strip->last_tap] - start[strip->first_tap];
+    }
+    return count;
+}
+
+/* The channels after `channel` that go by with it, where dy is read in blocks. Returns the one after
+ * the last. */
+static uint32_t group_end(const struct fast_program *program, const struct fast_strip *strip,
+                          uint32_t channel, uint32_t *nonzeros)
+{
+    *nonzeros = strip_nonzeros(program, strip, channel);
+    while (++channel < strip->last_channel && program->blocks > 1u) {
+        const uint32_t more = strip_nonzeros(program, strip, channel);
+        if (*nonzeros + more > PAIR_PARTIALS)
+            break;
+        *nonzeros += more;
+    }
+    return channel;
+}
+
+/* The partial sums of channels [first, last) to their gradients. */
+static void group_sums(const struct fast_program *program, const struct fast_strip *strip,
+                       uint32_t first, uint32_t last, vector *partial)
+{
+    uint32_t block, channel;
+
+    for (block = 0u; block < program->blocks; ++block)
+        for (channel = first; channel < last; ++channel) {
+            const uint32_t *start = strip_bucket(program, block, channel);
+            const uint32_t from = start[strip->first_tap], count = start[strip->last_tap] - from;
+            add_sums(partial, count, strip->gradient + from);
+            partial += count;
+        }
+}
+
 static void pair_strip(const struct fast_program *program, const struct fast_strip *strip,
                        struct fast_tile *tiles, struct fast_run *runs, vector *partial,
                        struct sfd_multiply_adds *done)
 {
     const uint32_t tile_count = strip_tiles(program, strip, tiles, runs);
     struct fast_pair pair;
-    uint32_t channel, t, k;
+    uint32_t first, last, t, k, nonzeros;
 
     pair.program = program;
     pair.dy_row = strip->dy_row;
@@ -266,38 +396,17 @@ static void pair_strip(const struct fast_program *program, const struct fast_str
     pair.x_pixel = strip->x_pixel;
     pair.dx_row = strip->dx_row;
     pair.dx_pixel = strip->dx_pixel;
-    pair.accumulate = strip->accumulate;
-    pair.partial = partial;
     pair.first_tap = strip->first_tap;
-    for (channel = strip->first_channel; channel < strip->last_channel; ++channel) {
-        const uint32_t *start = program->start + (size_t)channel * program->taps;
-        const uint32_t first = start[strip->first_tap], count = start[strip->last_tap] - first;
-        const int wanted =
-            (strip->dx ? FAST_D_INPUT : 0) | (strip->x && count > 0u ? FAST_D_WEIGHT : 0);
-        if (wanted == 0 || (count == 0u && strip->accumulate))
-            continue;
-        pair.channel = channel;
-        for (k = 0u; k < count; ++k)
+    for (first = strip->first_channel; first < strip->last_channel; first = last) {
+        last = group_end(program, strip, first, &nonzeros);
+        for (k = 0u; strip->x && k < nonzeros; ++k)
             partial[k] = vector_all(0.0f);
         for (t = 0u; t < tile_count; ++t) {
-            const struct fast_tile *tile = &tiles[t];
-            uint64_t work;
-            pair.tile = tile;
-            pair.dy = strip->dy + (tile->y - strip->dy_first_row) * strip->dy_row +
-                      (size_t)tile->x * PIXEL;
-            if (wanted & FAST_D_WEIGHT)
-                pair.x = strip->x + channel * strip->x_channel +
-                         (tile->y - strip->x_first_row) * strip->x_row + tile->x * strip->x_pixel;
-            if (wanted & FAST_D_INPUT)
-                pair.dx = strip->dx + channel * strip->dx_channel + tile->y * strip->dx_row +
-                          tile->x * strip->dx_pixel;
-            work = pair_functions[wanted - 1][TILE_INDEX(tile->rows, tile->columns)](&pair);
-            work *= SFD_BLOCK;
-            done->d_input += wanted & FAST_D_INPUT ? work : 0u;
-            done->d_weight += wanted & FAST_D_WEIGHT ? work : 0u;
+            pair.tile = &tiles[t];
+            pair_channels(program, strip, &pair, first, last, partial, done);
         }
-        if (wanted & FAST_D_WEIGHT)
-            add_sums(partial, count, strip->gradient + first);
+        if (strip->x)
+            group_sums(program, strip, first, last, partial);
     }
 }
 #endif

@@ -1,7 +1,7 @@
 /* Orders the nonzeros of a layer for the fast kernels. */
 #include "fast_program.h"
 
-/* Most blocks of input channels, and what a block of the first-level cache may hold of them. */
+/* Most blocks of channels that are read, and what a block of the first-level cache may hold of them. */
 #define BLOCK_LIMIT 32u
 #define BLOCK_BYTES (24u * 1024u)
 
@@ -9,14 +9,33 @@
  * the changes of a tile. */
 #define BLOCK_NONZEROS 10u
 
-/* As many blocks of input channels as the nonzeros of an output channel allow at most. */
-static uint32_t block_limit(const struct sfd_layer *layer, uint32_t tile_changes)
+/* As many blocks of `channels` as the nonzeros of a channel that is written allow at most, where each
+ * pays from `visit` of them on. */
+static uint32_t block_limit(uint32_t nonzeros, uint32_t channels, uint32_t visit)
 {
-    const uint32_t channels = layer->in_channels / layer->shape.groups;
-    const uint32_t nonzeros = layer->support.count / layer->support.rows;
-    const uint32_t allowed = nonzeros / (BLOCK_NONZEROS * tile_changes);
+    const uint32_t allowed = nonzeros / visit;
 
     return allowed > 0u ? (uint32_t)sfd_minimum(sfd_minimum(allowed, channels), BLOCK_LIMIT) : 1u;
+}
+
+static uint32_t forward_limit(const struct sfd_layer *layer, uint32_t tile_changes)
+{
+    return block_limit(layer->support.count / layer->support.rows,
+                       layer->in_channels / layer->shape.groups, BLOCK_NONZEROS * tile_changes);
+}
+
+static uint32_t backward_limit(const struct sfd_layer *layer, uint32_t visit)
+{
+    const uint32_t phases = layer->shape.stride_h * layer->shape.stride_w;
+
+    return block_limit(layer->support.count / layer->in_channels / phases,
+                       layer->support.rows / layer->shape.groups, visit);
+}
+
+/* Blocks of `channels` that fit the first-level cache. */
+static uint64_t cache_blocks(uint32_t channels, size_t window_bytes)
+{
+    return ((uint64_t)channels * window_bytes + BLOCK_BYTES - 1u) / BLOCK_BYTES;
 }
 
 /* Blocks of input channels that a forward takes. Blocks of twice the size still save more loads from
@@ -24,20 +43,28 @@ static uint32_t block_limit(const struct sfd_layer *layer, uint32_t tile_changes
 static uint32_t forward_blocks(const struct sfd_layer *layer, size_t window_bytes,
                                uint32_t tile_changes)
 {
-    const uint32_t channels = layer->in_channels / layer->shape.groups;
-    const uint64_t blocks = ((uint64_t)channels * window_bytes + BLOCK_BYTES - 1u) / BLOCK_BYTES;
-    const uint32_t limit = block_limit(layer, tile_changes);
+    const uint64_t blocks = cache_blocks(layer->in_channels / layer->shape.groups, window_bytes);
+    const uint32_t limit = forward_limit(layer, tile_changes);
 
     if (blocks > 2u * limit)
         return 1u;
     return blocks < limit ? (uint32_t)blocks : limit;
 }
 
+uint32_t fast_backward_blocks(const struct sfd_layer *layer, size_t window_bytes, uint32_t visit)
+{
+    const uint64_t blocks = sfd_minimum(
+        cache_blocks(layer->support.rows / layer->shape.groups, window_bytes), BLOCK_LIMIT);
+
+    return blocks <= backward_limit(layer, visit) ? (uint32_t)blocks : 1u;
+}
+
 static uint32_t bucket_limit(const struct sfd_layer *layer)
 {
-    const uint32_t rows = layer->support.rows * block_limit(layer, 1u);
+    const uint32_t forward = layer->support.rows * forward_limit(layer, 1u);
+    const uint32_t backward = layer->in_channels * backward_limit(layer, FAST_LEAST_VISIT);
 
-    return (rows > layer->in_channels ? rows : layer->in_channels) * sfd_kernel_area(layer);
+    return (forward > backward ? forward : backward) * sfd_kernel_area(layer);
 }
 
 /* The kernels look at every tap for each tile, and keep places as 32-bit offsets. */
@@ -100,7 +127,11 @@ uint8_t *fast_program_lay(struct fast_program *program, const struct sfd_layer *
 /* Where the buckets of a row of the weight begin. */
 static uint32_t row_bucket(const struct fast_program *program, uint32_t row)
 {
-    return row * program->row_bucket + row / program->group_rows * program->group_bucket;
+    const uint32_t group = row / program->group_rows, at = row - group * program->group_rows;
+
+    return row * program->row_bucket + group * program->group_bucket +
+           (uint32_t)((uint64_t)at * program->row_blocks / program->group_rows) *
+               program->channels * program->taps;
 }
 
 /* The nonzeros of one thread: no other has any in the same buckets. */
@@ -303,16 +334,17 @@ void fast_program_forward(struct fast_program *program, const struct sfd_layer *
     program->group_offset = (int32_t)(channels * channel_stride);
     program->row_bucket = program->taps;
     program->group_bucket = 0u;
+    program->row_blocks = 1u;
     sort_entries(program, layer, values);
 }
 
 void fast_program_backward(struct fast_program *program, const struct sfd_layer *layer,
-                           size_t channel_stride, const float *values)
+                           size_t channel_stride, uint32_t blocks, const float *values)
 {
     place_columns(program, layer, 0, program->taps);
     program->channels = layer->in_channels;
-    program->blocks = 1u;
-    program->buckets = program->channels * program->taps;
+    program->blocks = program->row_blocks = blocks;
+    program->buckets = blocks * program->channels * program->taps;
     program->row_offset = (int32_t)channel_stride;
     program->group_offset = 0;
     program->row_bucket = 0u;

@@ -45,8 +45,8 @@ struct fast_place {
 };
 
 /* The nonzeros in buckets: one for each output channel and tap, taps in the order of `tap`. Bucket
- * b is entries [start[b], start[b + 1]). A dense forward takes the input channels in blocks, each of
- * which has all these buckets: what a tile reads of a block stays in the first-level cache. */
+ * b is entries [start[b], start[b + 1]). A dense pass takes the channels that it reads in blocks, each
+ * of which has all these buckets: what a tile reads of a block stays in the first-level cache. */
 struct fast_program {
     struct fast_entry *entry;
     float *gradient; /* one for each entry; backward only */
@@ -56,12 +56,13 @@ struct fast_program {
     uint16_t phase[FAST_PHASE_LIMIT + 1u]; /* backward: first tap of each phase, and their end */
     uint32_t channels;                     /* of the output */
     uint32_t taps;
-    uint32_t blocks; /* of input channels */
+    uint32_t blocks; /* of channels that are read */
     uint32_t buckets;
     int32_t row_offset;   /* backward: what one row of the weight adds to the offset */
     int32_t group_offset; /* forward: what one group adds */
     uint32_t row_bucket, group_bucket;
     uint32_t group_rows; /* rows of the weight in a group */
+    uint32_t row_blocks; /* backward: blocks of those; forward: 1 */
 };
 
 /* How an image is read by a gather: the output has `width` x `height` pixels. */
@@ -118,13 +119,21 @@ void fast_taps_place(struct fast_program *program, size_t row_stride, size_t pix
 
 /* Order the nonzeros by output channel and tap, once the taps have their offsets. channel_stride is
  * that of the images which are read, of each of which a tile touches
- * window_bytes; tile_changes says how often a tile goes from run to run. */
+ * window_bytes; tile_changes says how often a tile goes from run to run. A backward is told its
+ * blocks. */
 void fast_program_forward(struct fast_program *program, const struct sfd_layer *layer,
                           size_t channel_stride, size_t window_bytes, uint32_t tile_changes,
                           const float *values);
 
 void fast_program_backward(struct fast_program *program, const struct sfd_layer *layer,
-                           size_t channel_stride, const float *values);
+                           size_t channel_stride, uint32_t blocks, const float *values);
+
+/* Blocks of output channels that a backward takes, whose tiles touch window_bytes of each channel of
+ * dy, where a block pays from `visit` nonzeros of an input channel on. Follows from the sizes alone. */
+uint32_t fast_backward_blocks(const struct sfd_layer *layer, size_t window_bytes, uint32_t visit);
+
+/* The least `visit` of any kernel set. */
+#define FAST_LEAST_VISIT 28u
 
 /* The first channel of the share of thread `index` of `count`: as many nonzeros for each, of which
  * before[c * step] are those of the channels before c. What a channel costs beside its nonzeros

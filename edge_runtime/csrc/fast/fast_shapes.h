@@ -1,5 +1,10 @@
 /* Shapes of register tiles: rows x columns of pixels. As many sums as there are registers for, so
- * that a weight is loaded once for many multiply-adds. Each shape is its own function. */
+ * that a weight is loaded once for many multiply-adds. Each shape is its own function.
+ *
+ * PAIR_VISIT: the backward takes dy in blocks of channels where each has so many nonzeros of an input
+ * channel, because each block costs a tile of dx read and written. TRIO_SIXTEENTHS: layers that keep
+ * so many sixteenths of their weights take fast_trio.h, 0: none. All measured but for NEON, whose
+ * tiles are those of AVX2. */
 #ifndef SFD_FAST_SHAPES_H
 #define SFD_FAST_SHAPES_H
 
@@ -8,15 +13,23 @@
 #if SFD_LANES == 16 /* 32 registers, a pixel is one */
 #define TILE_PIXELS 16u
 #define PAIR_PIXELS 8u
+#define PAIR_VISIT FAST_LEAST_VISIT
+#define TRIO_SIXTEENTHS 6u
 #elif defined(__aarch64__) /* 32 registers, a pixel is four */
 #define TILE_PIXELS 4u
 #define PAIR_PIXELS 2u
+#define PAIR_VISIT 64u
+#define TRIO_SIXTEENTHS 12u
 #elif SFD_LANES == 8 /* 16 registers, a pixel is two */
 #define TILE_PIXELS 6u
 #define PAIR_PIXELS 2u
+#define PAIR_VISIT 64u
+#define TRIO_SIXTEENTHS 12u
 #else /* 16 registers, a pixel is four */
 #define TILE_PIXELS 3u
 #define PAIR_PIXELS 1u
+#define PAIR_VISIT 64u
+#define TRIO_SIXTEENTHS 0u
 #endif
 
 #define TILES_OF_1(X) X(1, 1)

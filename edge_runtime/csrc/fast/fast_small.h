@@ -156,11 +156,10 @@ static uint64_t small_backward_lay(struct small_backward *backward, const struct
     const uint64_t phases = (uint64_t)layer->shape.stride_h * layer->shape.stride_w;
     const uint64_t tiles = lines->line / PIXEL;
     const uint64_t taps = sfd_kernel_area(layer);
-    const uint64_t column = (uint64_t)layer->support.rows / layer->shape.groups * taps;
     const uint64_t bytes[7] = {
         aligned_bytes(tiles * sizeof *backward->tiles),
         aligned_bytes(tiles * taps * sizeof *backward->runs),
-        aligned_bytes(column * SFD_BLOCK * 4u),
+        partial_bytes(layer),
         aligned_bytes((uint64_t)layer->in_width * lines->images * 4u),
         aligned_bytes((uint64_t)layer->support.rows * lines->plane * 4u),
         aligned_bytes((uint64_t)layer->in_channels * phases * lines->line * 4u),
@@ -242,7 +241,8 @@ static void small_backward_part(const struct sfd_layer *layer, const struct fast
     (void)small_backward_lay(&backward, layer, scratch);
     fast_taps_backward(&backward.program, layer);
     lines_place(&backward.lines, &backward.program);
-    fast_program_backward(&backward.program, layer, backward.lines.plane, part->w);
+    fast_program_backward(&backward.program, layer, backward.lines.plane, pair_blocks(layer),
+                          part->w);
     memset(backward.program.gradient, 0, layer->support.count * sizeof(float));
     for (top = 0u; top < height; top += backward.lines.rows) {
         copy_strip(part->dy, layer->support.rows, layer->out_height, layer->out_width,
