@@ -48,10 +48,27 @@ void sfd_rectifier_forward(const float *x, uint32_t count, float ceiling, uint32
     }
 }
 
+/* Vectors make a choice for each element; a processor without them goes from bit to bit. */
+#if defined(__SSE2__) || defined(__ARM_NEON)
+#define HAS_VECTORS 1
+#else
+#define HAS_VECTORS 0
+#endif
+
+/* Zeros at the bits of a word that are set. */
 static SFD_HOT void zero_at(uint32_t bits, float *dx)
 {
     for (; bits != 0u; bits &= bits - 1u)
         dx[sfd_lowest_bit(bits)] = 0.0f;
+}
+
+/* The same for a word that is there as a whole. */
+static inline void zero_word(uint32_t bits, float *dx)
+{
+    uint32_t j;
+
+    for (j = 0u; j < 32u; ++j)
+        dx[j] = bits & sfd_mask_bit[j] ? 0.0f : dx[j];
 }
 
 static void add_at(uint32_t bits, const float *dy, float *dx)
@@ -72,6 +89,8 @@ void sfd_rectifier_backward(const uint32_t *mask, const float *dy, uint32_t coun
         const uint32_t bits = *mask++, all = count - i < 32u ? ~(~0u << (count - i)) : ~0u;
         if (accumulate)
             add_at(bits & all, dy + i, dx + i);
+        else if (HAS_VECTORS && all == ~0u)
+            zero_word(~bits, dx + i);
         else
             zero_at(~bits & all, dx + i);
     }

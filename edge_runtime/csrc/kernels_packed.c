@@ -304,17 +304,16 @@ static uint64_t linear_d_weight(const struct sfd_layer *layer, const struct sfd_
     for (first = 0u; first < n; first += images) {
         const uint32_t at = first * layer->in_channels;
         images = sfd_block_images(n, first);
-        for (row = 0u; row < support->rows; ++row, dy += images)
-            if (row_pointer[row] == row_pointer[row + 1u])
-                continue;
-            else if (images == 1u && support->index_width == 2u)
-                done += row_look_up(x, rank, (const uint16_t *)support->column + row_pointer[row],
-                                    row_pointer[row + 1u] - row_pointer[row], at, *dy,
-                                    gradient + row_pointer[row]);
+        for (row = 0u; row < support->rows; ++row, dy += images) {
+            const uint32_t begin = row_pointer[row], end = row_pointer[row + 1u];
+            if (begin < end && images == 1u && support->index_width == 2u)
+                done += row_look_up(x, rank, (const uint16_t *)support->column + begin, end - begin,
+                                    at, *dy, gradient + begin);
             else
-                for (k = row_pointer[row]; k < row_pointer[row + 1u]; ++k)
+                for (k = begin; k < end; ++k)
                     done += column_look_up(x, rank, at + sfd_column(support, k) * images, images,
                                            dy, &gradient[k]);
+        }
     }
     return done;
 }

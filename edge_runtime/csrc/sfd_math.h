@@ -79,12 +79,6 @@ static inline uint32_t sfd_beyond_finite(float x)
 #define SFD_HOT
 #endif
 
-/* All bits where the highest one is set: what a comparison says, without a branch. */
-static inline uint32_t sfd_sign_mask(uint32_t bits)
-{
-    return 0u - (bits >> 31);
-}
-
 /* Bit j of a mask word; a table instead of a shift lets the compiler use vectors everywhere. */
 extern const uint32_t sfd_mask_bit[32];
 
