@@ -74,7 +74,9 @@ class _Board:
         # The state lies below the examples while the board plans, and while the session copies it into its tables.
         # Below it lies the layout, while the board plans.
         layout = len(planned.layout) + 3
-        tables = max(planned.workspace_bytes + layout, planned.arena_bytes - planned.transient_bytes)
+        tables = max(
+            planned.workspace_bytes + layout, planned.arena_bytes - planned.transient_bytes
+        )
         copied = tables + len(state) + 3
         if copied > below_examples:
             wanted = self.memory_bytes + copied - below_examples

@@ -129,9 +129,9 @@ class Session:
 
         `memory` says which activations are kept for the backward, and which are computed again:
         "fast" computes again what costs little, "small" takes the least memory that is found for
-        about one more forward. Gradients are the same to the bit. "layerwise" mostly takes less still: a
-        step changes each layer, to the same bits, as soon as its gradients are there, which then go.
-        So there are none to ask for.
+        about one more forward. Gradients are the same to the bit. "layerwise" never takes more than that, and
+        mostly less, for up to two forwards: a step changes each layer, to the same bits, as soon as its
+        gradients are there, which then go. So there are none to ask for.
 
         `kernels` names the kernel set: "portable", which gives the same bits on every machine, or
         the vectorised "sse2", "avx2", "avx512" or "neon", which agree with it within rounding.

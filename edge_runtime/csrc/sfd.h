@@ -132,10 +132,11 @@ enum sfd_kernel_set { SFD_KERNEL_SETS(SFD_ENUM_KERNELS) };
 enum sfd_memory {
     SFD_MEMORY_FAST = 0,     /* compute again what takes little, whatever the density */
     SFD_MEMORY_SMALL = 1,    /* the least memory that is found for about one more forward */
-    SFD_MEMORY_LAYERWISE = 2 /* likewise, and no gradient outlives its layer's backward: a step
-                              * changes the layers one by one, to the same bits. There is no
-                              * sfd_gradients, and a step that diverges leaves no model: all that
-                              * follows fails */
+    SFD_MEMORY_LAYERWISE = 2 /* for up to two more forwards, and no gradient outlives its layer's
+                              * backward: a step changes the layers one by one, to the same bits.
+                              * There is no sfd_gradients, and a step that diverges leaves no model:
+                              * all that follows fails. Unless a plan of SFD_MEMORY_SMALL is as
+                              * good: then that is taken */
 };
 
 /* How a session runs. Zeros are the defaults, as NULL is where a function takes options. */
@@ -148,7 +149,8 @@ struct sfd_options {
                            * more for a higher limit; the least limit is what SFD_MEMORY_SMALL
                            * takes. SFD_MEMORY_LAYERWISE likewise, among its own plans. 0: no
                            * limit */
-    const uint8_t *layout; /* of sfd_plan_layout: that plan again, without a search, whatever `memory`
+    const uint8_t
+        *layout; /* of sfd_plan_layout: that plan again, without a search, whatever `memory`
                             * says; a build without a search wants one. NULL: none */
     uint32_t layout_bytes;
 };

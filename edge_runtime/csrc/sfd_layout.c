@@ -83,8 +83,8 @@ int sfd_layout_place(struct sfd_session *session, const uint8_t *layout, uint32_
         struct sfd_region *region = &session->regions[i];
         region->offset = sfd_load_u32(place);
         if (region->offset % SFD_ALIGNMENT != 0u || region->offset < base ||
-            region->offset > SFD_ARENA_LIMIT ||
-            region->bytes > SFD_ARENA_LIMIT - region->offset || !is_free(session, i))
+            region->offset > SFD_ARENA_LIMIT || region->bytes > SFD_ARENA_LIMIT - region->offset ||
+            !is_free(session, i))
             return SFD_ERR_STRUCTURE;
         if (*end < region->offset + region->bytes)
             *end = region->offset + region->bytes;

@@ -261,8 +261,8 @@ static void plan_run(struct sfd_session *session, uint32_t index)
     uint32_t second = sfd_second_input(session, step->node);
 
     step->input0 = find_tensor(session, step, node->operation.input0);
-    step->input1 = second == node->operation.input0 ? step->input0
-                                                    : find_tensor(session, step, second);
+    step->input1 =
+        second == node->operation.input0 ? step->input0 : find_tensor(session, step, second);
     step->output = place_result(session, step);
     touch(session, step->output, step->until);
     session->values[sfd_result(session, step->node)].storage = step->output;
@@ -409,8 +409,7 @@ void sfd_lifetimes_transient(struct sfd_session *session)
             plan_run(session, i);
             break;
         case SFD_ACTION_PACK:
-            step->input0 =
-                find_tensor(session, step, session->nodes[step->node].operation.input0);
+            step->input0 = find_tensor(session, step, session->nodes[step->node].operation.input0);
             plan_kept(session, step->node, i, session->plans[step->node].backward);
             break;
         case SFD_ACTION_LOSS:

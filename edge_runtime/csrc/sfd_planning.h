@@ -58,7 +58,8 @@ struct sfd_walk {
     struct sfd_session *session;
     uint64_t work_limit;
     uint64_t chance;
-    uint32_t lowest;     /* most that is alive in a step of the lowest plan, in units of SFD_ALIGNMENT */
+    uint32_t
+        lowest; /* most that is alive in a step of the lowest plan, in units of SFD_ALIGNMENT */
     uint32_t plans_left; /* that it may still find */
     struct sfd_measure now;
 };

@@ -298,7 +298,7 @@ void sfd_load_images(const struct sfd_session *session, const struct sfd_step *s
     if (!step->loads)
         return;
     y = sfd_region_data(session, session->nodes[step->node].operation.input0 == 0u ? step->input0
-                                                                                  : step->input1);
+                                                                                   : step->input1);
     for (first = 0u; first < n; first += SFD_BLOCK) {
         uint32_t images = sfd_block_images(n, first);
         const float *in = session->input + (size_t)first * size;

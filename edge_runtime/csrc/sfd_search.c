@@ -165,7 +165,8 @@ static int is_better(const struct score *a, const struct score *b)
 }
 
 /* What a change would lead to. Rank 0 where it is not possible, or settled. */
-static struct score try_change(struct search *search, struct sfd_change change, struct sfd_measure *after)
+static struct score try_change(struct search *search, struct sfd_change change,
+                               struct sfd_measure *after)
 {
     struct score score = {0u, 0.0f, 0u};
     int possible;
@@ -212,7 +213,8 @@ static int next_change(const struct sfd_session *session, struct sfd_change *cha
 }
 
 /* The best change at each operation, and the best of all. */
-static struct score find_best(struct search *search, struct sfd_change *best, struct sfd_measure *measure)
+static struct score find_best(struct search *search, struct sfd_change *best,
+                              struct sfd_measure *measure)
 {
     struct sfd_change change = {0u, 0u, 0u};
     struct score score, best_score = {0u, 0.0f, 0u};

@@ -49,7 +49,7 @@ struct sfd_value {
     uint16_t last_read; /* while the schedule is made: the last step that reads it */
     uint16_t storage;   /* while regions are listed: where it lies now; SFD_NONE: at the caller's */
     uint16_t settled;   /* while choices are searched: not to be changed before this round */
-    uint8_t chosen[2];  /* while choices are searched: the best retention so far, of each kind */
+    uint8_t chosen[3];  /* while choices are searched: the retention of the best plans so far */
 };
 
 /* How an operation's backward delivers the gradient of one of its inputs. */
@@ -84,7 +84,7 @@ struct sfd_node_plan {
     uint8_t shares_gradient; /* an addition: both inputs can have one gradient in one place */
     uint8_t reads_input;     /* its backward reads its input, not a packed form of it */
     uint8_t packs_late;      /* its input is packed just before its backward */
-    uint8_t chosen[2];       /* while choices are searched: the best packs_late so far, likewise */
+    uint8_t chosen[3];       /* while choices are searched: packs_late of the best plans so far */
     uint16_t settled;        /* while choices are searched: not to be changed before this round */
     uint16_t last_run;       /* the last step that computes its output or packs its input */
     uint16_t backward;       /* the step of its backward */
@@ -133,10 +133,10 @@ struct sfd_session {
     uint8_t *arena;
     const struct sfd_kernels *kernels; /* NULL in a build with the portable ones alone */
     uint8_t working;                   /* enum sfd_working_copies */
-    uint8_t has_failed;             /* layerwise: a step failed when layers were updated already */
-    uint8_t tries_channels;         /* while choices are searched: SFD_RESTORE_BY_CHANNEL is one */
-    uint8_t reloads;                /* the backward interleaves the images again where it reads them */
-    struct sfd_node_plan *plans;    /* NULL in an open session, as is the next one */
+    uint8_t has_failed;          /* layerwise: a step failed when layers were updated already */
+    uint8_t tries_channels;      /* while choices are searched: SFD_RESTORE_BY_CHANNEL is one */
+    uint8_t reloads;             /* the backward interleaves the images again where it reads them */
+    struct sfd_node_plan *plans; /* NULL in an open session, as is the next one */
     struct sfd_lifetime *lifetimes; /* of the regions */
     uint32_t operation_count, tensor_count, parameter_count;
     uint32_t region_count, persistent_count;           /* persistent regions come first */

@@ -43,18 +43,18 @@ def test_steps_of_odd_models_have_the_same_bits(seed: int) -> None:
     assert trained(model, 3, steps=1, kernels="portable", **LAYERWISE) == wanted
 
 
-# The search is greedy: with three blocks its layer-wise plan is 1 % higher than the small one.
-@pytest.mark.parametrize(("blocks", "over_small"), [(1, 1.0), (2, 1.0), (3, 1.02), (4, 1.0)])
-def test_no_gradient_outlives_its_layer(blocks: int, over_small: float) -> None:
+@pytest.mark.parametrize("blocks", [1, 2, 3, 4])
+def test_no_gradient_outlives_its_layer(blocks: int) -> None:
     model = states_of(residual_chain(blocks), 0.5)(0)
     small, layerwise = (
         plan(model.artifact, model.state, 1, kernels="portable", **choice)
         for choice in (SMALL, LAYERWISE)
     )
     assert_sound(layerwise)
-    assert layerwise.arena_bytes < small.arena_bytes * over_small
+    assert layerwise.arena_bytes <= small.arena_bytes
     for buffer in layerwise.buffers:
-        if buffer.kind == "working_weight":
+        made_in = layerwise.steps[buffer.first_step].action
+        if buffer.kind == "working_weight" and made_in == "backward":
             assert buffer.first_step == buffer.last_step
 
 
