@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsyfed.devices.board import Board, BoardFacts, BoardPlan, BoardProfile
-from sparsyfed.devices.board_fit import BoardFit, fit_on_board
+from sparsyfed.devices.board_fit import BoardFit, examples_bytes, fit_on_board
 from sparsyfed.devices.board_operations import operations_of
+from sparsyfed.devices.board_training import examples_of
+from sparsyfed.devices.dataset import Batch
 from sparsyfed.devices.feasibility import evenly_spread_state
 from sparsyfed.devices.profiles import list_profiles
 from sparsyfed.devices.serial_link import SerialLink
@@ -54,6 +56,10 @@ class _Batch:
         if artifact.loss is Loss.CROSS_ENTROPY:
             return cls(x, random.integers(0, outputs, size).astype(np.int32))
         return cls(x, random.normal(size=(size, outputs)).astype(np.float32))
+
+    def flat(self) -> Batch:
+        """The same as a batch of a data set."""
+        return Batch(self.x.ravel().data, self.y.ravel().data, len(self.x))
 
 
 def profile_on_board(
@@ -139,7 +145,7 @@ class _Measuring:
         update, measured = self._train(say)
         say("the same steps here")
         hosts, wanted = self._on_host(fit, batch)
-        examples = self.batch_size * fit.example_bytes
+        examples = examples_bytes(self.artifact, self.batch_size)
         return MeasuredStep(
             density=self.state.density,
             nonzeros=self.state.nonzeros,
@@ -167,7 +173,7 @@ class _Measuring:
         self.device.send(SerialObject.STATE, state)
         say("plan, and open a session")
         planned = self.device.open(self.batch_size, examples=self.batch_size, memory=fit.memory)
-        self.device.send(SerialObject.EXAMPLES, batch.x.tobytes() + batch.y.tobytes())
+        self.device.send(SerialObject.EXAMPLES, examples_of(self.artifact, batch.flat()))
         return planned
 
     def _train(self, say: Say) -> tuple[bytes, BoardProfile]:

@@ -228,6 +228,7 @@ int sfd_backward(struct sfd_session *session, uint32_t n, const struct sfd_rates
             sfd_run_step(session, step, n, 1);
             continue;
         }
+        sfd_read_input(session, step, n);
         step_backward(session, step, n);
         if (rates == NULL)
             continue;

@@ -230,6 +230,17 @@ static uint16_t plan_weight(struct sfd_session *session, const struct sfd_operat
                       (uint64_t)slot->count * 4u, index, index);
 }
 
+/* Where a step reads a tensor. The caller's batch is interleaved anew for each step that reads it: that
+ * costs little, and no memory in between. */
+static uint16_t plan_read(struct sfd_session *session, uint32_t tensor, uint32_t index)
+{
+    if (tensor == 0u && !sfd_reads_caller(session))
+        return region_add(session, SFD_BUFFER_ACTIVATION, SFD_NONE,
+                          sfd_batch_elements(session, 0u) * 4u, index,
+                          index + session->steps[index].by_channel);
+    return session->values[tensor].storage;
+}
+
 /* A step that computes the result of an operation, for the first time or again. */
 static void plan_run(struct sfd_session *session, uint32_t index)
 {
@@ -238,8 +249,9 @@ static void plan_run(struct sfd_session *session, uint32_t index)
     const struct sfd_node_plan *plan = &session->plans[step->node];
     uint32_t second = sfd_second_input(session, step->node);
 
-    step->input0 = session->values[node->operation.input0].storage;
-    step->input1 = second == SFD_NONE ? SFD_NONE : session->values[second].storage;
+    step->input0 = plan_read(session, node->operation.input0, index);
+    if (SFD_HAS(ADD) && second != SFD_NONE)
+        step->input1 = plan_read(session, second, index);
     step->output = place_result(session, step);
     touch(session, step->output, step->until);
     session->values[sfd_result(session, step->node)].storage = step->output;
@@ -340,7 +352,8 @@ static void plan_backward(struct sfd_session *session, uint32_t index)
     const struct sfd_node_plan *plan = &session->plans[step->node];
     uint32_t dy = session->values[sfd_result(session, step->node)].gradient;
 
-    step->input0 = plan->reads_input ? session->values[node->operation.input0].storage : SFD_NONE;
+    if (plan->reads_input)
+        step->input0 = plan_read(session, node->operation.input0, index);
     step->scratch = scratch_add(session, step, plan->backward_scratch_bytes);
     if (session->working != SFD_WORKING_KEPT)
         plan_gradients(session, index);
@@ -376,10 +389,6 @@ void sfd_lifetimes_transient(struct sfd_session *session)
     uint32_t i;
 
     forget(session);
-    if (session->batch > 1u) /* the caller's images, interleaved; one image is read where it is */
-        session->values[0].storage =
-            region_add(session, SFD_BUFFER_ACTIVATION, SFD_NONE,
-                       sfd_batch_elements(session, 0u) * 4u, 0u, session->values[0].last_read);
     for (i = 0u; i < session->step_count; ++i) {
         struct sfd_step *step = &session->steps[i];
         step->input0 = step->input1 = step->output = step->scratch = step->working = SFD_NONE;
@@ -389,7 +398,7 @@ void sfd_lifetimes_transient(struct sfd_session *session)
             plan_run(session, i);
             break;
         case SFD_ACTION_PACK:
-            step->input0 = session->values[session->nodes[step->node].operation.input0].storage;
+            step->input0 = plan_read(session, session->nodes[step->node].operation.input0, i);
             plan_kept(session, step->node, i, session->plans[step->node].backward);
             break;
         case SFD_ACTION_LOSS:

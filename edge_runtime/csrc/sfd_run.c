@@ -289,38 +289,54 @@ static void run_operation(struct sfd_session *session, const struct sfd_step *st
     }
 }
 
+/* An element of the caller's batch. */
+static inline float input_element(const struct sfd_session *session, size_t at)
+{
+    const struct sfd_input *form = &session->input_form;
+
+    if (SFD_HAS_INPUT(INT8) && form->type == SFD_INPUT_INT8)
+        return (float)(((const int8_t *)session->input)[at] - form->zero_point) * form->scale;
+    return ((const float *)session->input)[at];
+}
+
+/* The caller's images, one after the other, become interleaved blocks. */
+static void interleave_input(const struct sfd_session *session, uint32_t n, float *y)
+{
+    const uint32_t size = session->values[0].size;
+    uint32_t first, element, image;
+
+    for (first = 0u; first < n; first += SFD_BLOCK) {
+        const uint32_t images = sfd_block_images(n, first);
+        const size_t start = (size_t)first * size;
+        for (element = 0u; element < size; ++element)
+            for (image = 0u; image < images; ++image)
+                *y++ = input_element(session, start + (size_t)image * size + element);
+    }
+}
+
+void sfd_read_input(const struct sfd_session *session, const struct sfd_step *step, uint32_t n)
+{
+    if (step->input0 != SFD_NONE && session->nodes[step->node].operation.input0 == 0u)
+        interleave_input(session, n, sfd_region_data(session, step->input0));
+    if (SFD_HAS(ADD) && step->input1 != SFD_NONE && sfd_second_input(session, step->node) == 0u)
+        interleave_input(session, n, sfd_region_data(session, step->input1));
+}
+
 void sfd_run_step(struct sfd_session *session, const struct sfd_step *step, uint32_t n,
                   int training)
 {
+    sfd_read_input(session, step, n);
     if (step->action == SFD_ACTION_PACK)
         pack_input(session, step, sfd_tensor_data(session, step->input0), n);
     else
         run_operation(session, step, n, training);
 }
 
-/* Images in a row become interleaved blocks. */
-static void interleave(const float *x, uint32_t size, uint32_t n, float *y)
-{
-    uint32_t first, element, image;
-
-    for (first = 0u; first < n; first += SFD_BLOCK) {
-        uint32_t images = sfd_block_images(n, first);
-        const float *in = x + (size_t)first * size;
-        float *out = y + (size_t)first * size;
-        for (element = 0u; element < size; ++element)
-            for (image = 0u; image < images; ++image)
-                out[(size_t)element * images + image] = in[(size_t)image * size + element];
-    }
-}
-
-void sfd_forward(struct sfd_session *session, const float *x, uint32_t n, int training)
+void sfd_forward(struct sfd_session *session, const void *x, uint32_t n, int training)
 {
     uint32_t i;
 
     session->input = x;
-    if (session->values[0].storage != SFD_NONE)
-        interleave(x, session->values[0].size, n,
-                   sfd_region_data(session, session->values[0].storage));
     for (i = 0u; i < session->forward_steps; ++i)
         sfd_run_step(session, &session->steps[i], n, training);
 }

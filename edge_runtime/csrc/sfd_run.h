@@ -8,6 +8,9 @@
 void sfd_run_step(struct sfd_session *session, const struct sfd_step *step, uint32_t n,
                   int training);
 
+/* Interleave the caller's batch where a step reads it, and has a region for it. Before the step runs. */
+void sfd_read_input(const struct sfd_session *session, const struct sfd_step *step, uint32_t n);
+
 /* NULL for SFD_NONE. */
 const float *sfd_parameter_data(const struct sfd_session *session, uint32_t parameter);
 

@@ -21,12 +21,13 @@ static uint32_t step_limit(const struct sfd_artifact_view *artifact)
     return 3u * artifact->operation_count + 2u;
 }
 
-/* At most: one region for the tables, one for the input; four a sparse parameter, and scratch for
- * its layer in two steps, or two a dense parameter; for an operation its result, its gradient, and a
- * saved input or a mask or moments; three for a step that computes something again. */
+/* At most: one region for the tables; four a sparse parameter, and scratch for its layer in two steps,
+ * or two a dense parameter; for an operation its result, its gradient, a saved input or a mask or moments,
+ * and the model's input for its forward and for its backward; four for a step that computes something
+ * again. An addition of the input to itself reads it twice, and keeps nothing. */
 static uint32_t region_limit(const struct sfd_artifact_view *artifact)
 {
-    return 2u + 6u * artifact->parameter_count + 6u * artifact->operation_count;
+    return 1u + 6u * artifact->parameter_count + 9u * artifact->operation_count;
 }
 
 /* The tables follow the session. */
@@ -301,6 +302,8 @@ struct sfd_session *sfd_tables_build(const struct sfd_artifact_view *artifact,
     session->output = artifact->output;
     session->beta = artifact->beta;
     session->batch = batch;
+    if (SFD_HAS_INPUT(INT8))
+        sfd_artifact_input(artifact, &session->input_form);
     session->round = state->round;
     session->positions = state->positions;
     memcpy(session->support_id, state->support_id, sizeof session->support_id);

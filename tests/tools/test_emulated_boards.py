@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -23,6 +24,7 @@ from sparsyfed.edge_runtime.budget import keep_counts
 from sparsyfed.edge_runtime.errors import FormatError, UnsupportedOperationError
 from sparsyfed.edge_runtime.format import OperationKind
 from sparsyfed.edge_runtime.plan import plan
+from sparsyfed.edge_runtime.quantization import Quantization
 from sparsyfed.edge_runtime.session import Session
 from sparsyfed.tools.emulator import MACHINES, EmulatedBoard
 from sparsyfed.tools.firmware import build_firmware, list_boards, size_of
@@ -213,6 +215,36 @@ def test_a_keyword_spotter_trains_in_little_memory_on_a_firmware_of_its_own(boar
     assert facts.operations == sum(NAMES[name] for name in operations)
     measured["keyword_spotter_text_bytes"] = facts.text_bytes
     require_budget(board, measured)
+
+
+def test_a_hundred_steps_on_int8_inputs_give_the_bits_of_the_portable_kernels() -> None:
+    artifact = replace(small_classifier(), quantization=Quantization(1 / 127))
+    state = random_state(artifact, np.random.default_rng(1), 0.2)
+    random = np.random.default_rng(2)
+    x = random.integers(-128, 128, (HELD, 1, 12, 12)).astype(np.int8)
+    y = random.integers(0, 10, HELD).astype(np.int32)
+    places = random.integers(0, HELD, STEPS * BATCH)
+    with Session.open(artifact, state, BATCH, kernels="portable") as session:
+        batches = places.reshape(STEPS, BATCH)
+        losses = [session.step(x[rows], y[rows], **RATES) for rows in batches]
+        wanted = session.update(SPARSITY).encode()
+    with emulated("mps2-an386", operations=operations_of(artifact)) as device:
+        device.send(SerialObject.ARTIFACT, artifact.encode())
+        device.send(SerialObject.STATE, state.encode())
+        opened = device.open(BATCH, examples=HELD, gathered=BATCH)
+        assert opened.input_bytes == 144
+        device.send(SerialObject.EXAMPLES, x.tobytes() + y.tobytes())
+        assert device.train(places.tolist(), BATCH, steps_before=0, **RATES) == losses
+        assert device.profile().arena_touched_bytes == opened.arena_bytes
+        keep = keep_counts(artifact.parameters, SPARSITY, "global")
+        assert device.update(state.round, keep) == wanted
+    with emulated("mps2-an386", operations=operations_of(small_classifier())) as device:
+        with pytest.raises(UnsupportedOperationError, match="built without int8"):
+            require_operations(artifact, device.hello().operations)
+        device.send(SerialObject.ARTIFACT, artifact.encode())
+        device.send(SerialObject.STATE, state.encode())
+        with pytest.raises(UnsupportedOperationError, match="does not have an operation"):
+            device.open(1, examples=1)
 
 
 def test_a_firmware_without_an_operation_refuses_its_models() -> None:

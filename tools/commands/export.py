@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sparsyfed.edge_runtime.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from sparsyfed.edge_runtime import Quantization
     from sparsyfed.tools.board_export import BoardExport
 
 SUMMARY = "compile a PyTorch model into an artifact and an initial state for devices"
@@ -68,6 +69,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--input-shape",
         type=shape_argument,
         help="of one example, such as 3,32,32; built-ins know theirs",
+    )
+    parser.add_argument(
+        "--int8-inputs",
+        type=Path,
+        metavar="X.npy",
+        help="take inputs as int8, a quarter of the memory, in steps that cover the range of these examples "
+        "(float32, examples first); for native devices and boards alone",
     )
     parser.add_argument("--beta", type=float, default=1.25, help="exponent (default: 1.25)")
     parser.add_argument("--loss", choices=("cross_entropy", "mse"), default="cross_entropy")
@@ -137,6 +145,7 @@ def run(arguments: argparse.Namespace) -> int:
         input_shape=arguments.input_shape,
         beta=arguments.beta,
         loss=arguments.loss,
+        quantization=_quantization(arguments.int8_inputs),
         sparsity=arguments.sparsity if arguments.density is None else 1 - arguments.density,
         budget=arguments.budget or "global",
         seed=arguments.seed or 0,
@@ -144,6 +153,20 @@ def run(arguments: argparse.Namespace) -> int:
     bundle = write_bundle(settings, say)
     print(json.dumps(bundle.manifest, indent=2) if arguments.json else bundle_text(bundle))
     return 0
+
+
+def _quantization(examples: Path | None) -> "Quantization | None":
+    """That of the range of examples in a `.npy` file. Raises ConfigurationError for another file."""
+    from sparsyfed.devices.dataset import ArrayFile
+    from sparsyfed.edge_runtime import Quantization
+    from sparsyfed.edge_runtime.errors import InputError
+
+    if examples is None:
+        return None
+    try:
+        return Quantization.of(ArrayFile(examples).values)
+    except InputError as error:
+        raise ConfigurationError(f"--int8-inputs {examples}: {error}") from error
 
 
 def _board_export(arguments: argparse.Namespace) -> "BoardExport | None":
