@@ -1,7 +1,7 @@
 """What a model takes on a board, measured there: on an emulated one, or on one that is attached."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -71,18 +71,21 @@ def profile_on_board(
     batch_size: int,
     ram_bytes: int | None = None,
     port: str | None = None,
+    vectors: bool = False,
     say: Say = lambda _: None,
 ) -> BoardReport:
     """Run steps of a model, with this state or an evenly spread one, and of the same model dense.
 
     Without a port an emulated board runs them, with all its RAM or with `ram_bytes`, and counts instructions; its
-    firmware has the operations of this model alone. `say` is told what goes on.
+    firmware has the operations of this model alone, and with `vectors` the board's vector instructions. `say` is told
+    what goes on.
 
     Raises BackendError without QEMU, compiler or an answer.
     """
     artifact = Artifact.load(artifact_path)
     chosen = state if state is not None else evenly_spread_state(artifact, density)
-    with _board(board, ram_bytes, operations_of(artifact), port, say) as device:
+    build = partial(build_firmware, board, ram_bytes, operations_of(artifact), vectors=vectors)
+    with _board(board, build, port, say) as device:
         facts = device.hello()
         # Under emulation a tick is as many instructions as nanoseconds of the machine's own time.
         per_tick = 1.0 if port is not None else NANOSECONDS / facts.ticks_per_second
@@ -99,16 +102,14 @@ def profile_on_board(
 
 
 @contextmanager
-def _board(
-    name: str, ram_bytes: int | None, operations: Sequence[str], port: str | None, say: Say
-) -> Iterator[Board]:
+def _board(name: str, build: Callable[[], Path], port: str | None, say: Say) -> Iterator[Board]:
     if port is not None:
         with closing(SerialLink(partial(open_port, port), patience_s=PATIENCE_S)) as link:
             yield Board(link)
         return
     find_machine(name)
     say(f"{name}: build the firmware")
-    firmware = build_firmware(name, ram_bytes, operations)
+    firmware = build()
     say(f"{name}: start the machine")
     with (
         EmulatedBoard(name, firmware, counts_instructions=True) as machine,
