@@ -69,8 +69,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigurationError("--density is for a model without --state, which has its own")
     if arguments.board is not None:
         return _run_on_board(arguments)
-    if arguments.port is not None or arguments.vectors:
-        raise ConfigurationError("--port and --vectors go with --board")
+    if arguments.port is not None:
+        raise ConfigurationError("--port goes with --board")
+    if arguments.vectors:
+        raise ConfigurationError("--vectors goes with --board")
     if arguments.html is not None:
         require_writable("--html", arguments.html)
     elif arguments.density is not None:
