@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sparsyfed.coordinator.config import Configuration
 from sparsyfed.coordinator.evaluation import map_array
-from sparsyfed.edge_runtime import Artifact, State
+from sparsyfed.edge_runtime import Artifact, Quantization, State
 from sparsyfed.edge_runtime.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def compile_training(
     loss: str,
     sparsity: float,
     budget: str | Mapping[str, int],
+    quantization: Quantization | None = None,
 ) -> tuple["TrainingArtifact", State]:
     """What every target of a model is written from, and its initial state of this sparsity, for round 1.
 
@@ -91,7 +92,7 @@ def compile_training(
         raise ConfigurationError(
             f"the shape of one example of {name} is not known: --input-shape, or [job] input_shape"
         )
-    artifact = export.compile(model, example, beta=beta, loss=loss)
+    artifact = export.compile(model, example, beta=beta, loss=loss, quantization=quantization)
     state = export.initial_state(model, beta=beta, sparsity=sparsity, seed=seed, budget=budget)
     return artifact, State(state.tensors, round=1)
 

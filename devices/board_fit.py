@@ -21,7 +21,8 @@ MEMORY = ("fast", "layerwise")
 class BoardFit:
     """How a session uses the memory of a board, in bytes.
 
-    `held_examples` stay on the board; `gathered_examples` is the room for batches that are put together from them.
+    `held_examples` stay on the board; `gathered_examples` is the room for batches that are put together from them;
+    `examples_bytes` is what both take.
     `arena_limit` is what is left for the arena. `artifact_bytes` is 0 for an artifact in flash. `memory` is how the
     session has to be opened: "layerwise" where nothing else fits.
     """
@@ -30,16 +31,21 @@ class BoardFit:
     memory: str
     memory_bytes: int
     artifact_bytes: int
-    example_bytes: int
+    examples_bytes: int
     held_examples: int
     gathered_examples: int
     arena_limit: int
 
 
-def example_bytes(artifact: Artifact) -> int:
-    """Bytes of one example and its target as a board holds them: float32, labels int32."""
+def examples_bytes(artifact: Artifact, count: int) -> int:
+    """Bytes of so many examples and their targets as a board holds them: labels int32, all else float32.
+
+    Inputs of an artifact with a quantization are int8, and end at a multiple of 4.
+    """
+    each = 4 if artifact.quantization is None else 1
+    inputs = -(-count * artifact.tensors[0].size * each // 4) * 4
     targets = 1 if artifact.loss is Loss.CROSS_ENTROPY else artifact.tensors[artifact.output].size
-    return 4 * (artifact.tensors[0].size + targets)
+    return inputs + count * 4 * targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +61,10 @@ class _Board:
         self, state: bytes, batch_size: int, memory: str, *, held: int, gathered: int
     ) -> BoardFit:
         """A fit with so many examples. ArenaError has bytes of the board's whole memory."""
-        each = example_bytes(self.artifact)
+        room = [examples_bytes(self.artifact, count) for count in (held, gathered)]
         # Each part begins at a multiple of 4.
-        below_examples = (self.memory_bytes - self.artifact_bytes) // 4 * 4 - held * each
-        limit = below_examples - gathered * each
+        below_examples = (self.memory_bytes - self.artifact_bytes) // 4 * 4 - room[0]
+        limit = below_examples - room[1]
         try:
             planned = plan(
                 *(self.artifact, state, batch_size),
@@ -83,7 +89,7 @@ class _Board:
             raise ArenaError("no room for the state", got=self.memory_bytes, wanted=wanted)
         return BoardFit(
             *(planned, memory, self.memory_bytes, self.artifact_bytes),
-            *(each, held, gathered, limit),
+            *(sum(room), held, gathered, limit),
         )
 
     def fits(self, state: bytes, batch_size: int) -> bool:

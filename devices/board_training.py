@@ -18,6 +18,7 @@ from sparsyfed.devices.training import (
     require_fitting_data,
 )
 from sparsyfed.edge_runtime.artifact import Artifact
+from sparsyfed.edge_runtime.batches import model_inputs
 from sparsyfed.edge_runtime.budget import keep_counts
 from sparsyfed.edge_runtime.errors import (
     BackendError,
@@ -222,7 +223,9 @@ class _Round:
         work, total = self._work, 0.0
         if self._fit.gathered_examples or isinstance(self._dataset, OwnExamples):
             if isinstance(self._dataset, Dataset):
-                self._send(SerialObject.EXAMPLES, examples_of(self._dataset.everything()))
+                self._send(
+                    SerialObject.EXAMPLES, examples_of(self._artifact, self._dataset.everything())
+                )
             order: Sequence[int] = range(len(self._dataset))  # as they lie, where one batch has all
             if self._fit.gathered_examples:
                 order = permutation(len(self._dataset), work.seed, epoch)
@@ -230,7 +233,7 @@ class _Round:
                 total += self._step(order[start : start + work.batch_size])
             return total
         for batch in self._dataset.batches(work.batch_size, work.seed, epoch):
-            self._send(SerialObject.EXAMPLES, examples_of(batch))
+            self._send(SerialObject.EXAMPLES, examples_of(self._artifact, batch))
             total += self._step(range(batch.count))
         return total
 
@@ -257,7 +260,7 @@ class _Round:
         A board's resident set is the firmware's data, its stack as touched, arena, artifact and examples.
         """
         measured, facts, fit = self._board.profile(), self._facts, self._fit
-        held = fit.artifact_bytes + fit.example_bytes * (fit.held_examples + fit.gathered_examples)
+        held = fit.artifact_bytes + fit.examples_bytes
         own = facts.data_bytes + facts.bss_bytes + measured.stack_touched_bytes
         return DeviceProfileReport(
             planned_arena_bytes=self._plan.arena_bytes,
@@ -271,15 +274,17 @@ class _Round:
         )
 
 
-def examples_of(batch: Batch) -> bytes:
-    """A batch as boards take it: all inputs, then all targets, labels as int32.
+def examples_of(artifact: Artifact, batch: Batch) -> bytes:
+    """A batch as boards take it: all inputs, int8 ones up to a multiple of 4 bytes, then all targets, labels as int32.
 
     Raises InputError for a label that int32 does not hold.
     """
+    inputs = bytes(model_inputs(batch.x, artifact.tensors[0], artifact.quantization)[0])
+    inputs += bytes(-len(inputs) % 4)
     if batch.y.format != "q":
-        return batch.x.tobytes() + batch.y.tobytes()
+        return inputs + batch.y.tobytes()
     try:
         labels = b"".join(label.to_bytes(4, "little", signed=True) for label in batch.y)
     except OverflowError:
         raise InputError("got a label that does not fit int32, which boards take") from None
-    return batch.x.tobytes() + labels
+    return inputs + labels

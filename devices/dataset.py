@@ -1,6 +1,6 @@
 """The data of a device: two NumPy files, read without NumPy.
 
-`x.npy` holds float32 examples, the first axis counts them; `y.npy` int32 or int64 labels of shape
+`x.npy` holds float32 or int8 examples, the first axis counts them; `y.npy` int32 or int64 labels of shape
 (examples,), or float32 targets of shape (examples, ...) for a regression. Both are mapped, not
 read: a data set may be larger than the memory. The file format is NumPy's own, versions 1.0 and 2.0
 (numpy/lib/format.py), in C order, little-endian.
@@ -23,7 +23,7 @@ from sparsyfed.edge_runtime.errors import ConfigurationError, FormatError, Input
 _MAGIC = b"\x93NUMPY"
 _MAX_HEADER_BYTES = 4096  # what numpy.save writes is 118 bytes for up to 20 axes
 _MAX_AXES = 32
-_TYPES: dict[str, Literal["f", "i", "q"]] = {"<f4": "f", "<i4": "i", "<i8": "q"}
+_TYPES: dict[str, Literal["f", "i", "q", "b"]] = {"<f4": "f", "<i4": "i", "<i8": "q", "|i1": "b"}
 _MASK64 = 2**64 - 1
 _CHECKED_AT_ONCE = 1 << 16  # values
 
@@ -32,7 +32,7 @@ class ArrayFile:
     """A `.npy` file as flat rows.
 
     Raises ConfigurationError if the file is not there, FormatError if it is not a C-ordered array of one of the
-    types <f4, <i4, <i8 whose bytes are all there.
+    types <f4, <i4, <i8, |i1 whose bytes are all there.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -162,8 +162,14 @@ class Dataset:
         self.directory = Path(directory)
         self._x = ArrayFile(self.directory / "x.npy")
         self._y = ArrayFile(self.directory / "y.npy")
-        if self._x.typecode != "f":
-            raise ConfigurationError(f"{self._x.path}: got integers, wanted float32 examples (<f4)")
+        if self._x.typecode not in {"f", "b"}:
+            raise ConfigurationError(
+                f"{self._x.path}: got integers, wanted float32 examples (<f4), or int8 (|i1)"
+            )
+        if self._y.typecode == "b":
+            raise ConfigurationError(
+                f"{self._y.path}: got int8, wanted labels int32 or int64, or float32 targets"
+            )
         if len(self._x) != len(self._y):
             raise ConfigurationError(
                 f"{self.directory}: got {len(self._x)} examples and {len(self._y)} targets, wanted as many"
@@ -180,6 +186,11 @@ class Dataset:
     def example_shape(self) -> tuple[int, ...]:
         """Shape of one example."""
         return self._x.shape[1:]
+
+    @property
+    def example_type(self) -> str:
+        """Type code of the examples: "f" float32, "b" int8."""
+        return self._x.typecode
 
     @property
     def target_type(self) -> str:
@@ -202,6 +213,8 @@ class Dataset:
         Reads both files once, a piece at a time.
         """
         for file in (self._x, self._y):
+            if file.typecode == "b":  # all int8 are valid
+                continue
             place = file.first_invalid()
             if place is not None:
                 wanted = "finite numbers" if file.typecode == "f" else "labels from 0"
@@ -218,7 +231,8 @@ class Dataset:
         if batch_size < 1:
             raise InputError(f"got batch size {batch_size}, wanted at least 1")
         size = min(batch_size, len(self))
-        x = memoryview(array("f", bytes(4 * size * self._x.row_size)))
+        x_bytes = struct.calcsize(self._x.typecode) * size * self._x.row_size
+        x = memoryview(array(self._x.typecode, bytes(x_bytes)))
         y_bytes = struct.calcsize(self._y.typecode) * size * self._y.row_size
         y = memoryview(array(self._y.typecode, bytes(y_bytes)))
         order = permutation(len(self), seed, epoch)

@@ -193,11 +193,18 @@ def measured_profile(
 
 
 def require_fitting_data(artifact: Artifact, dataset: Dataset) -> None:
-    """Raise ConfigurationError unless examples and targets are what the model takes."""
+    """Raise ConfigurationError unless examples and targets are what the model takes.
+
+    int8 examples are taken to be of the model's quantization: nothing in the file says of which they are.
+    """
     wanted = artifact.tensors[0].shape
     if dataset.example_shape != wanted:
         raise ConfigurationError(
             f"{dataset.directory}: got examples of shape {dataset.example_shape}, the model takes {wanted}"
+        )
+    if dataset.example_type == "b" and artifact.quantization is None:
+        raise ConfigurationError(
+            f"{dataset.directory}: got int8 examples, the model takes float32: export it for int8 inputs"
         )
     outputs = artifact.tensors[artifact.output].size
     if artifact.loss is Loss.CROSS_ENTROPY:

@@ -18,6 +18,7 @@ from sparsyfed.edge_runtime.errors import (
     VerificationError,
 )
 from sparsyfed.edge_runtime.plan import MemoryPlan, plan
+from sparsyfed.edge_runtime.quantization import Quantization
 from sparsyfed.edge_runtime.session import Session
 from sparsyfed.edge_runtime.state import DenseTensor, SparseTensor, State
 from sparsyfed.edge_runtime.update import SparseUpdate
@@ -33,6 +34,7 @@ __all__ = [
     "InputError",
     "MemoryPlan",
     "MismatchError",
+    "Quantization",
     "Session",
     "SparseTensor",
     "SparseUpdate",

@@ -254,6 +254,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         (_ADDRESS, _ADDRESS, _U32, _U32, _ADDRESS, _SIZE, ctypes.POINTER(_SIZE)),
     ),
     "sfd_counters": (ctypes.c_int, (_ADDRESS, ctypes.POINTER(Counters))),
+    "sfd_quantize": (ctypes.c_int, (*_BYTES, ctypes.c_float, ctypes.c_int32, _ADDRESS)),
     "sfd_arena_paint": (None, _BYTES),
     "sfd_arena_touched": (_SIZE, _BYTES),
 }

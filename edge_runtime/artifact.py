@@ -17,7 +17,8 @@ from sparsyfed.edge_runtime import format as layout
 from sparsyfed.edge_runtime.errors import FormatError, InputError
 from sparsyfed.edge_runtime.file_kinds import FileKind, require_kind
 from sparsyfed.edge_runtime.files import load_file, write_atomic
-from sparsyfed.edge_runtime.format import Loss, OperationKind, ParameterKind
+from sparsyfed.edge_runtime.format import InputType, Loss, OperationKind, ParameterKind
+from sparsyfed.edge_runtime.quantization import Quantization
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -110,7 +111,10 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """The structure of a model: one artifact serves every batch size, density and round."""
+    """The structure of a model: one artifact serves every batch size, density and round.
+
+    `quantization` says that inputs are int8, and what they stand for; None: float32.
+    """
 
     parameters: tuple[Parameter, ...]
     tensors: tuple[Tensor, ...]
@@ -118,6 +122,7 @@ class Artifact:
     loss: Loss
     output: int
     beta: float
+    quantization: Quantization | None = None
 
     def encode(self) -> bytes:
         """The bytes of a `.sfd` file.
@@ -136,7 +141,7 @@ class Artifact:
             header = [
                 layout.ARTIFACT_MAGIC,
                 layout.ARTIFACT_MAJOR,
-                layout.ARTIFACT_MINOR,
+                0 if self.quantization is None else 1,
                 layout.ARTIFACT_HEADER.size + len(body),
                 0,
                 len(self.parameters),
@@ -147,11 +152,18 @@ class Artifact:
                 self.output,
                 self.beta,
                 sum(map(len, names)),
+                *self._input(),
             ]
             header[4] = zlib.crc32(body, zlib.crc32(layout.ARTIFACT_HEADER.pack(*header)))
             return layout.ARTIFACT_HEADER.pack(*header) + body
         except (struct.error, OverflowError) as error:
             raise InputError(f"a number does not fit its field in the artifact: {error}") from error
+
+    def _input(self) -> tuple[int, int, float]:
+        """Type, zero point and scale of the inputs, as the header has them."""
+        if self.quantization is None:
+            return InputType.FLOAT32, 0, 0.0
+        return InputType.INT8, self.quantization.zero_point, self.quantization.scale
 
     def _records(self, places: Iterator[tuple[int, int]]) -> Iterator[bytes]:
         for parameter in self.parameters:
@@ -191,7 +203,12 @@ class Artifact:
             raise FormatError(f"two parameters have the name {repeated!r}")
         tensors = tuple(Tensor(*record) for record in sections[1])
         operations = tuple(read_operation(record, names) for record in sections[2])
-        return cls(parameters, tensors, operations, Loss(header[8]), header[10], header[11])
+        _, zero_point, scale = header[13:]
+        quantization = Quantization(scale, zero_point) if header[13] == InputType.INT8 else None
+        return cls(
+            *(parameters, tensors, operations, Loss(header[8]), header[10], header[11]),
+            quantization,
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Artifact:

@@ -15,6 +15,7 @@ from sparsyfed.edge_runtime.format import Loss
 
 if TYPE_CHECKING:
     from sparsyfed.edge_runtime.buffers import BufferLike
+    from sparsyfed.edge_runtime.quantization import Quantization
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def divergence(action: str) -> str:
 
 def refuse_values(artifact: Artifact, batch: Batch, action: str) -> None:
     """Raise InputError for the first value of a checked batch that no model, or not this one, takes."""
-    values = [("x", batch.x)]
+    values = [("x", batch.x)] if artifact.quantization is None else []
     if artifact.loss is Loss.MEAN_SQUARED_ERROR:
         values.append(("y", batch.y))
     for name, view in values:
@@ -80,7 +81,7 @@ def refuse_values(artifact: Artifact, batch: Batch, action: str) -> None:
 
 
 def _check_buffers(artifact: Artifact, x: BufferLike, y: BufferLike) -> Batch:
-    x_view, examples = inputs(x, artifact.tensors[0])
+    x_view, examples = model_inputs(x, artifact.tensors[0], artifact.quantization)
     if artifact.loss is Loss.MEAN_SQUARED_ERROR:
         y_view = batch_buffer("y", y)
         size = artifact.tensors[artifact.output].size
@@ -111,16 +112,25 @@ def batch_buffer(name: str, data: BufferLike) -> memoryview:
     return view
 
 
-def inputs(x: BufferLike, tensor: Tensor) -> tuple[memoryview, int]:
-    """View of the inputs of a batch, and its number of examples."""
+def model_inputs(
+    x: BufferLike, tensor: Tensor, quantization: Quantization | None = None
+) -> tuple[memoryview, int]:
+    """View of the inputs of a batch, and its number of examples.
+
+    With a quantization they are int8; float32 is rounded to it.
+    """
     view = batch_buffer("x", x)
     shape = view.shape or ()
-    examples, rest = divmod(view.nbytes, tensor.size * FLOAT_BYTES)
+    examples, rest = divmod(view.nbytes, tensor.size * view.itemsize)
     flat = len(shape) == 1 and rest == 0
-    if view.format != "f" or examples == 0 or not (flat or shape == (examples, *tensor.shape)):
+    types = ("f",) if quantization is None else ("f", "b")
+    fits = flat or shape == (examples, *tensor.shape)
+    if view.format not in types or examples == 0 or not fits:
         wanted = ", ".join(map(str, ("n", *tensor.shape)))
         raise InputError(
-            f"got x of {described(view)}, wanted float32 of shape ({wanted}), or flat with "
-            f"{tensor.size} values for each example, and at least one example"
+            f"got x of {described(view)}, wanted float32{' or int8' if quantization else ''} of shape ({wanted}), "
+            f"or flat with {tensor.size} values for each example, and at least one example"
         )
+    if quantization is not None and view.format == "f":
+        view = memoryview(quantization.quantize(view))
     return view, examples

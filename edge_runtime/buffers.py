@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     BufferLike = ReadableBuffer | NumericArray
 
-TYPE_NAMES: Mapping[str, str] = {"f": "float32", "d": "float64", "e": "float16"}
+TYPE_NAMES: Mapping[str, str] = {"f": "float32", "d": "float64", "e": "float16", "b": "int8"}
 
 
 def contiguous(name: str, data: BufferLike) -> memoryview:

@@ -12,7 +12,7 @@ from sparsyfed.edge_runtime.errors import InputError
 
 ARTIFACT_MAGIC = b"SFDA"
 ARTIFACT_MAJOR = 1
-ARTIFACT_MINOR = 0
+ARTIFACT_MINOR = 1
 CONTAINER_MAGIC = b"SFDV"
 CONTAINER_VERSION = 0x0100
 CONTENT_MASK = 0x0003
@@ -63,6 +63,13 @@ class Loss(enum.IntEnum):
     MEAN_SQUARED_ERROR = 2
 
 
+class InputType(enum.IntEnum):
+    """What a model's inputs are."""
+
+    FLOAT32 = 0
+    INT8 = 1
+
+
 class Content(enum.IntEnum):
     """What a container holds."""
 
@@ -82,9 +89,9 @@ class ValueType(enum.IntEnum):
     FP32 = 0
 
 
-ARTIFACT_HEADER = struct.Struct("<4sHHIIHHHHHHfI28x")
+ARTIFACT_HEADER = struct.Struct("<4sHHIIHHHHHHfIHhf20x")
 """magic, major, minor, total_bytes, crc32, parameter_count, tensor_count, operation_count, loss,
-input, output, beta, names_bytes"""
+input, output, beta, names_bytes, input_type, zero_point, scale"""
 
 PARAMETER_RECORD = struct.Struct("<BB2x4IIH6x")
 """kind, rank, four dimensions, name_offset, name_bytes"""

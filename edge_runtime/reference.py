@@ -61,7 +61,7 @@ class ReferenceModel:
         norms use the batch's statistics. The model, running statistics included, stays as it is.
         """
         entry = self.artifact.tensors[0]
-        data = np.asarray(x, self.dtype)
+        data = self._inputs(np.asarray(x))
         if data.ndim == 0 or data.size == 0 or data.size != len(data) * entry.size:
             raise InputError(f"got x of shape {data.shape}, wanted (batch, {entry.size} values)")
         self.activations = [data.reshape(self._shape(0, len(data)))]
@@ -73,6 +73,17 @@ class ReferenceModel:
             self._results.append(result)
             self.activations.append(result.output.reshape(shape))
         return self.activations[self.artifact.output]
+
+    def _inputs(self, x: Array) -> Array:
+        """The numbers that a batch stands for: int8, and floats rounded to them, where the artifact says so."""
+        quantization = self.artifact.quantization
+        if quantization is None:
+            return x.astype(self.dtype)
+        scale = np.float32(quantization.scale)
+        if x.dtype != np.int8:
+            steps = np.rint(x.astype(np.float32) / scale) + quantization.zero_point
+            x = np.clip(steps, -128, 127)
+        return (scale * (x.astype(np.float32) - quantization.zero_point)).astype(self.dtype)
 
     def gradients(self, x: ArrayLike, y: ArrayLike) -> tuple[float, dict[str, Array]]:
         """Return the mean loss of a training batch and the gradients by parameter name.

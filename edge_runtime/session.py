@@ -213,7 +213,8 @@ class Session:
         v <- v - learning_rate · (dL/dv + weight_decay · v), likewise the dense parameters.
 
         `x` is a C-contiguous float32 buffer of shape (n, *input shape), or flat; n from 1 to the
-        batch size. `y` is int32 or int64 of shape (n,) for cross-entropy, float32 with n outputs
+        batch size. Where the artifact has a quantization it is int8, as that says, or float32, which
+        is rounded to it. `y` is int32 or int64 of shape (n,) for cross-entropy, float32 with n outputs
         for mean squared error. Raises InputError for anything else and for values not finite,
         DivergedError when the loss, a gradient or a new value is not finite.
         """

@@ -70,8 +70,14 @@ def joint_graph(artifact: TrainingArtifact) -> JointGraph:
     Outputs: `loss`; `gradient.<parameter>` of every parameter but statistics, dL/dv for a prunable weight;
     `new_state.<statistic>`.
 
-    Raises UnsupportedOperationError if the model fixes the batch size, or if its trace lacks a layer's prune site.
+    Raises UnsupportedOperationError if the model fixes the batch size, if its trace lacks a layer's prune site, and
+    for int8 inputs.
     """
+    if artifact.native.quantization is not None:
+        raise UnsupportedOperationError(
+            "the model was compiled for int8 inputs, which the native target alone takes: "
+            "compile it without a quantization for other engines"
+        )
     parameters = artifact.native.parameters
     model = _traceable(artifact).train()
     layers = _layers(artifact.native)

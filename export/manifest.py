@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,11 @@ def interface(artifact: TrainingArtifact) -> dict[str, Any]:
     shapes = artifact.model.state_dict()
     layers = [native.parameters[index] for index in native.prunable]
     return {
-        "x": {"type": "float32", "shape": ["batch", *artifact.input_shape]},
+        "x": {
+            "type": "float32" if native.quantization is None else "int8",
+            "shape": ["batch", *artifact.input_shape],
+            **({} if native.quantization is None else asdict(native.quantization)),
+        },
         "y": {
             "type": "int64" if cross_entropy else "float32",
             "shape": ["batch"] if cross_entropy else ["batch", *output.shape],

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsyfed.devices.board_fit import BoardFit, fit_on_board
+from sparsyfed.devices.board_fit import BoardFit, examples_bytes, fit_on_board
 from sparsyfed.devices.board_operations import operations_of
 from sparsyfed.devices.profiles import DeviceProfile
 from sparsyfed.edge_runtime import Artifact, State
@@ -111,6 +111,6 @@ class BoardExport:
             "batch_size": fit.plan.batch_size,
             "memory": fit.memory,
             "arena_bytes": fit.plan.arena_bytes,
-            "example_bytes": fit.example_bytes,
+            "examples_bytes": examples_bytes(artifact, fit.plan.batch_size),
             "files": [file.relative_to(folder.parent).as_posix() for file in files],
         }

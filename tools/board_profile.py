@@ -1,7 +1,7 @@
 """What a model takes on a board, measured there: on an emulated one, or on one that is attached."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsyfed.devices.board import Board, BoardFacts, BoardPlan, BoardProfile
-from sparsyfed.devices.board_fit import BoardFit, fit_on_board
+from sparsyfed.devices.board_fit import BoardFit, examples_bytes, fit_on_board
 from sparsyfed.devices.board_operations import operations_of
+from sparsyfed.devices.board_training import examples_of
+from sparsyfed.devices.dataset import Batch
 from sparsyfed.devices.feasibility import evenly_spread_state
 from sparsyfed.devices.profiles import list_profiles
 from sparsyfed.devices.serial_link import SerialLink
@@ -55,6 +57,10 @@ class _Batch:
             return cls(x, random.integers(0, outputs, size).astype(np.int32))
         return cls(x, random.normal(size=(size, outputs)).astype(np.float32))
 
+    def flat(self) -> Batch:
+        """The same as a batch of a data set."""
+        return Batch(self.x.ravel().data, self.y.ravel().data, len(self.x))
+
 
 def profile_on_board(
     artifact_path: Path,
@@ -65,18 +71,21 @@ def profile_on_board(
     batch_size: int,
     ram_bytes: int | None = None,
     port: str | None = None,
+    vectors: bool = False,
     say: Say = lambda _: None,
 ) -> BoardReport:
     """Run steps of a model, with this state or an evenly spread one, and of the same model dense.
 
     Without a port an emulated board runs them, with all its RAM or with `ram_bytes`, and counts instructions; its
-    firmware has the operations of this model alone. `say` is told what goes on.
+    firmware has the operations of this model alone, and with `vectors` the board's vector instructions. `say` is told
+    what goes on.
 
     Raises BackendError without QEMU, compiler or an answer, ConfigurationError for a port that is not there.
     """
     artifact = Artifact.load(artifact_path)
     chosen = state if state is not None else evenly_spread_state(artifact, density)
-    with _board(board, ram_bytes, operations_of(artifact), port, say) as device:
+    build = partial(build_firmware, board, ram_bytes, operations_of(artifact), vectors=vectors)
+    with _board(board, build, port, say) as device:
         facts = device.hello()
         # Under emulation a tick is as many instructions as nanoseconds of the machine's own time.
         per_tick = 1.0 if port is not None else NANOSECONDS / facts.ticks_per_second
@@ -93,9 +102,7 @@ def profile_on_board(
 
 
 @contextmanager
-def _board(
-    name: str, ram_bytes: int | None, operations: Sequence[str], port: str | None, say: Say
-) -> Iterator[Board]:
+def _board(name: str, build: Callable[[], Path], port: str | None, say: Say) -> Iterator[Board]:
     if port is not None:
         _require_port(port)
         with closing(SerialLink(partial(open_port, port), patience_s=PATIENCE_S)) as link:
@@ -103,7 +110,7 @@ def _board(
         return
     find_machine(name)
     say(f"{name}: build the firmware")
-    firmware = build_firmware(name, ram_bytes, operations)
+    firmware = build()
     say(f"{name}: start the machine")
     with (
         EmulatedBoard(name, firmware, counts_instructions=True) as machine,
@@ -148,7 +155,7 @@ class _Measuring:
         update, measured = self._train(say)
         say("the same steps here")
         hosts, wanted = self._on_host(fit, batch)
-        examples = self.batch_size * fit.example_bytes
+        examples = examples_bytes(self.artifact, self.batch_size)
         return MeasuredStep(
             density=self.state.density,
             nonzeros=self.state.nonzeros,
@@ -176,7 +183,7 @@ class _Measuring:
         self.device.send(SerialObject.STATE, state)
         say("plan, and open a session")
         planned = self.device.open(self.batch_size, fit.plan.layout, examples=self.batch_size)
-        self.device.send(SerialObject.EXAMPLES, batch.x.tobytes() + batch.y.tobytes())
+        self.device.send(SerialObject.EXAMPLES, examples_of(self.artifact, batch.flat()))
         return planned
 
     def _train(self, say: Say) -> tuple[bytes, BoardProfile]:

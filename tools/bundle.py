@@ -20,7 +20,7 @@ from sparsyfed.coordinator.bundle import MANIFEST_NAME, MEASURED_NAME, NATIVE
 from sparsyfed.coordinator.compile import compile_training
 from sparsyfed.devices.board_fit import BoardFit
 from sparsyfed.devices.profiles import DeviceProfile
-from sparsyfed.edge_runtime import MemoryPlan, SparseTensor, State, plan
+from sparsyfed.edge_runtime import MemoryPlan, Quantization, SparseTensor, State, plan
 from sparsyfed.edge_runtime.errors import (
     ArenaError,
     ConfigurationError,
@@ -50,7 +50,8 @@ class BundleSettings:
     """What to export: a model as in `compile_training`, and for whom.
 
     `device` or `board`, and `batch_size`, are what memory is planned and measured for. `kernels` is for the targets
-    that have a choice of them; None: to each its usual ones. Without `verify` nothing that a target computes is
+    that have a choice of them; None: to each its usual ones. With a `quantization` inputs are int8, of native devices
+    alone. Without `verify` nothing that a target computes is
     compared with PyTorch. A `state` takes the place of the initial one.
     """
 
@@ -66,6 +67,7 @@ class BundleSettings:
     input_shape: Sequence[int] | None = None
     beta: float = 1.25
     loss: str = "cross_entropy"
+    quantization: Quantization | None = None
     sparsity: float = 0.0
     budget: str | Mapping[str, int] = "global"
     seed: int = 0
@@ -106,6 +108,7 @@ def write_bundle(settings: BundleSettings, say: Say) -> Bundle:
         loss=settings.loss,
         sparsity=settings.sparsity,
         budget=settings.budget,
+        quantization=settings.quantization,
     )
     if settings.state is not None:
         state = State(settings.state.tensors, round=1)  # what a job sends first

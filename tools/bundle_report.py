@@ -21,10 +21,10 @@ def bundle_text(bundle: Bundle) -> str:
 def _board(record: Mapping[str, Any]) -> str:
     batch, left = record["batch_size"], record["memory_bytes"] - record["arena_bytes"]
     own = 0 if record["model_in"] == "flash" else record["artifact_bytes"]
-    left -= own + batch * record["example_bytes"]
+    left -= own + record["examples_bytes"]
     return (
         f"{record['name']}: {record['memory_bytes']:,} bytes for training; batch {batch} takes "
-        f"{record['arena_bytes']:,} of arena, {batch * record['example_bytes']:,} of examples"
+        f"{record['arena_bytes']:,} of arena, {record['examples_bytes']:,} of examples"
         f"{f', {own:,} of artifact' if own else ''}: {left:,} left.\n"
         f"The model is in {record['model_in']}: artifact {record['artifact_bytes']:,} bytes, state "
         f"{record['state_bytes']:,}."

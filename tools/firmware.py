@@ -61,13 +61,15 @@ def build_firmware(
     ram_bytes: int | None = None,
     operations: Sequence[str] = (),
     sensors: str | None = None,
+    vectors: bool = False,
 ) -> Path:
     """Build the firmware of a board, unless it is up to date, and return the ELF file.
 
     With `ram_bytes` it is that of a board that has so much RAM, with `operations` one that has only these
     (`board_operations.operations_of` names those of a model). Raises BackendError without compiler and make, or when
     they fail, ConfigurationError for an operation that there is not. `sensors` is the C file in `devices/boards` with a
-    `board_sense`; without one it is that of the board, if it has any.
+    `board_sense`; without one it is that of the board, if it has any. `vectors`: with the board's vector instructions,
+    BackendError where it has none.
     """
     unknown = sorted(set(operations) - set(NAMES))
     if unknown:
@@ -75,8 +77,9 @@ def build_firmware(
             f"got operations {', '.join(unknown)}, wanted of {', '.join(NAMES)}"
         )
     chosen = {} if sensors is None else {"SENSORS": sensors}
+    chosen |= {"VECTORS": "1"} if vectors else {}
     require_tools(board)
-    with _build_folder(board, operations, sensors) as folder:
+    with _build_folder(board, operations, sensors, vectors=vectors) as folder:
         _make(board, "firmware", _variables(ram_bytes, operations) | chosen)
     return folder / f"{_stem(ram_bytes)}.elf"
 
@@ -120,11 +123,15 @@ def size_of(board: str, image: Path, section: str) -> int:
 
 @contextmanager
 def _build_folder(
-    board: str, operations: Sequence[str], sensors: str | None = None
+    board: str,
+    operations: Sequence[str],
+    sensors: str | None = None,
+    *,
+    vectors: bool = False,
 ) -> Iterator[Path]:
     """The folder that the Makefile builds such firmware in, for one process at a time."""
     sensor = [] if sensors is None else [Path(sensors).stem]
-    place = "-".join((board, *sorted(set(operations)), *sensor))
+    place = "-".join((board, *sorted(set(operations)), *sensor, *["vectors"] * vectors))
     folder = sources().parents[1] / "build" / "boards" / place
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from sparsyfed.devices.board import Board
-from sparsyfed.devices.board_fit import example_bytes, fit_on_board
+from sparsyfed.devices.board_fit import examples_bytes, fit_on_board
 from sparsyfed.devices.serial_link import SerialLink
 from sparsyfed.devices.serial_port import open_port
 from sparsyfed.edge_runtime import Artifact, plan
@@ -92,7 +92,7 @@ def _firmware_bytes() -> int:
 def _least_memory(artifact: Artifact, state: bytes, batch_size: int) -> int:
     """The least memory for models and data with which a board trains this state, as this host sees it."""
     smallest = plan(artifact, state, batch_size, kernels="portable", memory="layerwise")
-    memory = smallest.arena_bytes + batch_size * example_bytes(artifact) + len(artifact.encode())
+    memory = smallest.arena_bytes + examples_bytes(artifact, batch_size) + len(artifact.encode())
     while True:
         try:
             fit_on_board(artifact, state, batch_size, memory, batch_size)

@@ -26,7 +26,11 @@ void board_reset(void) __attribute__((noreturn));
 
 /* Where an example of them goes. */
 struct board_example {
-    float *input;
+    float *input; /* NULL for a model that takes int8 */
+    int8_t *
+        input_int8; /* of such a model: q for scale * (q - zero_point), as sfd_quantize makes them */
+    float scale;
+    int32_t zero_point;
     uint32_t inputs;
     int32_t *label; /* NULL for a model that learns targets */
     float *target;

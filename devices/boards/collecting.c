@@ -6,18 +6,25 @@
 int trainer_sense(struct trainer *trainer)
 {
     struct trainer_ring *ring = &trainer->ring;
-    const uint32_t inputs = trainer->input_bytes / 4u;
-    struct board_example example;
-    uint8_t *start;
+    struct board_example example = {0};
+    uint8_t *start, *input;
 
     if (ring->wanted == 0u)
         return 0;
     start = trainer->memory + trainer->object[SERIAL_OBJECT_EXAMPLES].offset;
-    example.inputs = inputs;
+    input = start + ring->next * trainer->input_bytes;
+    example.inputs = trainer->input_bytes / sfd_input_element_bytes(&trainer->input);
     example.targets = trainer->target_bytes / 4u;
-    example.input = (float *)(void *)start + ring->next * inputs;
-    example.target =
-        (float *)(void *)start + ring->capacity * inputs + ring->next * example.targets;
+    if (example.inputs == trainer->input_bytes) {
+        example.input_int8 = (int8_t *)input;
+        example.scale = trainer->input.scale;
+        example.zero_point = trainer->input.zero_point;
+    } else {
+        example.input = (float *)(void *)input;
+    }
+    example.target = (float *)(void *)(start + ring->capacity * trainer->input_bytes +
+                                       trainer_padding(trainer, ring->capacity)) +
+                     ring->next * example.targets;
     example.label = trainer->target == SFD_TARGET_INT32 ? (int32_t *)(void *)example.target : NULL;
     if (!board_sense(&example))
         return 0;
@@ -41,7 +48,7 @@ static int begin_ring(struct trainer *trainer)
     trainer_forget(trainer, SERIAL_OBJECT_UPDATE);
     examples->offset = trainer->reserved_from;
     examples->data = trainer->memory + examples->offset;
-    examples->bytes = trainer->room_examples * (trainer->input_bytes + trainer->target_bytes);
+    examples->bytes = (uint32_t)trainer_examples_bytes(trainer, trainer->room_examples);
     examples->received = examples->bytes;
     examples->is_whole = 1u;
     trainer->ring.capacity = trainer->room_examples;

@@ -20,6 +20,18 @@ uint32_t trainer_examples_offset(const struct trainer *trainer);
 
 void trainer_forget(struct trainer *trainer, uint32_t object);
 
+/* What lies between the inputs of so many examples and their targets, which begin at a multiple of 4. */
+static inline uint32_t trainer_padding(const struct trainer *trainer, uint32_t count)
+{
+    return SFD_HAS_INPUT(INT8) ? (0u - count * trainer->input_bytes) % 4u : 0u;
+}
+
+static inline uint64_t trainer_examples_bytes(const struct trainer *trainer, uint32_t count)
+{
+    return (uint64_t)count * (trainer->input_bytes + trainer->target_bytes) +
+           trainer_padding(trainer, count);
+}
+
 /* opening.c */
 trainer_command trainer_open;
 

@@ -24,7 +24,9 @@ static int measure_examples(struct trainer *trainer, struct sfd_problem *problem
         return error;
     sfd_artifact_tensor(&view, 0u, &input);
     sfd_artifact_tensor(&view, view.output, &output);
-    trainer->input_bytes = input.size * 4u; /* at most 2^28 */
+    if (SFD_HAS_INPUT(INT8))
+        sfd_artifact_input(&view, &trainer->input);
+    trainer->input_bytes = input.size * sfd_input_element_bytes(&trainer->input); /* at most 2^28 */
     trainer->target = view.loss == SFD_LOSS_CROSS_ENTROPY ? SFD_TARGET_INT32 : SFD_TARGET_FLOAT32;
     trainer->target_bytes = trainer->target == SFD_TARGET_INT32 ? 4u : output.size * 4u;
     return SFD_OK;
@@ -35,11 +37,11 @@ static int measure_examples(struct trainer *trainer, struct sfd_problem *problem
 static int reserve(struct trainer *trainer, uint32_t examples, uint32_t gathered,
                    struct sfd_problem *problem)
 {
-    const uint64_t each = (uint64_t)trainer->input_bytes + trainer->target_bytes;
-    const uint64_t room = each * examples, all = room + each * gathered;
+    const uint64_t room = trainer_examples_bytes(trainer, examples);
+    const uint64_t more = trainer_examples_bytes(trainer, gathered), all = room + more;
     const uint32_t top = trainer_artifact_offset(trainer);
 
-    if (each * gathered > top || room > top || all >= top)
+    if (more > top || room > top || all >= top)
         return sfd_fail_for_memory(problem, SERIAL_STATUS_MEMORY, top,
                                    all < UINT32_MAX ? (uint32_t)all : UINT32_MAX);
     if (trainer_examples_offset(trainer) < top - (uint32_t)room ||
@@ -48,7 +50,7 @@ static int reserve(struct trainer *trainer, uint32_t examples, uint32_t gathered
     trainer->reserved_from = (top - (uint32_t)room) / 4u * 4u;
     trainer->room_examples = examples;
     trainer->gathered_most = gathered;
-    trainer->arena_end = trainer->reserved_from - (uint32_t)(each * gathered);
+    trainer->arena_end = trainer->reserved_from - (uint32_t)more;
     return SFD_OK;
 }
 

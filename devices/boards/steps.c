@@ -7,8 +7,7 @@
 
 /* Inputs and targets, each in one piece. */
 struct batch {
-    const float *x;
-    const void *y;
+    const void *x, *y;
 };
 
 /* How many examples there are. None without a session, which alone knows how large one is. */
@@ -20,6 +19,7 @@ static uint32_t examples_held(const struct trainer *trainer)
         return 0u;
     if (trainer_has_ring(trainer))
         return trainer->ring.held;
+    /* what lies between inputs and targets is less than an example */
     return examples->bytes / (trainer->input_bytes + trainer->target_bytes);
 }
 
@@ -29,13 +29,14 @@ static const uint8_t *input_at(const struct trainer *trainer, uint32_t example)
            example * trainer->input_bytes;
 }
 
-/* All inputs come first, then all targets. */
+/* All inputs come first. */
 static const uint8_t *target_at(const struct trainer *trainer, uint32_t example)
 {
     const uint32_t inputs =
         trainer_has_ring(trainer) ? trainer->ring.capacity : examples_held(trainer);
 
-    return input_at(trainer, inputs) + example * trainer->target_bytes;
+    return input_at(trainer, inputs) + trainer_padding(trainer, inputs) +
+           example * trainer->target_bytes;
 }
 
 static int find_batch(const struct trainer *trainer, uint32_t first, uint32_t count,
@@ -47,7 +48,7 @@ static int find_batch(const struct trainer *trainer, uint32_t first, uint32_t co
         return SERIAL_STATUS_MISSING;
     if (first > held || count > held - first)
         return SERIAL_STATUS_RANGE;
-    batch->x = (const float *)(const void *)input_at(trainer, first);
+    batch->x = input_at(trainer, first);
     batch->y = target_at(trainer, first);
     return SERIAL_STATUS_OK;
 }
@@ -69,7 +70,7 @@ static int gather_batch(struct trainer *trainer, const uint8_t *places, uint32_t
     if (count > trainer->gathered_most)
         return SERIAL_STATUS_RANGE;
     x = trainer->memory + trainer->arena_end;
-    y = x + count * trainer->input_bytes;
+    y = x + count * trainer->input_bytes + trainer_padding(trainer, count);
     for (i = 0u; i < count; ++i) {
         const uint32_t place = sfd_load_u16(places + 2u * i);
         if (place >= held)
@@ -77,7 +78,7 @@ static int gather_batch(struct trainer *trainer, const uint8_t *places, uint32_t
         memcpy(x + i * trainer->input_bytes, input_at(trainer, place), trainer->input_bytes);
         memcpy(y + i * trainer->target_bytes, target_at(trainer, place), trainer->target_bytes);
     }
-    batch->x = (const float *)(const void *)x;
+    batch->x = x;
     batch->y = y;
     return SERIAL_STATUS_OK;
 }

@@ -12,7 +12,7 @@
 #define TRAINER_H
 
 #include "protocol.h"
-#include "sfd.h"
+#include "sfd_parse.h"
 
 /* Bytes that come in pieces, in order. */
 struct trainer_object {
@@ -73,6 +73,7 @@ struct trainer {
     uint64_t part_began;                                     /* in ticks */
     uint64_t ticks[TRAINER_MEASURED_COUNT];
     struct sfd_plan plan;
+    struct sfd_input input; /* what an input holds */
 };
 
 /* What a command answers. */

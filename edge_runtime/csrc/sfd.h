@@ -281,9 +281,10 @@ SFD_API int sfd_open(const void *workspace, const uint8_t *state, size_t state_b
  * nothing to end. */
 SFD_API void sfd_close(struct sfd_session *session);
 
-/* One SGD step on n examples: x is n images in NCHW order, y n labels or n target vectors.
+/* One SGD step on n examples: x is n images in NCHW order, float or, where the artifact says so, int8_t;
+ * y n labels or n target vectors.
  * v <- v - learning_rate * (dL/dv + weight_decay * v); likewise the dense parameters. */
-SFD_API int sfd_step(struct sfd_session *session, const float *x, const void *y,
+SFD_API int sfd_step(struct sfd_session *session, const void *x, const void *y,
                      enum sfd_target target, uint32_t n, float learning_rate, float weight_decay,
                      float *loss);
 
@@ -292,11 +293,11 @@ SFD_API int sfd_step(struct sfd_session *session, const float *x, const void *y,
 SFD_API int sfd_watch(struct sfd_session *session, const struct sfd_watcher *watcher);
 
 /* Loss and all gradients of a batch in training mode, without changing the model. */
-SFD_API int sfd_gradients(struct sfd_session *session, const float *x, const void *y,
+SFD_API int sfd_gradients(struct sfd_session *session, const void *x, const void *y,
                           enum sfd_target target, uint32_t n, float *loss);
 
 /* Mean loss and number of right answers (0 for mean squared error) in evaluation mode. */
-SFD_API int sfd_evaluate(struct sfd_session *session, const float *x, const void *y,
+SFD_API int sfd_evaluate(struct sfd_session *session, const void *x, const void *y,
                          enum sfd_target target, uint32_t n, float *loss, uint32_t *correct);
 
 /* Elements of one example of x, as sfd_step and the others read it. */
@@ -315,6 +316,12 @@ SFD_API int sfd_update_encode(struct sfd_session *session, const uint32_t *keep,
                               size_t *bytes);
 
 SFD_API int sfd_counters(const struct sfd_session *session, struct sfd_counters *counters);
+
+/* The int8 that stand for floats: out = x / scale + zero_point, rounded to the nearest, ties to even, and
+ * put into -128 to 127. SFD_ERR_INPUT for a number that is not finite, and nothing is written then;
+ * SFD_ERR_ARGUMENT for numbers that no artifact holds. */
+SFD_API int sfd_quantize(const float *x, size_t count, float scale, int32_t zero_point,
+                         int8_t *out);
 
 /* Measuring the arena: paint it before sfd_open, ask afterwards for the bytes up to the last one
  * that changed. */

@@ -13,7 +13,10 @@ enum {
     AT_OUTPUT = 26,
     AT_BETA = 28,
     AT_NAMES_BYTES = 32,
-    AT_RESERVED = 36
+    AT_INPUT_TYPE = 36,
+    AT_ZERO_POINT = 38,
+    AT_SCALE = 40,
+    AT_RESERVED = 44
 };
 
 enum { PARAMETER_DIMENSIONS = 4, PARAMETER_NAME = 20, PARAMETER_RESERVED = 26 };
@@ -31,6 +34,13 @@ static size_t tensor_position(const struct sfd_artifact_view *view, uint32_t ind
 size_t sfd_operation_position(const struct sfd_artifact_view *view, uint32_t index)
 {
     return tensor_position(view, view->tensor_count) + (size_t)index * SFD_OPERATION_RECORD_BYTES;
+}
+
+void sfd_artifact_input(const struct sfd_artifact_view *view, struct sfd_input *input)
+{
+    input->type = sfd_load_u16(view->bytes + AT_INPUT_TYPE);
+    input->zero_point = (int16_t)sfd_load_u16(view->bytes + AT_ZERO_POINT);
+    input->scale = sfd_load_f32(view->bytes + AT_SCALE);
 }
 
 void sfd_artifact_parameter(const struct sfd_artifact_view *view, uint32_t index,
@@ -239,6 +249,33 @@ static int check_counts(const struct sfd_artifact_view *view, struct sfd_problem
     return SFD_OK;
 }
 
+/* So that each int8 stands for a finite number, and the same one on machines without denormals. */
+#define LEAST_SCALE 1.17549435e-38f
+#define MOST_SCALE 1e30f
+
+static int check_int8(const uint8_t *bytes, struct sfd_problem *problem)
+{
+    const int32_t zero_point = (int16_t)sfd_load_u16(bytes + AT_ZERO_POINT);
+    const float scale = sfd_load_f32(bytes + AT_SCALE);
+
+    if (zero_point < INT8_MIN || zero_point > INT8_MAX)
+        return sfd_fail(problem, SFD_ERR_STRUCTURE, AT_ZERO_POINT, (uint32_t)zero_point, INT8_MAX);
+    if (!(scale >= LEAST_SCALE && scale <= MOST_SCALE))
+        return sfd_fail(problem, SFD_ERR_STRUCTURE, AT_SCALE, sfd_load_u32(bytes + AT_SCALE),
+                        0x3f800000u);
+    return check_zero(bytes, AT_RESERVED, SFD_ARTIFACT_HEADER_BYTES - AT_RESERVED, problem);
+}
+
+/* The end of the header: how inputs are given. */
+static int check_input(const uint8_t *bytes, struct sfd_problem *problem)
+{
+    if (sfd_load_u16(bytes + AT_INPUT_TYPE) != SFD_INPUT_INT8)
+        return check_zero(bytes, AT_INPUT_TYPE, SFD_ARTIFACT_HEADER_BYTES - AT_INPUT_TYPE, problem);
+    if (SFD_HAS_INPUT(INT8))
+        return check_int8(bytes, problem);
+    return sfd_fail(problem, SFD_ERR_OPERATION, AT_INPUT_TYPE, SFD_INPUT_INT8, SFD_OPERATIONS);
+}
+
 /* The fields of the header that decide no length. The output is the last tensor: every other tensor
  * is read by an operation, and none can read the last. */
 static int check_header(const struct sfd_artifact_view *view, struct sfd_problem *problem)
@@ -260,7 +297,7 @@ static int check_header(const struct sfd_artifact_view *view, struct sfd_problem
         return sfd_fail(problem, SFD_ERR_STRUCTURE, AT_BETA, sfd_load_u32(bytes + AT_BETA),
                         0x3f800000u);
     }
-    return check_zero(bytes, AT_RESERVED, SFD_ARTIFACT_HEADER_BYTES - AT_RESERVED, problem);
+    return check_input(bytes, problem);
 }
 
 /* Magic, version, total length, checksum: the bytes are those that were written. */

@@ -5,7 +5,7 @@
 
 #define SFD_ARTIFACT_MAGIC 0x41444653u /* "SFDA" */
 #define SFD_ARTIFACT_MAJOR 1u
-#define SFD_ARTIFACT_MINOR 0u
+#define SFD_ARTIFACT_MINOR 1u
 #define SFD_ARTIFACT_HEADER_BYTES 64u
 #define SFD_PARAMETER_RECORD_BYTES 32u
 #define SFD_TENSOR_RECORD_BYTES 16u
@@ -50,6 +50,10 @@
     X(CROSS_ENTROPY, 1) \
     X(MEAN_SQUARED_ERROR, 2)
 
+#define SFD_INPUT_TYPES(X) \
+    X(FLOAT32, 0)          \
+    X(INT8, 1)
+
 #define SFD_CONTENTS(X) \
     X(STATE, 1)         \
     X(UPDATE, 2)
@@ -61,6 +65,7 @@
 #define SFD_ENUM_PARAMETER(name, code) SFD_PARAMETER_##name = code,
 #define SFD_ENUM_OPERATION(name, code) SFD_OPERATION_##name = code,
 #define SFD_ENUM_LOSS(name, code) SFD_LOSS_##name = code,
+#define SFD_ENUM_INPUT(name, code) SFD_INPUT_##name = code,
 #define SFD_ENUM_CONTENT(name, code) SFD_CONTENT_##name = code,
 #define SFD_ENUM_CODEC(name, code) SFD_CODEC_##name = code,
 #define SFD_ENUM_VALUE(name, code) SFD_VALUE_##name = code,
@@ -68,6 +73,7 @@
 enum sfd_parameter_kind { SFD_PARAMETER_KINDS(SFD_ENUM_PARAMETER) };
 enum sfd_operation_kind { SFD_OPERATION_KINDS(SFD_ENUM_OPERATION) };
 enum sfd_loss { SFD_LOSSES(SFD_ENUM_LOSS) };
+enum sfd_input_type { SFD_INPUT_TYPES(SFD_ENUM_INPUT) };
 enum sfd_content { SFD_CONTENTS(SFD_ENUM_CONTENT) };
 enum sfd_codec { SFD_CODECS(SFD_ENUM_CODEC) };
 enum sfd_value_type { SFD_VALUE_TYPES(SFD_ENUM_VALUE) };

@@ -207,7 +207,7 @@ static uint16_t find_tensor(struct sfd_session *session, struct sfd_step *step, 
 
     if (tensor == SFD_NONE)
         return SFD_NONE;
-    if (tensor == 0u && session->batch > 1u &&
+    if (tensor == 0u && !sfd_reads_caller(session) &&
         (value->storage == SFD_NONE || value->last_read < index)) {
         step->loads = 1u;
         if (last < value->last_read)

@@ -13,19 +13,23 @@
 #define SFD_MAX_PARAMETER_SIZE UINT32_C(0x7fffffff)
 #define SFD_MAX_WINDOW 65536u /* of a max pool: its winner is kept as a 16-bit place */
 
-/* The operations and losses that a build has: bit `code`, and for a loss bit 16 + `code`. A firmware
- * for one model may name those that it needs: -D'SFD_OPERATIONS=(SFD_OPERATION_BIT(LINEAR) |
+/* What a build has: operations by the bit `code`, losses by 16 + `code`, types of inputs but float32,
+ * which all have, by 24 + `code`. A firmware
+ * for one model may name what it needs: -D'SFD_OPERATIONS=(SFD_OPERATION_BIT(LINEAR) |
  * SFD_LOSS_BIT(CROSS_ENTROPY))'. The dispatch of the forward, of the backward and of the loss, and the
  * table of the portable kernels, leave out the others. */
 #define SFD_OPERATION_BIT(name) (UINT32_C(1) << SFD_OPERATION_##name)
 #define SFD_LOSS_BIT(name) (UINT32_C(1) << (16 + SFD_LOSS_##name))
+#define SFD_INPUT_BIT(name) (UINT32_C(1) << (24 + SFD_INPUT_##name))
 #define SFD_OR_OPERATION(name, code) | SFD_OPERATION_BIT(name)
 #define SFD_OR_LOSS(name, code) | SFD_LOSS_BIT(name)
 #if !defined(SFD_OPERATIONS)
-#define SFD_OPERATIONS (0u SFD_OPERATION_KINDS(SFD_OR_OPERATION) SFD_LOSSES(SFD_OR_LOSS))
+#define SFD_OPERATIONS \
+    (SFD_INPUT_BIT(INT8) SFD_OPERATION_KINDS(SFD_OR_OPERATION) SFD_LOSSES(SFD_OR_LOSS))
 #endif
 #define SFD_HAS(name) ((SFD_OPERATIONS & SFD_OPERATION_BIT(name)) != 0u)
 #define SFD_HAS_LOSS(name) ((SFD_OPERATIONS & SFD_LOSS_BIT(name)) != 0u)
+#define SFD_HAS_INPUT(name) ((SFD_OPERATIONS & SFD_INPUT_BIT(name)) != 0u)
 #define SFD_HAS_NORM (SFD_HAS(GROUP_NORM) || SFD_HAS(LAYER_NORM))
 #define SFD_HAS_SMOOTH (SFD_HAS(GELU) || SFD_HAS(SILU))
 #define SFD_HAS_RECTIFIER (SFD_HAS(RELU) || SFD_HAS(RELU6))
@@ -40,6 +44,13 @@
 #define SFD_WITH_PLACES 1
 #endif
 
+/* How a model takes its inputs: int8 q stands for scale * (q - zero_point). */
+struct sfd_input {
+    uint32_t type; /* enum sfd_input_type */
+    int32_t zero_point;
+    float scale;
+};
+
 struct sfd_artifact_view {
     const uint8_t *bytes;
     size_t size;
@@ -47,6 +58,12 @@ struct sfd_artifact_view {
     uint32_t loss, output;
     float beta;
 };
+
+/* Bytes of one element of a batch. */
+static inline uint32_t sfd_input_element_bytes(const struct sfd_input *input)
+{
+    return SFD_HAS_INPUT(INT8) && input->type == SFD_INPUT_INT8 ? 1u : 4u;
+}
 
 /* Prunable: rows, columns = product of the other dimensions, count = rows * columns.
  * Dense: rows 1, columns = count = number of elements. */
@@ -105,6 +122,7 @@ enum {
 /* Check all of an artifact and fill the view. */
 int sfd_artifact_open(const uint8_t *artifact, size_t artifact_bytes,
                       struct sfd_artifact_view *view, struct sfd_problem *problem);
+void sfd_artifact_input(const struct sfd_artifact_view *view, struct sfd_input *input);
 void sfd_artifact_parameter(const struct sfd_artifact_view *view, uint32_t index,
                             struct sfd_parameter *parameter);
 void sfd_artifact_tensor(const struct sfd_artifact_view *view, uint32_t index,

@@ -289,6 +289,16 @@ static void run_operation(struct sfd_session *session, const struct sfd_step *st
     }
 }
 
+/* An element of the caller's batch. */
+static inline float input_element(const struct sfd_session *session, size_t at)
+{
+    const struct sfd_input *form = &session->input_form;
+
+    if (SFD_HAS_INPUT(INT8) && form->type == SFD_INPUT_INT8)
+        return (float)(((const int8_t *)session->input)[at] - form->zero_point) * form->scale;
+    return ((const float *)session->input)[at];
+}
+
 void sfd_load_images(const struct sfd_session *session, const struct sfd_step *step, uint32_t n)
 {
     const uint32_t size = session->values[0].size;
@@ -300,12 +310,11 @@ void sfd_load_images(const struct sfd_session *session, const struct sfd_step *s
     y = sfd_region_data(session, session->nodes[step->node].operation.input0 == 0u ? step->input0
                                                                                    : step->input1);
     for (first = 0u; first < n; first += SFD_BLOCK) {
-        uint32_t images = sfd_block_images(n, first);
-        const float *in = session->input + (size_t)first * size;
-        float *out = y + (size_t)first * size;
+        const uint32_t images = sfd_block_images(n, first);
+        const size_t start = (size_t)first * size;
         for (element = 0u; element < size; ++element)
             for (image = 0u; image < images; ++image)
-                out[(size_t)element * images + image] = in[(size_t)image * size + element];
+                *y++ = input_element(session, start + (size_t)image * size + element);
     }
 }
 
@@ -319,7 +328,7 @@ void sfd_run_step(struct sfd_session *session, const struct sfd_step *step, uint
         run_operation(session, step, n, training);
 }
 
-void sfd_forward(struct sfd_session *session, const float *x, uint32_t n, int training)
+void sfd_forward(struct sfd_session *session, const void *x, uint32_t n, int training)
 {
     uint32_t i;
 

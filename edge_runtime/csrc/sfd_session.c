@@ -90,12 +90,16 @@ static int check_labels(const void *y, enum sfd_target target, uint32_t n, uint3
     return SFD_OK;
 }
 
-static int check_batch(const struct sfd_session *session, const float *x, const void *y,
+static int check_batch(const struct sfd_session *session, const void *x, const void *y,
                        enum sfd_target target, uint32_t n)
 {
     const struct sfd_value *output;
+    uint32_t element_bytes;
 
-    if (session == NULL || x == NULL || y == NULL || (uintptr_t)x % sizeof *x != 0u ||
+    if (session == NULL || x == NULL || y == NULL)
+        return SFD_ERR_ARGUMENT;
+    element_bytes = sfd_input_element_bytes(&session->input_form);
+    if ((uintptr_t)x % element_bytes != 0u ||
         (uintptr_t)y % (target == SFD_TARGET_INT64 ? 8u : 4u) != 0u)
         return SFD_ERR_ARGUMENT;
     if (session->has_failed)
@@ -103,7 +107,7 @@ static int check_batch(const struct sfd_session *session, const float *x, const 
     output = &session->values[session->output];
     if (n == 0u || n > session->batch)
         return SFD_ERR_BATCH;
-    if (!sfd_all_finite(x, (uint64_t)n * session->values[0].size))
+    if (element_bytes == sizeof(float) && !sfd_all_finite(x, (uint64_t)n * session->values[0].size))
         return SFD_ERR_INPUT;
     if (SFD_HAS_LOSS(MEAN_SQUARED_ERROR) && session->loss == SFD_LOSS_MEAN_SQUARED_ERROR) {
         if (target != SFD_TARGET_FLOAT32)
@@ -145,7 +149,7 @@ static int gradients_are_finite(const struct sfd_session *session)
 
 /* The gradients of a batch, whatever they are, and its loss. With rates the layers are updated on the
  * way. */
-static int compute_gradients(struct sfd_session *session, const float *x, const void *y,
+static int compute_gradients(struct sfd_session *session, const void *x, const void *y,
                              enum sfd_target target, uint32_t n, const struct sfd_rates *rates,
                              float *loss)
 {
@@ -170,8 +174,8 @@ static int compute_gradients(struct sfd_session *session, const float *x, const 
     return error;
 }
 
-int sfd_gradients(struct sfd_session *session, const float *x, const void *y,
-                  enum sfd_target target, uint32_t n, float *loss)
+int sfd_gradients(struct sfd_session *session, const void *x, const void *y, enum sfd_target target,
+                  uint32_t n, float *loss)
 {
     int error;
 
@@ -188,7 +192,7 @@ static int is_rate(float number)
     return number >= 0.0f && number < SFD_INFINITY;
 }
 
-int sfd_step(struct sfd_session *session, const float *x, const void *y, enum sfd_target target,
+int sfd_step(struct sfd_session *session, const void *x, const void *y, enum sfd_target target,
              uint32_t n, float learning_rate, float weight_decay, float *loss)
 {
     const struct sfd_rates rates = {learning_rate, weight_decay};
@@ -206,7 +210,7 @@ int sfd_step(struct sfd_session *session, const float *x, const void *y, enum sf
     return error;
 }
 
-int sfd_evaluate(struct sfd_session *session, const float *x, const void *y, enum sfd_target target,
+int sfd_evaluate(struct sfd_session *session, const void *x, const void *y, enum sfd_target target,
                  uint32_t n, float *loss, uint32_t *correct)
 {
     int error = check_batch(session, x, y, target, n);

@@ -151,7 +151,8 @@ struct sfd_session {
     uint32_t search_left;             /* steps that the search for a plan may still look at */
     uint32_t scanned; /* while the schedule is made: operations looked at to restore others */
     struct sfd_counters counters;
-    const float *input;                /* the caller's images, during a call */
+    const void *input; /* the caller's batch, during a call */
+    struct sfd_input input_form;
     const struct sfd_watcher *watcher; /* NULL: nobody watches */
 };
 
@@ -222,7 +223,7 @@ static inline int sfd_is_aligned(const void *memory)
 }
 
 /* sfd_run.c */
-void sfd_forward(struct sfd_session *session, const float *x, uint32_t n, int training);
+void sfd_forward(struct sfd_session *session, const void *x, uint32_t n, int training);
 
 struct sfd_rates {
     float learning_rate, weight_decay;
@@ -256,6 +257,12 @@ void sfd_slot_support(const struct sfd_session *session, const struct sfd_slot *
 
 /* dL/dv at the support, or dL/dp; NULL for a running statistic. */
 float *sfd_slot_gradient(const struct sfd_session *session, const struct sfd_slot *slot);
+
+/* Whether what the caller gives is read where it lies: one image of floats. */
+static inline int sfd_reads_caller(const struct sfd_session *session)
+{
+    return session->batch == 1u && sfd_input_element_bytes(&session->input_form) == 4u;
+}
 
 /* The data of a tensor during a call. SFD_NONE is the caller's batch: it is read through the same
  * pointer type as the arena; no kernel writes to its input. */

@@ -302,6 +302,8 @@ struct sfd_session *sfd_tables_build(const struct sfd_artifact_view *artifact,
     session->output = artifact->output;
     session->beta = artifact->beta;
     session->batch = batch;
+    if (SFD_HAS_INPUT(INT8))
+        sfd_artifact_input(artifact, &session->input_form);
     session->round = state->round;
     session->positions = state->positions;
     memcpy(session->support_id, state->support_id, sizeof session->support_id);

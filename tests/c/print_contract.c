@@ -14,6 +14,7 @@
 #define PARAMETER_KIND(name, code) printf("ParameterKind %s %d\n", #name, code);
 #define OPERATION_KIND(name, code) printf("OperationKind %s %d\n", #name, code);
 #define LOSS(name, code) printf("Loss %s %d\n", #name, code);
+#define INPUT_TYPE(name, code) printf("InputType %s %d\n", #name, code);
 #define CONTENT(name, code) printf("Content %s %d\n", #name, code);
 #define CODEC(name, code) printf("Codec %s %d\n", #name, code);
 #define VALUE_TYPE(name, code) printf("ValueType %s %d\n", #name, code);
@@ -46,6 +47,7 @@ static void print_format(void)
     SFD_PARAMETER_KINDS(PARAMETER_KIND)
     SFD_OPERATION_KINDS(OPERATION_KIND)
     SFD_LOSSES(LOSS)
+    SFD_INPUT_TYPES(INPUT_TYPE)
     SFD_CONTENTS(CONTENT)
     SFD_CODECS(CODEC)
     SFD_VALUE_TYPES(VALUE_TYPE)

@@ -28,6 +28,7 @@ from sparsyfed.edge_runtime.errors import (
     InputError,
 )
 from sparsyfed.edge_runtime.plan import plan
+from sparsyfed.edge_runtime.quantization import Quantization
 from sparsyfed.edge_runtime.session import Session
 from sparsyfed.edge_runtime.state import State
 
@@ -76,9 +77,11 @@ def require_training_as_here(
     assert board.update(state.round, keep) == wanted
 
 
+@pytest.mark.parametrize("form", [None, Quantization(1 / 31, 3)])
 def test_a_board_trains_on_what_it_has_collected(
-    host_board: HostBoard, artifact: Artifact, state: State
+    form: Quantization | None, host_board: HostBoard, artifact: Artifact, state: State
 ) -> None:
+    artifact = replace(artifact, quantization=form)
     board = Board(host_board.link())
     opened(board, artifact, state)
     assert collected(board, ROOM) == CollectedExamples(ROOM, ROOM, 0, ROOM)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sparsyfed.devices.board import MAX_PLACES, BoardFacts
-from sparsyfed.devices.board_fit import MAX_HELD, example_bytes, fit_on_board
+from sparsyfed.devices.board_fit import MAX_HELD, examples_bytes, fit_on_board
 from sparsyfed.devices.board_training import OwnExamples, refusal_of_board
 from sparsyfed.edge_runtime.artifact import Artifact
 from sparsyfed.edge_runtime.errors import ArenaError
@@ -16,8 +16,8 @@ from sparsyfed.edge_runtime.state import State
 def test_all_examples_stay_where_there_is_room(artifact: Artifact, state: State) -> None:
     fit = fit_on_board(artifact, state.encode(), 8, 1 << 20, 100)
     assert (fit.held_examples, fit.gathered_examples) == (100, 8)
-    assert fit.example_bytes == example_bytes(artifact) == 4 * (6 + 1)
-    held = fit.artifact_bytes + 108 * fit.example_bytes
+    assert fit.examples_bytes == examples_bytes(artifact, 108) == 108 * 4 * (6 + 1)
+    held = fit.artifact_bytes + fit.examples_bytes
     assert fit.arena_limit <= (1 << 20) - held < fit.arena_limit + 4
 
 

@@ -10,7 +10,7 @@ from board_firmware import HostBoard
 from board_task import MEMORY, WORK, BoardTask
 
 from sparsyfed.devices.board import MAX_PLACES, MAX_STEPS, Board, BoardResetError
-from sparsyfed.devices.board_fit import fit_on_board
+from sparsyfed.devices.board_fit import examples_bytes, fit_on_board
 from sparsyfed.devices.board_training import examples_of, train_on_board
 from sparsyfed.devices.serial_protocol import (
     Command,
@@ -24,6 +24,7 @@ from sparsyfed.edge_runtime.errors import (
     FormatError,
     InputError,
 )
+from sparsyfed.edge_runtime.quantization import Quantization
 from sparsyfed.edge_runtime.state import State
 
 
@@ -42,6 +43,26 @@ def test_the_update_is_that_of_the_portable_kernels(
         assert (result.loss, result.examples) == (expected.loss, expected.examples)
         assert result.profile.multiply_adds == expected.profile.multiply_adds
         assert result.profile.arena_peak_bytes == result.profile.planned_arena_bytes
+
+
+@pytest.mark.parametrize("holds_all", [True, False])
+def test_int8_inputs_take_a_quarter_and_give_the_bits_of_the_portable_kernels(
+    holds_all: bool, host_board: HostBoard, task: BoardTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = len(examples_of(task.artifact, task.dataset.everything()))
+    form = Quantization.of(task.dataset.everything().x)
+    task = replace(task, artifact=replace(task.artifact, quantization=form))
+    inputs, count = task.artifact.tensors[0].size, len(task.dataset)
+    narrow = len(examples_of(task.artifact, task.dataset.everything()))
+    assert 0 <= narrow - (wide - 3 * inputs * count) < 4
+    assert narrow == examples_bytes(task.artifact, count)
+    memory = MEMORY if holds_all else task.least_memory()
+    result = task.train(Board(host_board.link()), memory)
+    monkeypatch.setenv("SPARSYFED_KERNELS", "portable")
+    expected = train_locally(task.artifact, task.state, task.dataset, WORK, memory_bytes=MEMORY)
+    assert result.update == expected.update
+    assert result.loss == expected.loss
+    assert result.profile.arena_peak_bytes == result.profile.planned_arena_bytes
 
 
 @pytest.mark.parametrize("more", [0, 11])
@@ -78,7 +99,7 @@ def test_examples_that_a_board_holds_are_sent_once(host_board: HostBoard, task: 
         sent.clear()
         task.train(board)
         sizes.append(sum(sent))
-    examples = len(examples_of(task.dataset.everything()))
+    examples = len(examples_of(task.artifact, task.dataset.everything()))
     assert sizes[0] - sizes[1] >= examples + len(task.artifact.encode())
     assert sizes[1] < len(task.state) + len(task.layout(WORK.batch_size)) + 100
 
@@ -105,7 +126,7 @@ def test_values_can_be_read_and_training_goes_on(host_board: HostBoard, task: Bo
     before = board.values(count)
     assert before == b"".join(tensor.value.tobytes() for tensor in State.decode(task.state).tensors)
     batch = next(task.dataset.batches(8, 0, 0))
-    board.send(SerialObject.EXAMPLES, examples_of(batch))
+    board.send(SerialObject.EXAMPLES, examples_of(task.artifact, batch))
     board.train(range(8), 8, steps_before=0, learning_rate=0.1, weight_decay=0.0)
     assert board.values(count) != before
     with pytest.raises(FormatError, match="ORDER"):  # the same step twice

@@ -18,6 +18,7 @@ from sparsyfed.edge_runtime.format import (
     OperationKind,
     ParameterKind,
 )
+from sparsyfed.edge_runtime.quantization import Quantization
 
 WEIGHT, DENSE, STATISTIC = ParameterKind
 
@@ -363,12 +364,33 @@ def test_cross_entropy_wants_a_vector() -> None:
         (28, 0x41800001, 4),
         (28, 0x7FC00000, 4),
         (32, 1, 4),
-        (36, 1, 1),
+        (36, 2, 2),
+        (38, 1, 2),
+        (43, 63, 1),
         (63, 1, 1),
     ],
 )
 def test_a_wrong_header_field_is_refused(offset: int, value: int, width: int) -> None:
     data = bytearray(CONVOLUTION.encode())
+    data[offset : offset + width] = value.to_bytes(width, "little")
+    refused_at(sealed(data), offset)
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "width"),
+    [
+        (38, 128, 2),
+        (38, 0xFF7F, 2),
+        (40, 0, 4),
+        (40, 0x007FFFFF, 4),
+        (40, 0x7F800000, 4),
+        (40, 0x7FC00000, 4),
+        (40, 0xBF800000, 4),
+        (44, 1, 1),
+    ],
+)
+def test_a_wrong_form_of_int8_inputs_is_refused(offset: int, value: int, width: int) -> None:
+    data = bytearray(dataclasses.replace(CONVOLUTION, quantization=Quantization(0.5)).encode())
     data[offset : offset + width] = value.to_bytes(width, "little")
     refused_at(sealed(data), offset)
 

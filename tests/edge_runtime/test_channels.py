@@ -70,7 +70,7 @@ def test_the_bits_are_those_of_a_plan_that_keeps_everything(
 
 
 @pytest.mark.parametrize("memory", ["small", "layerwise"])
-@pytest.mark.parametrize("batch_size", [5, 16, 18])
+@pytest.mark.parametrize("batch_size", [16, 18])
 def test_a_low_plan_has_room_for_one_channel_of_what_a_norm_wants(
     batch_size: int, memory: str
 ) -> None:

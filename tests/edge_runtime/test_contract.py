@@ -53,6 +53,7 @@ def test_the_byte_level_unit_tests_pass(tmp_path: Path) -> None:
         layout.ParameterKind,
         layout.OperationKind,
         layout.Loss,
+        layout.InputType,
         layout.Content,
         layout.Codec,
         layout.ValueType,

@@ -11,14 +11,14 @@ from sparsyfed.edge_runtime.errors import InputError
 
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
 
-CODES = {"u8": "B", "u16": "H", "u32": "I", "f32": "f"}
+CODES = {"u8": "B", "i16": "h", "u16": "H", "u32": "I", "f32": "f"}
 
 
 def layout_on_page(title: str) -> struct.Struct:
     """Layout of the table of a section; reserved fields are padding."""
     section = PAGE.split(f" {title}\n", 1)[1].split("\n#", 1)[0]
     rows = re.findall(
-        r"^\| (\d+) \| (u8|u16|u32|f32|\d+ bytes)(?: × (\d+))? \| ([^|]+) \|",
+        r"^\| (\d+) \| (u8|i16|u16|u32|f32|\d+ bytes)(?: × (\d+))? \| ([^|]+) \|",
         section,
         re.MULTILINE,
     )

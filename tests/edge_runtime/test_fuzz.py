@@ -3,6 +3,7 @@
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from model_strategies import random_state
 from odd_models import every_operation, odd_model, short_signal
 
 from sparsyfed.edge_runtime.artifact import Artifact
+from sparsyfed.edge_runtime.quantization import Quantization
 from sparsyfed.edge_runtime.update import SparseUpdate
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +63,12 @@ def number(line: str, word: str) -> int:
     return int(found[1])
 
 
-@pytest.mark.parametrize("build", [every_operation, short_signal])
+def int8_signal() -> Artifact:
+    """A model with int8 inputs."""
+    return replace(short_signal(), quantization=Quantization(0.03, -5))
+
+
+@pytest.mark.parametrize("build", [every_operation, short_signal, int8_signal])
 def test_mutated_files_neither_crash_nor_break_a_promise(
     harness: Path, tmp_path: Path, build: Callable[[], Artifact]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -20,9 +21,10 @@ from sparsyfed.devices.serial_port import open_port
 from sparsyfed.devices.serial_protocol import SerialObject
 from sparsyfed.edge_runtime.artifact import Artifact, Tensor
 from sparsyfed.edge_runtime.budget import keep_counts
-from sparsyfed.edge_runtime.errors import FormatError, UnsupportedOperationError
+from sparsyfed.edge_runtime.errors import BackendError, FormatError, UnsupportedOperationError
 from sparsyfed.edge_runtime.format import OperationKind
 from sparsyfed.edge_runtime.plan import plan
+from sparsyfed.edge_runtime.quantization import Quantization
 from sparsyfed.edge_runtime.session import Session
 from sparsyfed.tools.emulator import MACHINES, EmulatedBoard
 from sparsyfed.tools.firmware import build_firmware, list_boards, size_of
@@ -65,10 +67,11 @@ def emulated(
     operations: Sequence[str] = (),
     ram_bytes: int | None = None,
     sensors: str | None = None,
+    vectors: bool = False,
 ) -> Iterator[Board]:
     """A board in QEMU, or a skipped test where a tool is missing."""
     require_tools(board)
-    firmware = build_firmware(board, ram_bytes, operations, sensors)
+    firmware = build_firmware(board, ram_bytes, operations, sensors, vectors)
     with (
         EmulatedBoard(board, firmware, counts_instructions=counts_instructions) as machine,
         closing(SerialLink(partial(open_port, machine.port), patience_s=60)) as link,
@@ -212,6 +215,65 @@ def test_a_keyword_spotter_trains_in_little_memory_on_a_firmware_of_its_own(boar
     assert facts.operations == sum(NAMES[name] for name in operations)
     measured["keyword_spotter_text_bytes"] = facts.text_bytes
     require_budget(board, measured)
+
+
+def test_a_hundred_steps_on_int8_inputs_give_the_bits_of_the_portable_kernels() -> None:
+    artifact = replace(small_classifier(), quantization=Quantization(1 / 127))
+    state = random_state(artifact, np.random.default_rng(1), 0.2)
+    random = np.random.default_rng(2)
+    x = random.integers(-128, 128, (HELD, 1, 12, 12)).astype(np.int8)
+    y = random.integers(0, 10, HELD).astype(np.int32)
+    places = random.integers(0, HELD, STEPS * BATCH)
+    with Session.open(artifact, state, BATCH, kernels="portable") as session:
+        batches = places.reshape(STEPS, BATCH)
+        losses = [session.step(x[rows], y[rows], **RATES) for rows in batches]
+        wanted = session.update(SPARSITY).encode()
+    with emulated("mps2-an386", operations=operations_of(artifact)) as device:
+        device.send(SerialObject.ARTIFACT, artifact.encode())
+        device.send(SerialObject.STATE, state.encode())
+        opened = device.open(BATCH, examples=HELD, gathered=BATCH)
+        assert opened.input_bytes == 144
+        device.send(SerialObject.EXAMPLES, x.tobytes() + y.tobytes())
+        assert device.train(places.tolist(), BATCH, steps_before=0, **RATES) == losses
+        assert device.profile().arena_touched_bytes == opened.arena_bytes
+        keep = keep_counts(artifact.parameters, SPARSITY, "global")
+        assert device.update(state.round, keep) == wanted
+    with emulated("mps2-an386", operations=operations_of(small_classifier())) as device:
+        with pytest.raises(UnsupportedOperationError, match="built without int8"):
+            require_operations(artifact, device.hello().operations)
+        device.send(SerialObject.ARTIFACT, artifact.encode())
+        device.send(SerialObject.STATE, state.encode())
+        with pytest.raises(UnsupportedOperationError, match="does not have an operation"):
+            device.open(1, examples=1)
+
+
+def test_vectors_give_the_same_bits_in_fewer_instructions() -> None:
+    artifact = every_operation()
+    state = random_state(artifact, np.random.default_rng(1), 0.3)
+    random = np.random.default_rng(2)
+    batch = 5
+    x = random.uniform(-1, 1, (batch, *artifact.tensors[0].shape)).astype(np.float32)
+    y = random.integers(0, artifact.tensors[artifact.output].size, batch).astype(np.int32)
+    with Session.open(artifact, state, batch, kernels="portable") as session:
+        losses = [session.step(x, y, **RATES) for _ in range(STEPS)]
+        wanted = session.update(SPARSITY).encode()
+    keep = keep_counts(artifact.parameters, SPARSITY, "global")
+    ticks = {}
+    for vectors in (False, True):
+        with emulated("mps3-an547", counts_instructions=True, vectors=vectors) as device:
+            device.send(SerialObject.ARTIFACT, artifact.encode())
+            device.send(SerialObject.STATE, state.encode())
+            device.open(batch, examples=batch)
+            device.send(SerialObject.EXAMPLES, x.tobytes() + y.tobytes())
+            places = list(range(batch)) * (STEPS if vectors else 1)
+            got = device.train(places, batch, steps_before=0, **RATES)
+            assert got == losses[: len(got)]
+            ticks[vectors] = device.profile().step_ticks
+            if vectors:
+                assert device.update(state.round, keep) == wanted
+    assert ticks[True] < 0.9 * ticks[False], ticks
+    with pytest.raises(BackendError, match="VECTORS=1, which mps2-an386 does not have"):
+        build_firmware("mps2-an386", vectors=True)
 
 
 def test_a_firmware_without_an_operation_refuses_its_models() -> None:

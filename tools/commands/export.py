@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from sparsyfed.edge_runtime.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from sparsyfed.edge_runtime import Quantization
     from sparsyfed.tools.board_export import BoardExport
 
 SUMMARY = "compile a PyTorch model into an artifact and an initial state for devices"
@@ -69,6 +70,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--input-shape",
         type=shape_argument,
         help="of one example, such as 3,32,32; built-ins know theirs",
+    )
+    parser.add_argument(
+        "--int8-inputs",
+        type=Path,
+        metavar="X.npy",
+        help="take inputs as int8, a quarter of the memory, in steps that cover the range of these examples "
+        "(float32, examples first); for native devices and boards alone",
     )
     parser.add_argument("--beta", type=float, default=1.25, help="exponent (default: 1.25)")
     parser.add_argument("--loss", choices=("cross_entropy", "mse"), default="cross_entropy")
@@ -135,6 +143,7 @@ def run(arguments: argparse.Namespace) -> int:
         input_shape=arguments.input_shape,
         beta=arguments.beta,
         loss=arguments.loss,
+        quantization=_quantization(arguments.int8_inputs),
         sparsity=_sparsity(arguments),
         budget=arguments.budget or "global",
         seed=arguments.seed or 0,
@@ -164,6 +173,20 @@ def _sparsity(arguments: argparse.Namespace) -> float:
     if not 0 < density <= 1:
         raise ConfigurationError(f"got density {density}, wanted above 0 and at most 1")
     return 1 - density
+
+
+def _quantization(examples: Path | None) -> "Quantization | None":
+    """That of the range of examples in a `.npy` file. Raises ConfigurationError for another file."""
+    from sparsyfed.devices.dataset import ArrayFile
+    from sparsyfed.edge_runtime import Quantization
+    from sparsyfed.edge_runtime.errors import InputError
+
+    if examples is None:
+        return None
+    try:
+        return Quantization.of(ArrayFile(examples).values)
+    except InputError as error:
+        raise ConfigurationError(f"--int8-inputs {examples}: {error}") from error
 
 
 def _board_export(arguments: argparse.Namespace) -> "BoardExport | None":

@@ -29,6 +29,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     target.add_argument("--device", help='name of a profile, or "all"')
     target.add_argument("--board", help="run steps on this board, such as mps2-an386, in QEMU")
     parser.add_argument("--port", help="run them on the board at this serial port instead")
+    parser.add_argument(
+        "--vectors",
+        action="store_true",
+        help="emulate firmware that uses the board's vector instructions: mps3-an547",
+    )
     parser.add_argument("--profiles", type=Path, help="TOML file with profiles of your own")
     parser.add_argument(
         "--memory",
@@ -68,6 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
         return _run_on_board(arguments)
     if arguments.port is not None:
         raise ConfigurationError("--port goes with --board")
+    if arguments.vectors:
+        raise ConfigurationError("--vectors goes with --board")
     if arguments.html is None and arguments.density is not None:
         raise ConfigurationError("--density goes with --html or --board: the tables have many")
     result = profile_model(
@@ -97,6 +104,8 @@ def _run_on_board(arguments: argparse.Namespace) -> int:
         raise ConfigurationError(
             "--memory with --board is the RAM of an emulated one, --port names another"
         )
+    if arguments.vectors and arguments.port is not None:
+        raise ConfigurationError("--vectors is of firmware that is built, --port names a board")
     report = profile_on_board(
         arguments.artifact,
         arguments.board,
@@ -104,6 +113,7 @@ def _run_on_board(arguments: argparse.Namespace) -> int:
         density=_density(arguments),
         batch_size=arguments.batch_size,
         ram_bytes=None if memory is None else parse_bytes(memory),
+        vectors=arguments.vectors,
         port=arguments.port,
         say=say,
     )

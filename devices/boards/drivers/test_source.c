@@ -2,6 +2,7 @@
 #include <stddef.h>
 
 #include "board.h"
+#include "sfd.h"
 
 static float pattern(uint32_t example, uint32_t place)
 {
@@ -13,8 +14,14 @@ int board_sense(const struct board_example *example)
     static uint32_t number;
     uint32_t i;
 
-    for (i = 0u; i < example->inputs; ++i)
-        example->input[i] = pattern(number, i);
+    for (i = 0u; i < example->inputs; ++i) {
+        const float measured = pattern(number, i);
+        if (example->input != NULL)
+            example->input[i] = measured;
+        else
+            (void)sfd_quantize(&measured, 1u, example->scale, example->zero_point,
+                               &example->input_int8[i]);
+    }
     if (example->label != NULL)
         *example->label = (int32_t)(number % 2u);
     else
