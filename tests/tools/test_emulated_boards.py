@@ -231,7 +231,8 @@ def test_a_hundred_steps_on_int8_inputs_give_the_bits_of_the_portable_kernels() 
     with emulated("mps2-an386", operations=operations_of(artifact)) as device:
         device.send(SerialObject.ARTIFACT, artifact.encode())
         device.send(SerialObject.STATE, state.encode())
-        opened = device.open(BATCH, examples=HELD, gathered=BATCH)
+        layout = plan(artifact, state, BATCH, kernels="portable").layout
+        opened = device.open(BATCH, layout, examples=HELD, gathered=BATCH)
         assert opened.input_bytes == 144
         device.send(SerialObject.EXAMPLES, x.tobytes() + y.tobytes())
         assert device.train(places.tolist(), BATCH, steps_before=0, **RATES) == losses
@@ -244,7 +245,7 @@ def test_a_hundred_steps_on_int8_inputs_give_the_bits_of_the_portable_kernels() 
         device.send(SerialObject.ARTIFACT, artifact.encode())
         device.send(SerialObject.STATE, state.encode())
         with pytest.raises(UnsupportedOperationError, match="does not have an operation"):
-            device.open(1, examples=1)
+            device.open(BATCH, layout, examples=1)
 
 
 def test_vectors_give_the_same_bits_in_fewer_instructions() -> None:
@@ -258,12 +259,13 @@ def test_vectors_give_the_same_bits_in_fewer_instructions() -> None:
         losses = [session.step(x, y, **RATES) for _ in range(STEPS)]
         wanted = session.update(SPARSITY).encode()
     keep = keep_counts(artifact.parameters, SPARSITY, "global")
+    layout = plan(artifact, state, batch, kernels="portable").layout
     ticks = {}
     for vectors in (False, True):
         with emulated("mps3-an547", counts_instructions=True, vectors=vectors) as device:
             device.send(SerialObject.ARTIFACT, artifact.encode())
             device.send(SerialObject.STATE, state.encode())
-            device.open(batch, examples=batch)
+            device.open(batch, layout, examples=batch)
             device.send(SerialObject.EXAMPLES, x.tobytes() + y.tobytes())
             places = list(range(batch)) * (STEPS if vectors else 1)
             got = device.train(places, batch, steps_before=0, **RATES)
