@@ -65,25 +65,19 @@ class _Board:
         # Each part begins at a multiple of 4.
         below_examples = (self.memory_bytes - self.artifact_bytes) // 4 * 4 - room[0]
         limit = below_examples - room[1]
+        given = (self.artifact, state, batch_size)
         try:
-            planned = plan(
-                *(self.artifact, state, batch_size),
-                kernels="portable",
-                memory=memory,
-                arena_bytes=max(1, limit),
-            )
+            planned = plan(*given, kernels="portable", memory=memory, arena_bytes=max(1, limit))
         except ArenaError as error:
             wanted = self.memory_bytes + error.wanted - limit
             raise ArenaError(
                 "no room for the arena", got=self.memory_bytes, wanted=wanted
             ) from error
-        # The state lies below the examples while the board plans, and while the session copies it into its tables.
-        # Below it lies the layout, while the board plans.
-        layout = len(planned.layout) + 3
-        tables = max(
-            planned.workspace_bytes + layout, planned.arena_bytes - planned.transient_bytes
-        )
-        copied = tables + len(state) + 3
+        copied = _while_opening(planned, state)
+        if copied > below_examples and memory == MEMORY[-1]:
+            # The lowest plan does more work, and keeps less from step to step.
+            planned = plan(*given, kernels="portable", memory=memory)
+            copied = _while_opening(planned, state)
         if copied > below_examples:
             wanted = self.memory_bytes + copied - below_examples
             raise ArenaError("no room for the state", got=self.memory_bytes, wanted=wanted)
@@ -135,6 +129,15 @@ class _Board:
             else:
                 too_large = middle
         return fitting
+
+
+def _while_opening(planned: MemoryPlan, state: bytes) -> int:
+    """Bytes below the examples while a session is opened.
+
+    The state lies there while the board plans, with the layout below it, and while the session copies it.
+    """
+    planning = planned.workspace_bytes + len(planned.layout) + 3
+    return max(planning, planned.arena_bytes - planned.transient_bytes) + len(state) + 3
 
 
 def fit_on_board(

@@ -3,6 +3,7 @@ import re
 import sqlite3
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -67,12 +68,11 @@ def start_devices(
     broker: PrivateBroker,
     stop: threading.Event,
     memory_bytes: int = 2**20,
-    *,
-    of_b: int | None = None,
+    names: Iterable[str] = EXAMPLES,
 ) -> list[threading.Thread]:
     threads = []
-    for seed, (device, count) in enumerate(EXAMPLES.items()):
-        save_data(folder / device, count, seed)
+    for seed, device in enumerate(names):
+        save_data(folder / device, EXAMPLES[device], seed)
         settings = DeviceSettings(
             device=device,
             host=broker.host,
@@ -80,7 +80,7 @@ def start_devices(
             data=folder / device,
             directory=folder / f"{device}-kept",
             profile=find_profile("linux_host", None),
-            memory_bytes=of_b if of_b is not None and device == "b" else memory_bytes,
+            memory_bytes=memory_bytes,
             macs_per_second=None,
             exit_on_finish=True,
         )
@@ -157,7 +157,11 @@ def test_a_job_from_its_first_offer_to_its_result(
 
 
 def test_after_the_dense_rounds_the_model_is_pruned_and_a_small_device_joins(
-    tmp_path: Path, broker: PrivateBroker, artifact: Artifact, dense_state: State
+    tmp_path: Path,
+    broker: PrivateBroker,
+    artifact: Artifact,
+    dense_state: State,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     sparse = pruned(artifact, dense_state, 0.7, "global")
     needed = [
@@ -167,11 +171,20 @@ def test_after_the_dense_rounds_the_model_is_pruned_and_a_small_device_joins(
         tmp_path, artifact, dense_state, broker.port, dense_rounds=1, minimum_devices=1
     )
     stop = threading.Event()
-    devices = start_devices(tmp_path, broker, stop, of_b=sum(needed) // 2)
+    devices = start_devices(tmp_path, broker, stop, sum(needed) // 2, names="b")
+
+    def start_the_other_when_it_is_refused() -> None:
+        while not stop.is_set() and not any("b not admitted" in text for text in caplog.messages):
+            stop.wait(0.01)
+        devices.extend(start_devices(tmp_path, broker, stop, names="a"))
+
+    starter = threading.Thread(target=start_the_other_when_it_is_refused)
+    starter.start()
     try:
         result = coordinator.run(config)
     finally:
         stop.set()
+        starter.join(20.0)
         for device in devices:
             device.join(20.0)
     first, second = result.rounds

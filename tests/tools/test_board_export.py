@@ -167,7 +167,7 @@ def test_what_is_missing_and_what_would_fit_hold_to_the_byte(
         (["--board", BOARD], "--target board and --board NAME go together"),
         (["--image"], "--image goes with --target board"),
         ([*TARGET, "--memory", "4KiB"], "the firmware of mps2-an386 takes 8,192 itself"),
-        (["--target", "board", "--board", "abacus"], "got device 'abacus', wanted one of"),
+        (["--target", "board", "--board", "abacus"], "got board 'abacus', wanted one of"),
         (
             ["--target", "board", "--board", "rp2350", "--image"],
             "got board 'rp2350', wanted one of",
