@@ -15,6 +15,7 @@ from sparsyfed.tools.keyword_points import (
     ROUNDS,
     SEEDS,
     WIDER,
+    unpruned,
 )
 from sparsyfed.tools.keyword_results import (
     DENSE,
@@ -223,7 +224,7 @@ def _pruned(results: Sequence[PointResult]) -> str:
     by_ram, by_work = _by_ram(results, PRUNED), _by_work(results, PRUNED)
     best = recommended(results, *FAMILIES)
     parts = [
-        how,
+        f"{how} {_gains(results)}",
         _verdicts(by_ram, "By RAM", kibibytes),
         _comparison_table("RAM at most", by_ram, kibibytes),
         _verdicts(by_work, "By instructions a step", count_text),
@@ -234,6 +235,18 @@ def _pruned(results: Sequence[PointResult]) -> str:
             f"Recommended for such a fleet with boards of {kibibytes(RAM_LIMIT)}: {_settings(best)}"
         )
     return "\n\n".join(parts)
+
+
+def _gains(results: Sequence[PointResult]) -> str:
+    """What the dense rounds are worth to each net."""
+    sparse = {r.point: r for r in results if r.point.family == SPARSE}
+    gains = [
+        f"{r.point.name} {r.accuracy:.1%} instead of {sparse[unpruned(r.point)].accuracy:.1%}"
+        for r in results
+        if r.point.family == PRUNED and unpruned(r.point) in sparse
+    ]
+    listed = ", ".join(gains)
+    return f"Against the same nets sparse from the first round on: {listed}." if gains else ""
 
 
 def _by_ram(results: Sequence[PointResult], family: str = SPARSE) -> list[Comparison]:

@@ -16,7 +16,7 @@ LOOKS = dict(
         (
             (drawing.DENSE, "o", "left", (5, 2)),
             (drawing.SPARSE, "s", "right", (-5, 2)),
-            (drawing.THIRD, "D", "right", (-5, 2)),
+            (drawing.THIRD, "D", "left", (5, -9)),
         ),
         strict=True,
     )

@@ -134,6 +134,12 @@ PRUNED_POINTS = tuple(
 )
 """Some of the sparse-wide nets, pruned after dense rounds; on a board they are what these are."""
 
+
+def unpruned(point: Point) -> Point:
+    """The point with the same net that is sparse from the first round on."""
+    return replace(point, name=point.name.replace("P", "S"), dense_share=0.0)
+
+
 RATES = {
     "dense-narrow": (0.03, 0.06, 0.12),
     "sparse-wide": (0.05, 0.1, 0.2),
