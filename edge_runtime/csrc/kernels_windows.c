@@ -106,7 +106,7 @@ static void pixels_add(float *restrict y, size_t y_step, const float *restrict x
     } while (--count > 0u);
 }
 
-/* The same for fours. */
+/* The same for fours, written out: what is built for size has no loop unrolled. */
 static void fours_add(float *restrict y, size_t y_step, const float *restrict x, size_t x_step,
                       uint32_t count, float w)
 {
